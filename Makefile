@@ -1,0 +1,31 @@
+# `make demo` and `make test` are the two commands of this project; both work from a fresh clone.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: demo test lint types clean
+
+demo: $(STAMP)
+	$(BIN)/anamorph demo --out out/demo.png
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory types
+	$(BIN)/pytest --cov=anamorph --cov-report=term:skip-covered
+
+# Type checkers cannot follow the editable finder, so what ships is installed into a folder and checked there.
+types: $(STAMP)
+	rm -rf build/typecheck build/lib
+	$(BIN)/pip install -q . --no-deps --no-build-isolation --target build/typecheck
+	MYPYPATH=build/typecheck $(BIN)/mypy -p anamorph
+
+# The stamp is written last: an interrupted installation starts again.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[all,test]'
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv build out .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -1,0 +1,69 @@
+"""PyTorch through torch.compile: one compiled program per input shape, each announced when it is made."""
+
+import importlib.util
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from anamorph.backends.eager import INSTALL, Eager
+from anamorph.engine import Backend
+from anamorph.plugins import hookimpl
+
+log = logging.getLogger(__name__)
+
+SHAPES = 64
+"""Shapes that may be compiled before an error says so (each costs compile time and memory)."""
+
+
+class ShapeSpecialised:
+    """A function compiled once per tuple of input shapes.
+
+    The whole function must compile (`fullgraph`): a silent fallback to eager, or a recompile that nobody asked
+    for, is an error here. Safe to call from several threads; the first call with new shapes compiles alone.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Any, ...]], part: str) -> None:
+        import torch
+
+        # All models of one class share the limit of their code; under fullgraph, reaching it is an error.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+        self.part = part
+        self.compiled: Callable[..., tuple[Any, ...]] = torch.compile(function, fullgraph=True, dynamic=False)
+        self.known: set[tuple[tuple[int, ...], ...]] = set()
+        self.lock = threading.Lock()
+
+    def __call__(self, *values: Any) -> tuple[Any, ...]:
+        shapes = tuple(tuple(value.shape) for value in values)
+        if shapes in self.known:
+            return self.compiled(*values)
+        with self.lock:
+            if shapes not in self.known:
+                log.info("compiling %s for input shapes %s", self.part, shapes)
+            result = self.compiled(*values)
+            self.known.add(shapes)
+            return result
+
+
+class Compile(Eager):
+    """torch.compile with Inductor; the first picture of each size waits for the compiler."""
+
+    name = "compile"
+    rank = None  # minutes of compilation are never spent without being asked for
+
+    def unavailable(self) -> str | None:
+        if not importlib.util.find_spec("torch"):
+            return INSTALL
+        if not shutil.which(os.environ.get("CXX", "g++")) and not shutil.which("clang++"):
+            return "torch.compile needs a C++ compiler; run: apt-get install g++"
+        return None
+
+    def function(self, module: Any, part: str) -> Callable[..., tuple[Any, ...]]:
+        return ShapeSpecialised(super().function(module, part), part)
+
+
+@hookimpl
+def anamorph_backends() -> list[Backend]:
+    return [Compile()]

@@ -1,0 +1,113 @@
+"""PyTorch, operation by operation, on CPU and CUDA."""
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from anamorph.arrays import Array
+from anamorph.backends.torch_arrays import TorchArrays
+from anamorph.components import Component
+from anamorph.engine import Backend, Placement, Program, Target, check_target
+from anamorph.interface import Interface
+from anamorph.plugins import hookimpl
+
+INSTALL = "PyTorch is not installed; run: pip install 'anamorph[torch]'"
+
+
+@dataclass(frozen=True)
+class TorchProgram:
+    """A function of a PyTorch model on one device, with its inputs cast to the execution precision."""
+
+    function: Callable[..., tuple[Any, ...]]
+    dtype: Any
+    interface: Interface
+    placement: Placement
+    arrays: TorchArrays
+
+    def session(self) -> "TorchSession":
+        """PyTorch modules hold no state of a call, so a session is no more than the program."""
+        return TorchSession(self)
+
+
+@dataclass(frozen=True)
+class TorchSession:
+    """Calls the program's function without recording gradients."""
+
+    program: TorchProgram
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        import torch
+
+        program = self.program
+        program.interface.check(inputs)
+        # The scalar timestep stays in float32: bfloat16 cannot tell 999 from 1000.
+        values = [
+            inputs[port.name].to(program.dtype) if port.axes and port.dtype == "float32" else inputs[port.name]
+            for port in program.interface.inputs
+            if port.name in inputs
+        ]
+        with torch.inference_mode():
+            results = program.function(*values)
+        return {
+            port.name: value.float() for port, value in zip(program.interface.outputs, results, strict=True)
+        }
+
+
+class Eager:
+    """PyTorch eager; the reference that every other engine is compared with."""
+
+    name = "eager"
+    formats = ("checkpoint",)
+    rank: int | None = 10
+
+    def unavailable(self) -> str | None:
+        return None if importlib.util.find_spec("torch") else INSTALL
+
+    def devices(self) -> tuple[str, ...]:
+        import torch
+
+        cuda = tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+        return (*cuda[:1], "cpu", *(("cuda",) if cuda else ()), *cuda[1:])
+
+    def precisions(self, device: str) -> tuple[str, ...]:
+        # PyTorch's float16 kernels on x86 are two orders of magnitude slower than float32: never offered there.
+        return ("float32", "bfloat16") if device == "cpu" else ("float32", "float16", "bfloat16")
+
+    def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
+        check_target(self, target)
+        module = load_module(component, target)
+        return {part: torch_program(self.name, component, part, module, self.function(module, part)) for part in parts}
+
+    def function(self, module: Any, part: str) -> Callable[..., tuple[Any, ...]]:
+        """The callable that serves one part."""
+        method: Callable[..., tuple[Any, ...]] = getattr(module, module.PARTS[part])
+        return method
+
+
+def load_module(component: Component, target: Target) -> Any:
+    """The component's PyTorch model on the target, its convolutions in channels-last layout."""
+    import torch
+    from anamorph.models import MODELS
+
+    dtype = getattr(torch, target.precision)
+    module = component.module
+    if module is None:
+        model = MODELS[component.class_name]
+        module = model.from_pretrained(component.folder, torch_dtype=dtype, variant=component.variant)
+    # Pixels of one channel side by side are what oneDNN and cuDNN want; the values do not change.
+    return module.to(device=target.device, dtype=dtype).to(memory_format=torch.channels_last).eval()
+
+
+def torch_program(
+    engine: str, component: Component, part: str, module: Any, function: Callable[..., tuple[Any, ...]]
+) -> TorchProgram:
+    """Describe what really runs: device and precision are read back from the module."""
+    precision = str(module.dtype).removeprefix("torch.")
+    placement = Placement(part, engine, str(module.device), precision)
+    return TorchProgram(function, module.dtype, component.interface(part), placement, TorchArrays(module.device))
+
+
+@hookimpl
+def anamorph_backends() -> list[Backend]:
+    return [Eager()]

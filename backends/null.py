@@ -1,0 +1,55 @@
+"""An engine that computes nothing: every output is zero. Orchestration is tested with it, without weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from anamorph.arrays import Array, NumpyArrays
+from anamorph.components import Component
+from anamorph.engine import Backend, Placement, Program, Session, Target, check_target
+from anamorph.interface import Interface
+from anamorph.plugins import hookimpl
+
+
+@dataclass(frozen=True)
+class NullProgram:
+    """Checks its inputs and answers zeros of the declared shapes."""
+
+    interface: Interface
+    placement: Placement
+    arrays: NumpyArrays
+
+    def session(self) -> Session:
+        return self
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        shapes = self.interface.output_shapes(self.interface.check(inputs))
+        return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+class Null:
+    """Opens anything, computes zeros."""
+
+    name = "null"
+    formats = ("checkpoint",)
+    rank: int | None = None
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def precisions(self, device: str) -> tuple[str, ...]:  # noqa: ARG002 - the same on every device
+        return ("float32",)
+
+    def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
+        check_target(self, target)
+        placement = {part: Placement(part, self.name, target.device, target.precision) for part in parts}
+        return {part: NullProgram(component.interface(part), placement[part], NumpyArrays()) for part in parts}
+
+
+@hookimpl
+def anamorph_backends() -> list[Backend]:
+    return [Null()]

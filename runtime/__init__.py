@@ -1,0 +1,72 @@
+"""Anamorph: one diffusion checkpoint, every engine, the same picture.
+
+Importing this package imports no engine and none of its heavy parts; each public name is loaded when it is first used.
+"""
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anamorph import errors as errors
+    from anamorph.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+    from anamorph.pipelines import DiffusionPipeline, StableDiffusionPipeline
+    from anamorph.plugins import hookimpl, list_backends
+    from anamorph.schedulers import (
+        DDIMScheduler,
+        DDPMScheduler,
+        DPMSolverMultistepScheduler,
+        EulerAncestralDiscreteScheduler,
+        EulerDiscreteScheduler,
+        PNDMScheduler,
+    )
+    from anamorph.tokenizer import ClipTokenizer
+
+_HOMES = {
+    "AutoencoderKL": "models",
+    "CLIPTextModel": "models",
+    "UNet2DConditionModel": "models",
+    "DiffusionPipeline": "pipelines",
+    "StableDiffusionPipeline": "pipelines",
+    "list_backends": "plugins",
+    "hookimpl": "plugins",
+    "DDIMScheduler": "schedulers",
+    "DDPMScheduler": "schedulers",
+    "DPMSolverMultistepScheduler": "schedulers",
+    "EulerAncestralDiscreteScheduler": "schedulers",
+    "EulerDiscreteScheduler": "schedulers",
+    "PNDMScheduler": "schedulers",
+    "ClipTokenizer": "tokenizer",
+}
+
+__all__ = [
+    "AutoencoderKL",
+    "CLIPTextModel",
+    "ClipTokenizer",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DiffusionPipeline",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "PNDMScheduler",
+    "StableDiffusionPipeline",
+    "UNet2DConditionModel",
+    "errors",
+    "hookimpl",
+    "list_backends",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("anamorph")
+    if name == "errors":
+        return importlib.import_module("anamorph.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'anamorph' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"anamorph.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

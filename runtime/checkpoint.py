@@ -1,0 +1,119 @@
+"""A checkpoint in diffusers' layout: a local folder or a hub id, and what its `model_index.json` says."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anamorph.config import Config, read_json
+from anamorph.errors import CheckpointError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".model")
+BUNDLED = Path(__file__).parent / "data" / "emoji"
+"""The model that ships with the package."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where to find a checkpoint, and which of its variants to take."""
+
+    name: str
+    revision: str | None = None
+    cache_dir: str | None = None
+    local_files_only: bool = False
+    variant: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened folder: `components` maps a name to its library and class, None where the slot is empty."""
+
+    folder: Path
+    class_name: str
+    components: Mapping[str, tuple[str, str] | None]
+    settings: Mapping[str, Any]
+    variant: str | None = None
+
+    def place(self, component: str) -> Path:
+        """The component's subfolder.
+
+        Raises CheckpointError: it is missing.
+        """
+        place = self.folder / component
+        if not place.is_dir():
+            raise CheckpointError(f"{self.folder} has no folder {component!r}, which its model_index.json lists")
+        return place
+
+    def digest(self) -> str:
+        """SHA-256 over the names and bytes of all weight files below the folder, hexadecimal."""
+        total = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix in (".safetensors", ".bin"):
+                total.update(path.relative_to(self.folder).as_posix().encode())
+                with path.open("rb") as file:
+                    total.update(hashlib.file_digest(file, "sha256").digest())
+        return total.hexdigest()
+
+
+def open_checkpoint(source: Source) -> Checkpoint:
+    """Find the folder (downloading a hub id into its cache) and read its `model_index.json`.
+
+    Raises CheckpointError: no such folder or id, or the index is missing or malformed.
+    """
+    folder = _folder(source)
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise CheckpointError(f"{folder} has no model_index.json; name a checkpoint folder in diffusers' layout")
+    values = read_json(index)
+    if not isinstance(class_name := values.get("_class_name"), str):
+        raise CheckpointError(f"{index} does not name its pipeline (_class_name); download it again")
+    components: dict[str, tuple[str, str] | None] = {}
+    settings: dict[str, Any] = {}
+    for key, value in values.items():
+        if key.startswith("_"):
+            continue
+        if isinstance(value, list) and len(value) == 2 and key.isidentifier():
+            components[key] = (str(value[0]), str(value[1])) if value[0] and value[1] else None
+        else:
+            settings[key] = value
+    return Checkpoint(folder, class_name, components, settings, source.variant)
+
+
+def component_config(folder: Path) -> Config:
+    """The `config.json` of a component's folder, as it stands."""
+    return Config(read_json(folder / "config.json"))
+
+
+def _folder(source: Source) -> Path:
+    local = Path(source.name).expanduser()
+    if local.is_dir():
+        return local.resolve()
+    if local.exists():
+        raise CheckpointError(f"{local} is a file, expected a checkpoint folder in diffusers' layout")
+    if not HUB_ID.fullmatch(source.name):
+        raise CheckpointError(f"there is no folder {source.name}, and it is no hub id of the form owner/name")
+    return _download(source)
+
+
+def _download(source: Source) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                source.name,
+                revision=source.revision,
+                cache_dir=source.cache_dir,
+                local_files_only=source.local_files_only,
+                allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
+            )
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{source.name} is neither a local folder nor could it be had from the hub or its cache: {reason}"
+        ) from None

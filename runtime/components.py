@@ -1,0 +1,114 @@
+"""The components of a pipeline and their interfaces, computed from their configurations. No engine here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anamorph.config import Config
+from anamorph.errors import ConfigError
+from anamorph.interface import Axis, Interface, Port, Scaled
+
+BATCH = Axis("batch")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One model of a pipeline: where its weights come from, before any engine has opened it.
+
+    Exactly one source is set: `folder` (a checkpoint's subfolder) or `module` (a PyTorch model built by hand).
+    """
+
+    name: str
+    class_name: str
+    config: Config
+    folder: Path | None = None
+    variant: str | None = None
+    module: Any = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The functions that engines open, in order."""
+        return tuple(interfaces(self.class_name))
+
+    @property
+    def stem(self) -> str:
+        """How its weight files are named: as diffusers does, or as transformers does."""
+        return "model" if self.class_name.startswith("CLIP") else "diffusion_pytorch_model"
+
+    def interface(self, part: str) -> Interface:
+        """Inputs and outputs of one part."""
+        return interfaces(self.class_name)[part](self.config)
+
+
+def text_encoder_interface(config: Config) -> Interface:
+    """Token ids to hidden states: [B, S] -> [B, S, D], pooled [B, D], every layer's states."""
+    sequence = Axis("sequence", maximum=config["max_position_embeddings"])
+    width = config["hidden_size"]
+    states = (BATCH, sequence, width)
+    layers = range(config["num_hidden_layers"] + 1)
+    return Interface(
+        "text_encoder",
+        (Port("input_ids", (BATCH, sequence), "int64"),),
+        (
+            Port("last_hidden_state", states),
+            Port("pooler_output", (BATCH, width)),
+            *(Port(f"hidden_states.{layer}", states) for layer in layers),
+        ),
+    )
+
+
+def unet_interface(config: Config) -> Interface:
+    """One denoiser call: x_t [B, C, h, w], t (scalar) and text [B, S, D] -> prediction [B, C_out, h, w]."""
+    height, width = Axis("latent_height"), Axis("latent_width")
+    cross = config["cross_attention_dim"]
+    text_width = cross if isinstance(cross, int) else cross[0]
+    return Interface(
+        "unet",
+        (
+            Port("sample", (BATCH, config["in_channels"], height, width)),
+            Port("timestep", ()),
+            Port("encoder_hidden_states", (BATCH, Axis("sequence"), text_width)),
+        ),
+        (Port("out_sample", (BATCH, config["out_channels"], height, width)),),
+    )
+
+
+def vae_encoder_interface(config: Config) -> Interface:
+    """Pictures in -1..1 [B, C, H, W] -> mean and log-variance of the latents, joined [B, 2 c, h, w]."""
+    multiple = vae_scale_factor(config)
+    height, width = Axis("height", multiple, multiple), Axis("width", multiple, multiple)
+    latent_size = (Scaled("height", 1, multiple), Scaled("width", 1, multiple))
+    moments = (BATCH, 2 * config["latent_channels"], *latent_size)
+    sample = Port("sample", (BATCH, config["in_channels"], height, width))
+    return Interface("vae_encoder", (sample,), (Port("latent_parameters", moments),))
+
+
+def vae_decoder_interface(config: Config) -> Interface:
+    """Unscaled latents [B, c, h, w] -> pictures in about -1..1 [B, C, H, W]."""
+    latents = (BATCH, config["latent_channels"], Axis("latent_height"), Axis("latent_width"))
+    factor = vae_scale_factor(config)
+    pictures = (BATCH, config["out_channels"], Scaled("latent_height", factor), Scaled("latent_width", factor))
+    return Interface("vae_decoder", (Port("latent_sample", latents),), (Port("sample", pictures),))
+
+
+def vae_scale_factor(config: Mapping[str, Any]) -> int:
+    """Pixels per latent along one side: 2 to the number of levels less one."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+_INTERFACES: dict[str, dict[str, Callable[[Config], Interface]]] = {
+    "CLIPTextModel": {"text_encoder": text_encoder_interface},
+    "UNet2DConditionModel": {"unet": unet_interface},
+    "AutoencoderKL": {"vae_encoder": vae_encoder_interface, "vae_decoder": vae_decoder_interface},
+}
+
+
+def interfaces(class_name: str) -> dict[str, Callable[[Config], Interface]]:
+    """Part name -> how its interface follows from the configuration.
+
+    Raises ConfigError: no model of that class is known.
+    """
+    if class_name not in _INTERFACES:
+        raise ConfigError(f"no model class {class_name!r} is known; known are {', '.join(_INTERFACES)}")
+    return _INTERFACES[class_name]

@@ -1,0 +1,106 @@
+"""The contract of an engine: prepare once, run many.
+
+A *backend* opens a component and gives *programs* (weights and compiled code, shared by all threads). A program
+gives *sessions* (whatever a call mutates, one per thread). The runtime calls sessions with arrays by name.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from anamorph.arrays import Array, Arrays
+from anamorph.components import Component
+from anamorph.errors import BackendError
+from anamorph.interface import Interface
+
+PRECISIONS = {"float32": 32, "bfloat16": 16, "float16": 16}
+"""Names of execution precisions and their bits."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how a component shall run."""
+
+    device: str = "cpu"
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What really runs: read back from the opened program, never copied from the wish."""
+
+    part: str
+    engine: str
+    device: str
+    precision: str
+    details: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        notes = "".join(f", {key} {value}" for key, value in self.details.items())
+        return f"{self.part}: {self.engine} on {self.device} in {self.precision}{notes}"
+
+
+class Session(Protocol):
+    """One thread's way to call a program."""
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; inputs and outputs are named as in the program's interface."""
+
+
+class Program(Protocol):
+    """An opened part of a component, shared by all threads."""
+
+    @property
+    def interface(self) -> Interface:
+        """Its inputs and outputs."""
+
+    @property
+    def placement(self) -> Placement:
+        """Where it runs and in which precision, read back."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """The kind of array that its sessions take and return."""
+
+    def session(self) -> Session:
+        """A caller of its own for one thread."""
+
+
+class Backend(Protocol):
+    """One engine; an object of this shape is what a plug-in hands over."""
+
+    name: str
+    formats: tuple[str, ...]
+    """What it opens: "checkpoint" (diffusers' folders, through the PyTorch models) or names of exported formats."""
+    rank: int | None
+    """The available engine of the highest rank is taken by `backend="auto"`; None: only when it is named."""
+
+    def unavailable(self) -> str | None:
+        """None, or one sentence: what is missing and how to install it. Must be cheap and import nothing heavy."""
+
+    def devices(self) -> tuple[str, ...]:
+        """Devices that exist on this machine, the preferred one first."""
+
+    def precisions(self, device: str) -> tuple[str, ...]:
+        """Execution precisions served on `device`, the default first."""
+
+    def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
+        """Load `parts` of one component onto `target`.
+
+        Raises BackendError: the component, device or precision cannot be served (never a silent change).
+        """
+
+
+def check_target(backend: Backend, target: Target) -> None:
+    """Raise BackendError where this engine does not serve that device or precision on this machine."""
+    devices = backend.devices()
+    if target.device not in devices:
+        raise BackendError(
+            f"engine {backend.name} has no device {target.device!r} on this machine; it has {', '.join(devices)}"
+        )
+    precisions = backend.precisions(target.device)
+    if target.precision not in precisions:
+        raise BackendError(
+            f"engine {backend.name} does not run in {target.precision} on {target.device}; "
+            f"it serves {', '.join(precisions)}"
+        )

@@ -1,0 +1,107 @@
+"""What goes into and comes out of a component, declared once.
+
+Example inputs for export, dynamic axes, partial shapes, run-time checks and the artifact's manifest are all
+computed from these declarations.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from anamorph.errors import InputError
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named dimension: any multiple of `multiple` from `minimum` to `maximum` (None: no bound)."""
+
+    name: str
+    multiple: int = 1
+    minimum: int = 1
+    maximum: int | None = None
+
+    def refusal(self, size: int) -> str | None:
+        """Why `size` does not fit this axis, or None."""
+        if size < self.minimum or (self.maximum is not None and size > self.maximum):
+            top = "" if self.maximum is None else f" to {self.maximum}"
+            return f"{self.name} is {size}, expected {self.minimum}{top or ' or more'}"
+        if size % self.multiple:
+            return f"{self.name} is {size}, expected a multiple of {self.multiple}"
+        return None
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """An output dimension that follows from an input's: `axis` times `numerator` over `denominator`."""
+
+    axis: str
+    numerator: int = 1
+    denominator: int = 1
+
+
+Dimension = Axis | Scaled | int
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output: its dimensions (a named Axis, one that follows from it, or a fixed size) and its interface type.
+
+    `dtype` is what callers pass ("float32", "int64"). In which precision an engine computes inside, and in which
+    type an artifact stores its weights, are facts of the engine and the artifact and do not show here.
+    """
+
+    name: str
+    axes: tuple[Dimension, ...]
+    dtype: str = "float32"
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Inputs and outputs of one component, in order."""
+
+    component: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def check(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+        """Compare the arrays of a call with the declaration; returns the size of each named axis.
+
+        Raises InputError: an input is missing or unknown, has another rank, or a size that its axis excludes.
+        """
+        ports = {port.name: port for port in self.inputs}
+        missing = [name for name, port in ports.items() if not port.optional and name not in inputs]
+        unknown = [name for name in inputs if name not in ports]
+        if missing or unknown:
+            what = [f"misses {', '.join(missing)}"] * bool(missing) + [f"got {', '.join(unknown)}"] * bool(unknown)
+            raise InputError(f"{self.component} {' and '.join(what)}; its inputs are {', '.join(ports)}")
+        sizes: dict[str, int] = {}
+        for name, value in inputs.items():
+            self._check_port(ports[name], tuple(int(size) for size in value.shape), sizes)
+        return sizes
+
+    def output_shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """Shapes of all outputs for the axis sizes that `check` returned."""
+
+        def size(dimension: Dimension) -> int:
+            if isinstance(dimension, int):
+                return dimension
+            if isinstance(dimension, Axis):
+                return sizes[dimension.name]
+            return sizes[dimension.axis] * dimension.numerator // dimension.denominator
+
+        return {port.name: tuple(size(dimension) for dimension in port.axes) for port in self.outputs}
+
+    def _check_port(self, port: Port, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+        where = f"{self.component}: input {port.name} of shape {list(shape)}"
+        if len(shape) != len(port.axes):
+            raise InputError(f"{where} has {len(shape)} dimensions, expected {len(port.axes)}")
+        for axis, size in zip(port.axes, shape, strict=True):
+            if not isinstance(axis, Axis):
+                if size != axis:
+                    raise InputError(f"{where}: a dimension is {size}, expected {axis}")
+                continue
+            if (refusal := axis.refusal(size)) is not None:
+                raise InputError(f"{where}: {refusal}")
+            if sizes.setdefault(axis.name, size) != size:
+                raise InputError(f"{where}: {axis.name} is {size} here and {sizes[axis.name]} in another input")

@@ -1,0 +1,165 @@
+"""What all PyTorch models share: a checked configuration, loading and saving in diffusers' layout."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from anamorph.config import Config, complete, read_json
+from anamorph.errors import CheckpointError, ConfigError
+from anamorph.files import replacing
+from anamorph.weights import WeightFiles, find_weights
+
+TORCH_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+class Model(nn.Module):
+    """A PyTorch module built from a configuration alone.
+
+    A subclass states `DEFAULTS` (diffusers' keys and defaults), `ONLY` (keys of which it serves a single value
+    or a few, as key -> allowed values), `STEM` (name of its weight files), `HARMLESS` (patterns of stored buffers
+    that carry nothing), and may override `rename`. No module may own a buffer that is not stored: models are
+    built without memory first and then given the stored tensors.
+    """
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    STEM: ClassVar[str] = "diffusion_pytorch_model"
+    HARMLESS: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.config = self.complete(config)
+
+    @classmethod
+    def complete(cls, config: Mapping[str, Any]) -> Config:
+        """The full configuration; raises ConfigError on an unknown key or a value that is not served."""
+        full = complete(cls.__name__, config, cls.DEFAULTS, ())
+        for key, allowed in cls.ONLY.items():
+            if full[key] not in allowed:
+                raise ConfigError(
+                    f"{cls.__name__} does not serve {key}={full[key]!r}; it serves {', '.join(map(repr, allowed))}"
+                )
+        return full
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build the model with fresh weights."""
+        return cls(**config)
+
+    @classmethod
+    def rename(cls, name: str) -> str:
+        """The name in this module of a tensor that a checkpoint calls `name`."""
+        return name
+
+    @classmethod
+    def stored_name(cls, name: str) -> str:
+        """The name under which `save_pretrained` writes this module's tensor `name`; `rename` inverts it."""
+        return name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        subfolder: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+    ) -> Self:
+        """Load `config.json` and weights of a checkpoint folder; `torch_dtype=None` means float32.
+
+        Raises CheckpointError: missing or damaged files; weights that are missing, extra or of another shape.
+        Raises ConfigError: the configuration is not one that this class serves.
+        """
+        place = Path(folder) / subfolder if subfolder else Path(folder)
+        config = read_json(place / "config.json")
+        with torch.device("meta"):
+            model = cls(**config)
+        model.load(find_weights(place, cls.STEM, variant), torch_dtype or torch.float32)
+        return model.eval()
+
+    def load(self, weights: WeightFiles, dtype: torch.dtype) -> None:
+        """Give this module the stored tensors, mapped from disk where type and layout allow it."""
+        wanted = self.state_dict()
+        if weights.pickled:
+            found = self._unpickle(weights)
+            self.verify({name: tuple(value.shape) for name, value in found.items()}, wanted, weights)
+        else:
+            # The headers are compared first, so that a wrong checkpoint costs no memory.
+            entries = weights.entries()
+            renamed = {self.rename(name): entry.shape for name, entry in entries.items()}
+            self.verify(renamed, wanted, weights)
+            found = {self.rename(name): value for name, value in _read(weights.files)}
+        state = {name: found[name].to(dtype) if found[name].is_floating_point() else found[name] for name in wanted}
+        self.load_state_dict(state, assign=True)
+
+    def _unpickle(self, weights: WeightFiles) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for file in weights.files:
+            try:
+                found |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:  # torch raises several unrelated types for damaged and for unsafe pickles
+                reason = str(error).splitlines()[0]
+                raise CheckpointError(f"{file} cannot be loaded as plain weights: {reason}") from None
+        return {self.rename(name): value for name, value in found.items()}
+
+    def verify(self, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor], weights: WeightFiles) -> None:
+        """Raise CheckpointError where stored names and shapes differ from this module's."""
+        extra = [name for name in found if name not in wanted and not _matches(name, self.HARMLESS)]
+        missing = [name for name in wanted if name not in found]
+        shapes = [
+            f"{name} is {list(found[name])}, expected {list(value.shape)}"
+            for name, value in wanted.items()
+            if name in found and found[name] != tuple(value.shape)
+        ]
+        problems = [
+            f"{title}: {'; '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+            for title, names in (("missing weights", missing), ("extra weights", extra), ("wrong shapes", shapes))
+            if names
+        ]
+        if problems:
+            raise CheckpointError(
+                f"{weights.files[0].parent} does not fit its config.json as {type(self).__name__}: "
+                f"{' | '.join(problems)}"
+            )
+
+    def save_pretrained(self, folder: str | Path, *, variant: str | None = None) -> None:
+        """Write `config.json` and one safetensors file in diffusers' layout."""
+        place = Path(folder)
+        state = {self.stored_name(name): value.contiguous() for name, value in self.state_dict().items()}
+        with replacing(place / f"{self.STEM}{f'.{variant}' if variant else ''}.safetensors") as draft:
+            save_file(state, draft, metadata={"format": "pt"})
+        with replacing(place / "config.json") as draft:
+            draft.write_text(self.config.to_json(), encoding="utf-8")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+
+def _read(files: Iterable[Path]) -> Iterable[tuple[str, Tensor]]:
+    for path in files:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                    yield name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is no valid safetensors file: {error}") from None
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,193 @@
+"""What all pipelines share: loading, saving, placement, and turning a plan into pictures."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
+from anamorph.components import Component
+from anamorph.engine import Placement
+from anamorph.errors import ConfigError, InputError
+from anamorph.files import replacing
+from anamorph.pipelines.loading import (
+    Loaded,
+    Wishes,
+    as_component,
+    check_slots,
+    open_component,
+    read_component,
+    read_scheduler,
+    read_tokenizer,
+    settle_variant,
+)
+from anamorph.schedulers import Scheduler
+from anamorph.tokenizer import ClipTokenizer
+
+VERSION_WRITTEN = "0.42.1"
+"""The version of diffusers whose layout `save_pretrained` writes."""
+
+
+class DiffusionPipeline:
+    """Base class; `DiffusionPipeline.from_pretrained` returns the class that `model_index.json` names.
+
+    A subclass declares `SLOTS` (model slot -> classes it takes) and `PARTS` (what it opens, part -> slot).
+    """
+
+    SLOTS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    PARTS: ClassVar[Mapping[str, str]] = {}
+    registry: ClassVar[dict[str, type["DiffusionPipeline"]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        DiffusionPipeline.registry[cls.__name__] = cls
+
+    def __init__(
+        self,
+        *,
+        tokenizer: ClipTokenizer,
+        scheduler: Scheduler,
+        models: Mapping[str, Any],
+        backend: Any = "auto",
+        device: Any = None,
+        torch_dtype: Any = None,
+        origin: Checkpoint | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.scheduler = scheduler
+        self.origin = origin
+        self._given = (backend, device, torch_dtype)
+        self._models = {slot: self._open(slot, models[slot]) for slot in self.SLOTS}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None = None,
+        *,
+        backend: str | Mapping[str, str] = "auto",
+        device: Any = None,
+        torch_dtype: Any = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
+        **components: Any,
+    ) -> "DiffusionPipeline":
+        """Load a pipeline from a folder in diffusers' layout or a hub id; None means the bundled model.
+
+        `backend`, `device` and `torch_dtype` may be mappings from component or part names (and "default") to
+        values. `components` replace the checkpoint's own (`scheduler=`, `vae=`, ...; `safety_checker=None`).
+
+        Raises CheckpointError: files are missing, damaged or do not fit. Raises ConfigError: a configuration is
+        not served. Raises BackendError: an engine, device or precision is not there. Raises InputError: an
+        argument is wrong.
+        """
+        source = Source(_name(pretrained_model_name_or_path), revision, cache_dir, local_files_only, variant)
+        checkpoint = open_checkpoint(source)
+        kind = cls._class_for(checkpoint)
+        kind._check_overrides(components)
+        silenced = [name for name in ("safety_checker", "feature_extractor") if components.get(name, "") is None]
+        filled = {name: slot for name, slot in checkpoint.components.items() if name not in silenced}
+        check_slots(Checkpoint(checkpoint.folder, kind.__name__, filled, {}), (*kind.SLOTS, "tokenizer", "scheduler"))
+        wanted = [slot for slot in kind.SLOTS if slot not in components]
+        models = settle_variant([read_component(checkpoint, slot, kind.SLOTS[slot]) for slot in wanted])
+        return kind(
+            tokenizer=components.get("tokenizer") or read_tokenizer(checkpoint),
+            scheduler=components.get("scheduler") or read_scheduler(checkpoint),
+            models={**{model.name: model for model in models}, **{k: components[k] for k in kind.SLOTS if k in components}},
+            backend=backend,
+            device=device,
+            torch_dtype=torch_dtype,
+            origin=checkpoint,
+        )
+
+    @classmethod
+    def _class_for(cls, checkpoint: Checkpoint) -> type["DiffusionPipeline"]:
+        if cls is not DiffusionPipeline:
+            return cls
+        if checkpoint.class_name not in cls.registry:
+            raise ConfigError(
+                f"{checkpoint.folder} is a {checkpoint.class_name}, which this version does not have; "
+                f"it has {', '.join(cls.registry)}"
+            )
+        return cls.registry[checkpoint.class_name]
+
+    @classmethod
+    def _check_overrides(cls, components: Mapping[str, Any]) -> None:
+        known = (*cls.SLOTS, "tokenizer", "scheduler", "safety_checker", "feature_extractor")
+        for name, value in components.items():
+            if name not in known:
+                raise InputError(f"{cls.__name__} has no component or argument {name!r}; it takes {', '.join(known)}")
+            if name in ("safety_checker", "feature_extractor") and value is not None:
+                raise InputError(f"{name} cannot be run by this version; pass {name}=None or leave it out")
+            if name == "scheduler" and not isinstance(value, Scheduler):
+                raise InputError(f"scheduler is a {type(value).__name__}, expected a scheduler of anamorph")
+            if name == "tokenizer" and not isinstance(value, ClipTokenizer):
+                raise InputError(f"tokenizer is a {type(value).__name__}, expected anamorph.ClipTokenizer")
+
+    def _open(self, slot: str, value: Any) -> Loaded:
+        component = as_component(slot, value, self.SLOTS[slot])
+        if isinstance(component, Loaded):
+            return component
+        names = [*self.SLOTS, *self.PARTS]
+        parts = [part for part, owner in self.PARTS.items() if owner == slot]
+        return open_component(component, parts, Wishes.of(*self._given, names))
+
+    def to(self, device: Any = None, torch_dtype: Any = None) -> Self:
+        """Open the models again on another device or in another precision; returns the pipeline itself."""
+        backend, old_device, old_dtype = self._given
+        self._given = (backend, device or old_device, torch_dtype or old_dtype)
+        self._models = {slot: self._open(slot, loaded.component) for slot, loaded in self._models.items()}
+        return self
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """All components by name; another pipeline built from them shares their weights."""
+        return {**self._models, "tokenizer": self.tokenizer, "scheduler": self.scheduler}
+
+    @property
+    def placement(self) -> dict[str, Placement]:
+        """Part name -> engine, device and precision that really run it."""
+        return {part: placed for loaded in self._models.values() for part, placed in loaded.placement.items()}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the checkpoint in diffusers' layout, weights as float32 safetensors; readable by diffusers.
+
+        Raises OutputError: the disk is full or read-only.
+        """
+        place = Path(folder)
+        library = {"tokenizer": "transformers", "text_encoder": "transformers"}
+        index: dict[str, Any] = {
+            "_class_name": type(self).__name__,
+            "_diffusers_version": VERSION_WRITTEN,
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "requires_safety_checker": False,
+            "scheduler": ["diffusers", type(self.scheduler).__name__],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+        }
+        for slot, loaded in self._models.items():
+            index[slot] = [library.get(slot, "diffusers"), loaded.component.class_name]
+            _save_model(loaded.component, place / slot)
+        self.scheduler.save_pretrained(place / "scheduler")
+        self.tokenizer.save_pretrained(place / "tokenizer")
+        with replacing(place / "model_index.json") as draft:  # last: a folder without it does not load
+            draft.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def __repr__(self) -> str:
+        lines = [f"  {placement}" for placement in self.placement.values()]
+        return "\n".join([f"{type(self).__name__}(", *lines, f"  scheduler: {type(self.scheduler).__name__}", ")"])
+
+
+def _name(given: str | Path | None) -> str:
+    from anamorph.checkpoint import BUNDLED
+
+    return str(BUNDLED if given is None else given)
+
+
+def _save_model(component: Component, folder: Path) -> None:
+    from anamorph.models import MODELS
+
+    model = component.module
+    if model is None:
+        model = MODELS[component.class_name].from_pretrained(component.folder, variant=component.variant)
+    model.save_pretrained(folder)

@@ -1,0 +1,200 @@
+"""From a checkpoint to opened components: which engine, device and precision each one gets, and opening them."""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from anamorph.checkpoint import Checkpoint, component_config
+from anamorph.components import Component, interfaces
+from anamorph.config import Config, read_json
+from anamorph.engine import PRECISIONS, Backend, Placement, Program, Target
+from anamorph.errors import CheckpointError, ConfigError, InputError
+from anamorph.plugins import choose_backend, get_backend
+from anamorph.schedulers import Scheduler, load_scheduler
+from anamorph.tokenizer import ClipTokenizer
+from anamorph.weights import find_weights
+
+log = logging.getLogger(__name__)
+
+SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Slots of Stable Diffusion checkpoints that no pipeline of this version fills."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A component and the programs that engines made of its parts."""
+
+    component: Component
+    programs: Mapping[str, Program]
+
+    @property
+    def config(self) -> Config:
+        """The model's configuration."""
+        return self.component.config
+
+    @property
+    def placement(self) -> dict[str, Placement]:
+        """Part name -> what really runs where."""
+        return {part: program.placement for part, program in self.programs.items()}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the caller asked for, per component name, part name or "default"."""
+
+    backend: Mapping[str, str]
+    device: Mapping[str, str | None]
+    precision: Mapping[str, str | None]
+
+    @classmethod
+    def of(cls, backend: Any, device: Any, torch_dtype: Any, names: Sequence[str]) -> "Wishes":
+        """Normalise the arguments of `from_pretrained`.
+
+        Raises InputError: a mapping names no component of the pipeline, or a precision is unknown.
+        """
+        devices = _per_component(device, None, names, "device")
+        dtypes = _per_component(torch_dtype, None, names, "torch_dtype")
+        return cls(
+            _per_component(backend, "auto", names, "backend"),
+            {key: None if value is None else str(value) for key, value in devices.items()},
+            {key: None if value is None else precision_name(value) for key, value in dtypes.items()},
+        )
+
+    def backend_of(self, component: str, part: str) -> Backend:
+        """The engine for one part; `auto` is decided and logged here."""
+        wish = _pick(self.backend, component, part)
+        if wish != "auto":
+            return get_backend(wish)
+        backend, reason = choose_backend("checkpoint")
+        log.info("%s: engine %s (%s)", part, backend.name, reason)
+        return backend
+
+    def target_of(self, component: str, part: str, backend: Backend) -> Target:
+        """Device and precision for one part; what the caller left open is the engine's first choice."""
+        device = _pick(self.device, component, part) or backend.devices()[0]
+        return Target(device, _pick(self.precision, component, part) or backend.precisions(device)[0])
+
+
+def precision_name(value: Any) -> str:
+    """`torch.bfloat16`, "bfloat16" or "bf16" -> "bfloat16".
+
+    Raises InputError: the precision is unknown.
+    """
+    name = str(value).removeprefix("torch.")
+    name = SHORT.get(name, name)
+    if name not in PRECISIONS:
+        raise InputError(f"precision {value!r} is unknown; expected one of {', '.join((*PRECISIONS, *SHORT))}")
+    return name
+
+
+def open_component(component: Component, parts: Sequence[str], wishes: Wishes) -> Loaded:
+    """Open `parts`; those that go to the same engine and target are opened together and share their weights."""
+    groups: dict[tuple[str, Target], tuple[Backend, list[str]]] = {}
+    for part in parts:
+        backend = wishes.backend_of(component.name, part)
+        target = wishes.target_of(component.name, part, backend)
+        groups.setdefault((backend.name, target), (backend, []))[1].append(part)
+    programs: dict[str, Program] = {}
+    for (_, target), (backend, names) in groups.items():
+        programs |= backend.open(component, names, target)
+    return Loaded(component, programs)
+
+
+def as_component(name: str, value: Any, class_names: Sequence[str]) -> Component | Loaded:
+    """What a pipeline's constructor was given for a model slot.
+
+    Raises InputError: something else than a component or one of our PyTorch models, or a model of a wrong class.
+    """
+    if isinstance(value, Component | Loaded):
+        given = value.component if isinstance(value, Loaded) else value
+        if given.class_name not in class_names:
+            raise InputError(f"{name} is a {given.class_name}, expected {' or '.join(class_names)}")
+        return value
+    kind = type(value).__name__
+    config = getattr(value, "config", None)
+    if kind not in class_names or not isinstance(config, Config):
+        raise InputError(f"{name} is a {kind}, expected a model of anamorph: {' or '.join(class_names)}")
+    return Component(name, kind, config, module=value)
+
+
+def read_component(checkpoint: Checkpoint, name: str, class_names: Sequence[str]) -> Component:
+    """Describe a model of a checkpoint without reading its weights.
+
+    Raises CheckpointError: the slot is empty. Raises ConfigError: its class is not one that the pipeline takes.
+    """
+    slot = checkpoint.components.get(name)
+    if slot is None:
+        raise CheckpointError(f"{checkpoint.folder}/model_index.json has no {name}; this pipeline needs one")
+    if slot[1] not in class_names:
+        raise ConfigError(f"{name} of {checkpoint.folder} is a {slot[1]}, expected {' or '.join(class_names)}")
+    interfaces(slot[1])
+    folder = checkpoint.place(name)
+    return Component(name, slot[1], component_config(folder), folder=folder, variant=checkpoint.variant)
+
+
+def settle_variant(components: Sequence[Component]) -> list[Component]:
+    """Let components without files of the wished variant use their plain ones, as diffusers does.
+
+    Raises CheckpointError: no component has the variant.
+    """
+    variant = next((component.variant for component in components if component.variant), None)
+    if variant is None:
+        return list(components)
+    having = [component for component in components if _has_variant(component)]
+    if not having:
+        raise CheckpointError(f"no component has weights of variant {variant!r}; leave it out to load the plain ones")
+    plain = [component.name for component in components if component not in having]
+    if plain:
+        log.info("variant %s: not stored for %s, which load their plain weights", variant, ", ".join(plain))
+    return [c if c in having else replace(c, variant=None) for c in components]
+
+
+def _has_variant(component: Component) -> bool:
+    if component.folder is None:
+        return False
+    try:
+        find_weights(component.folder, component.stem, component.variant)
+    except CheckpointError:
+        return False
+    return True
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> ClipTokenizer:
+    """The checkpoint's tokenizer."""
+    return ClipTokenizer.from_pretrained(checkpoint.place("tokenizer"))
+
+
+def read_scheduler(checkpoint: Checkpoint) -> Scheduler:
+    """The checkpoint's scheduler."""
+    return load_scheduler(read_json(checkpoint.place("scheduler") / "scheduler_config.json"))
+
+
+def check_slots(checkpoint: Checkpoint, known: Sequence[str]) -> None:
+    """Raise ConfigError where the checkpoint fills a slot that the pipeline does not have; warn of unused ones."""
+    filled = [name for name, slot in checkpoint.components.items() if slot is not None]
+    if strange := [name for name in filled if name not in known and name not in UNUSED]:
+        raise ConfigError(
+            f"{checkpoint.folder} has {', '.join(strange)}, which {checkpoint.class_name} does not take; "
+            f"it takes {', '.join(known)}"
+        )
+    if "safety_checker" in filled:
+        warnings.warn(
+            "this checkpoint has a safety checker, which this version does not run: pictures are not screened; "
+            "pass safety_checker=None to say that you know",
+            stacklevel=4,
+        )
+
+
+def _per_component(value: Any, default: Any, names: Sequence[str], argument: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {"default": default if value is None else value}
+    if strange := [key for key in value if key not in names and key != "default"]:
+        raise InputError(f"{argument} names {', '.join(map(str, strange))}; expected default, {', '.join(names)}")
+    return {"default": default, **value}
+
+
+def _pick(wishes: Mapping[str, Any], component: str, part: str) -> Any:
+    return wishes.get(part, wishes.get(component, wishes["default"]))

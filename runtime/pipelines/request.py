@@ -1,0 +1,115 @@
+"""A generation as data: what was asked for, checked, serialisable, and enough to make the picture again."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from anamorph.errors import InputError
+
+LARGEST_SEED = 2**64 - 1
+LARGEST_SIDE = 16384
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of a text-to-image pipeline.
+
+    `prompt` and `negative_prompt` have one entry per prompt; `seeds` one per picture (prompts times
+    `num_images_per_prompt`, pictures of one prompt side by side), or none where the caller brought the noise.
+    """
+
+    prompt: tuple[str, ...]
+    negative_prompt: tuple[str, ...]
+    height: int
+    width: int
+    num_inference_steps: int | None
+    guidance_scale: float
+    num_images_per_prompt: int = 1
+    eta: float = 0.0
+    seeds: tuple[int, ...] | None = None
+    timesteps: tuple[int, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+
+    @property
+    def images(self) -> int:
+        """Number of pictures."""
+        return len(self.prompt) * self.num_images_per_prompt
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Request":
+        """The inverse of `to_dict`.
+
+        Raises InputError: a key is unknown or missing.
+        """
+        known = {field.name for field in fields(cls)}
+        if strange := sorted(set(values) - known):
+            raise InputError(f"the request has unknown entries: {', '.join(strange)}; expected {', '.join(known)}")
+        try:
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        except TypeError as error:
+            raise InputError(f"the request is incomplete: {error}") from None
+
+
+def as_texts(value: str | Sequence[str], name: str) -> tuple[str, ...]:
+    """A prompt or a list of prompts as a tuple.
+
+    Raises InputError: the list is empty or holds something else than text.
+    """
+    texts = (value,) if isinstance(value, str) else tuple(value)
+    if not texts:
+        raise InputError(f"{name} is an empty list; give at least one text (the empty text is one)")
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"{name} holds a {type(text).__name__}, expected text")
+    return texts
+
+
+def negatives_for(prompts: int, negative: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One negative prompt per prompt; a single text counts for all.
+
+    Raises InputError: the numbers differ.
+    """
+    if negative is None or isinstance(negative, str):
+        return (negative or "",) * prompts
+    texts = as_texts(negative, "negative_prompt")
+    if len(texts) != prompts:
+        raise InputError(f"there are {prompts} prompts and {len(texts)} negative prompts; give as many, or one text")
+    return texts
+
+
+def seeds_for(images: int, seed: int | Sequence[int] | None) -> tuple[int, ...]:
+    """One seed per picture: a single seed counts up from picture to picture, None draws a random one.
+
+    Raises InputError: another number of seeds than pictures, or a seed outside 0 .. 2**64 - 1.
+    """
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+    seeds = tuple(range(seed, seed + images)) if isinstance(seed, int) else tuple(seed)
+    if len(seeds) != images:
+        raise InputError(f"there are {len(seeds)} seeds for {images} pictures; give one per picture, or a single one")
+    for value in seeds:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_SEED:
+            raise InputError(f"seed {value!r} is no whole number from 0 to 2**64 - 1")
+    return seeds
+
+
+def check_size(height: int, width: int, multiple: int) -> None:
+    """Raise InputError where a side is no positive multiple of the autoencoder's factor (pixels)."""
+    for name, value in (("height", height), ("width", width)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < multiple or value % multiple:
+            raise InputError(f"{name} is {value!r}, expected a positive multiple of {multiple} pixels")
+        if value > LARGEST_SIDE:
+            raise InputError(f"{name} is {value}, expected at most {LARGEST_SIDE} pixels")
+
+
+def check_numbers(guidance_scale: float, num_images_per_prompt: int) -> None:
+    """Raise InputError where a number makes no sense for any model."""
+    if not 0 <= guidance_scale < float("inf"):
+        raise InputError(f"guidance_scale is {guidance_scale}, expected a finite number of 0 or more")
+    if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
+        raise InputError(f"num_images_per_prompt is {num_images_per_prompt!r}, expected 1 or more")

@@ -1,0 +1,124 @@
+"""The denoising loop: one generator for every task and every engine."""
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from anamorph.arrays import Array, Arrays
+from anamorph.engine import Session
+from anamorph.errors import NumericalError
+from anamorph.noise import NoiseSource
+from anamorph.schedulers import Table, advance
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: out = u + s (c - u) over the two halves of a batch (Ho & Salimans 2022, eq. 6).
+
+    Without `active`, only the conditional half exists and passes unchanged.
+    """
+
+    scale: float
+    active: bool
+
+    @property
+    def branches(self) -> int:
+        """How many times each picture is in the denoiser's batch."""
+        return 2 if self.active else 1
+
+    def combine(self, out: Array) -> Array:
+        """[branches * N, ...] -> [N, ...], unconditional half first."""
+        if not self.active:
+            return out
+        half = out.shape[0] // 2
+        unconditional, conditional = out[:half], out[half:]
+        return unconditional + self.scale * (conditional - unconditional)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the loop needs, ready before it starts; nothing here changes while it runs."""
+
+    table: Table
+    latents: Array
+    conditions: Mapping[str, Array]
+    guidance: Guidance
+    noise: NoiseSource
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the loop hands out after each call of the denoiser."""
+
+    index: int
+    total: int
+    timestep: float
+    latents: Array
+    conditions: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a caller may put in place before the next step."""
+
+    latents: Array | None = None
+    conditions: Mapping[str, Array] = field(default_factory=dict)
+
+
+class FiniteCheck:
+    """Finds the first component and step that returned NaN or infinity.
+
+    On a host the answer is there at once; on a device asking would stop the queue, so that answers are collected
+    and read when the loop ends.
+    """
+
+    def __init__(self, arrays: Arrays, part: str) -> None:
+        self.arrays, self.part = arrays, part
+        self.pending: list[tuple[str, Any]] = []
+
+    def add(self, value: Array, where: str) -> None:
+        """Look at a result; raises NumericalError."""
+        self.pending.append((where, self.arrays.finite(value)))
+        if not self.arrays.asynchronous:
+            self.settle()
+
+    def add_now(self, value: Array, where: str) -> None:
+        """Look at a result and wait for the answer; raises NumericalError."""
+        self.add(value, where)
+        self.settle()
+
+    def settle(self) -> None:
+        """Read all answers that are still open; raises NumericalError."""
+        for where, finite in self.pending:
+            if not finite:
+                raise NumericalError(
+                    f"{self.part} returned NaN or infinity at {where}; try precision float32, "
+                    "or check the checkpoint's weights"
+                )
+        self.pending.clear()
+
+
+def denoise(plan: Plan, session: Session, arrays: Arrays) -> Generator[Step, Changes | None, Array]:
+    """Run the scheduler's table; yields after every row and takes `Changes` by `send`. Returns the last latents."""
+    import numpy as np
+
+    table, guidance = plan.table, plan.guidance
+    check = FiniteCheck(arrays, "unet")
+    x, conditions, history = plan.latents, dict(plan.conditions), ()
+    for n, row in enumerate(table.rows):
+        sample = x if row.scale == 1.0 else row.scale * x
+        inputs = {
+            "sample": arrays.concat([sample] * guidance.branches) if guidance.active else sample,
+            "timestep": arrays.put(np.array(row.timestep, dtype=np.float32)),
+            **conditions,
+        }
+        out = session(inputs)["out_sample"]
+        check.add(out, f"step {n + 1} of {len(table.rows)} (timestep {row.timestep:g})")
+        noise = arrays.put(plan.noise.normal(tuple(x.shape[1:]))) if row.draws else None
+        x, history = advance(table, n, x, guidance.combine(out), history, noise)
+        changes = yield Step(n, len(table.rows), row.timestep, x, conditions)
+        if changes is not None:
+            x = x if changes.latents is None else changes.latents
+            conditions |= changes.conditions
+    check.settle()
+    return x

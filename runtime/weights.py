@@ -1,0 +1,130 @@
+"""Weights on disk: which tensor lies where, checked before any memory is taken. No PyTorch here."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from anamorph.config import read_json
+from anamorph.errors import CheckpointError
+
+WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+         "U8": 1, "BOOL": 1}  # fmt: skip
+"""Bytes per element of safetensors' types."""
+
+LARGEST_HEADER = 100 << 20
+"""A safetensors header beyond this size is refused, as the reference implementation does (bytes)."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored tensor: `begin`..`end` are byte offsets from the start of `file`."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def safetensors_entries(path: Path) -> dict[str, Entry]:
+    """Read the header of a safetensors file and check it against the file's size.
+
+    Format: 8 bytes little-endian header length, JSON header, data (github.com/huggingface/safetensors).
+    Raises CheckpointError: the file is truncated, corrupt, or its header lies about sizes.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else LARGEST_HEADER + 1
+            if length > min(LARGEST_HEADER, size - 8):
+                raise CheckpointError(f"{path} is no complete safetensors file: its header is cut off or corrupt")
+            header = json.loads(file.read(length))
+        return dict(_entries(path, header, 8 + length, size))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; download the checkpoint again") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} has a corrupt safetensors header ({error}); download it again") from None
+
+
+def _entries(path: Path, header: dict[str, dict[str, object]], base: int, size: int) -> Iterator[tuple[str, Entry]]:
+    for name, value in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape, offsets = str(value["dtype"]), value["shape"], value["data_offsets"]
+        if not isinstance(shape, list) or not isinstance(offsets, list):
+            raise ValueError(f"tensor {name}")
+        begin, end = (base + int(offset) for offset in offsets)
+        if min(shape, default=1) < 0 or not base <= begin <= end or end - begin != prod(shape) * WIDTH[dtype]:
+            raise ValueError(f"tensor {name} of type {dtype} and shape {shape} does not fit its offsets")
+        if end > size:
+            raise CheckpointError(f"{path} is truncated: tensor {name} ends at byte {end}, the file has {size}")
+        yield name, Entry(path, dtype, tuple(shape), begin, end)
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files that hold one component's weights: safetensors (one or sharded), or a pickle (`.bin`)."""
+
+    files: tuple[Path, ...]
+
+    @property
+    def pickled(self) -> bool:
+        """Whether these are pickles, which are only ever opened with weights-only loading."""
+        return self.files[0].suffix == ".bin"
+
+    def entries(self) -> dict[str, Entry]:
+        """All tensors of all safetensors files."""
+        return {name: entry for file in self.files for name, entry in safetensors_entries(file).items()}
+
+    def digest(self) -> str:
+        """SHA-256 over the bytes of all files, hexadecimal."""
+        total = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    total.update(block)
+        return total.hexdigest()
+
+
+def find_weights(folder: Path, stem: str, variant: str | None = None) -> WeightFiles:
+    """Find a component's weights as diffusers and transformers name them.
+
+    `stem` is `diffusion_pytorch_model` or `model`; `variant` ("fp16", "non_ema") stands before the suffix.
+    Raises CheckpointError: there are none, or the variant does not exist (nothing else is taken instead).
+    """
+    tag = f".{variant}" if variant else ""
+    pickles = "pytorch_model" if stem == "model" else stem  # transformers' name for its pickles
+    tried = []
+    for name, suffix in ((stem, "safetensors"), (pickles, "bin")):
+        single = folder / f"{name}{tag}.{suffix}"
+        indexes = (folder / f"{name}.{suffix}.index{tag}.json", folder / f"{name}{tag}.{suffix}.index.json")
+        if single.is_file():
+            return WeightFiles((single,))
+        for index in indexes:
+            if index.is_file():
+                return WeightFiles(_shards(index))
+        tried.append(single.name)
+    found = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
+    there = f"it holds {', '.join(found)}" if found else "it holds no weights"
+    raise CheckpointError(f"{folder} has neither {' nor '.join(tried)}; {there}. Is the variant right?")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index names; they must lie beside it."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map; download it again")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index} names {name!r}, which is not a file beside it; the checkpoint is refused")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index.parent / name} is missing, {index.name} lists it; download it again")
+    return tuple(index.parent / name for name in names)
