@@ -1,6 +1,5 @@
 """Every scheduler against diffusers: the same timesteps, and the same sample after every step."""
 
-import dataclasses
 import warnings
 from typing import Any
 
@@ -112,6 +111,11 @@ def served(name: str, config: dict[str, Any], steps: int) -> bool:
     return True
 
 
+def tolerance(name: str, config: dict[str, Any]) -> float:
+    """1e-5; where samples begin at sigma = 4096, the rounding of their last bit in the reference, 4096 x 2^-23."""
+    return 4096 * 2**-23 if config is ZERO and name.startswith("Euler") else TOLERANCE
+
+
 def reference(name: str, config: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -133,7 +137,7 @@ def run_reference(theirs: Any, timesteps: Any, x: torch.Tensor, **options: Any) 
         options["generator"] = generator
     samples = []
     for out, t in zip(model_outputs(len(timesteps)), timesteps, strict=True):
-        theirs.scale_model_input(x, t)
+        theirs.scale_model_input(x, t)  # it finds its place there
         x = theirs.step(out, t, x, **options).prev_sample
         samples.append(x)
     return samples
@@ -169,10 +173,16 @@ def test_matches_diffusers_after_every_step(name: str, config: dict[str, Any], s
     theirs.set_timesteps(steps)
     ours.set_timesteps(steps)
     table = ours.table(steps)
-    assert table.timesteps.tolist() == theirs.timesteps.tolist()
+    # Fractional timesteps may differ in the last bit: torch.sqrt is not correctly rounded on every machine.
+    whole = table.timesteps.dtype == np.int64
+    np.testing.assert_allclose(
+        table.timesteps, theirs.timesteps.numpy(), rtol=0 if whole else 1e-6, atol=0 if whole else 1e-7
+    )
     assert table.timesteps.dtype == theirs.timesteps.numpy().dtype
+    if name not in ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"):
+        theirs.set_begin_index(0)  # it would start at the second call where rounding makes the first two equal
     x = start(theirs)
     assert table.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=1e-6)
     expected = run_reference(theirs, theirs.timesteps, x)
-    assert worst(run_face(ours, theirs.timesteps, x), expected) <= TOLERANCE
-    assert worst(run_table(table, x), expected) <= TOLERANCE
+    assert worst(run_face(ours, ours.timesteps, x), expected) <= tolerance(name, config)
+    assert worst(run_table(table, x), expected) <= tolerance(name, config)

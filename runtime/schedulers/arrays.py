@@ -34,7 +34,7 @@ def per_image_quantile(values: Array, ratio: float) -> Array:
     flat = widen(values).reshape(values.shape[0], -1)
     if is_tensor(values):
         return flat.quantile(ratio, dim=1).to(values.dtype)
-    return np.quantile(flat, ratio, axis=1).astype(values.dtype)
+    return np.asarray(np.quantile(flat, ratio, axis=1), values.dtype)
 
 
 def widen(value: Array) -> Array:
@@ -72,7 +72,7 @@ def draw(like: Array, generator: Any) -> Array:
             raise InputError(f"a NumPy sample needs a numpy.random.Generator, got {type(generator).__name__}")
         source = np.random.default_rng() if generator is None else generator
         wide = np.float64 if like.dtype == np.float64 else np.float32
-        return source.standard_normal(like.shape, wide).astype(like.dtype, copy=False)
+        return np.asarray(source.standard_normal(like.shape, wide), like.dtype)
     torch = sys.modules["torch"]
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InputError(f"a tensor needs a torch.Generator, got {type(generator).__name__}")

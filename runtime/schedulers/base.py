@@ -152,9 +152,7 @@ class Scheduler:
         """
         return self._table(self._grid(num_inference_steps, timesteps, sigmas), eta, begin)
 
-    def _grid(
-        self, steps: int | None, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None
-    ) -> Grid:
+    def _grid(self, steps: int | None, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Grid:
         name = type(self).__name__
         for given, taken, word in ((timesteps, self.TIMESTEPS, "timesteps"), (sigmas, self.SIGMAS, "sigmas")):
             if given is not None and not taken:
@@ -253,34 +251,40 @@ class Scheduler:
     def _locate(self, timestep: float) -> int:
         """Position of the call at hand; fixes where the run begins when this is its first."""
         grid = self._levels()
-        if self._step_index is None or self.STATELESS:
-            self._step_index = self._position(timestep) if self._begin_index is None else self._begin_index
-            if self.STATELESS:
-                self._step_index = self._position(timestep)
-            else:
-                self._first, self._history, self._tables = self._step_index, (), {}
-        if self._step_index >= len(grid.timesteps):
+        index = self._step_index
+        if self.STATELESS:
+            index = self._position(timestep)
+        elif index is None:
+            index = self._position(timestep) if self._begin_index is None else self._begin_index
+            self._first, self._history, self._tables = index, (), {}
+        if index >= len(grid.timesteps):
             raise InputError(f"all {len(grid.timesteps)} steps are done; call set_timesteps before the next run")
-        expected = float(grid.timesteps[self._step_index])
+        expected = float(grid.timesteps[index])
         if timestep != expected:
             raise InputError(
-                f"step {self._step_index} belongs to timestep {expected:g}, got {timestep:g}; go through "
+                f"step {index} belongs to timestep {expected:g}, got {timestep:g}; go through "
                 f"`scheduler.timesteps` in order, after set_begin_index when the run starts later"
             )
-        return self._step_index
+        self._step_index = index
+        return index
 
     def _current(self, eta: float) -> Table:
-        if self._planned is None:
-            raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
+        grid = self._require_steps()
         if eta not in self._tables:
-            self._tables[eta] = self._table(self._planned, eta, self._first)
+            self._tables[eta] = self._table(grid, eta, self._first)
         return self._tables[eta]
 
-    def scale_model_input(self, sample: Array, timestep: Any = None) -> Array:
+    def _require_steps(self) -> Grid:
+        if self._planned is None:
+            raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
+        return self._planned
+
+    def scale_model_input(self, sample: Array, timestep: Any) -> Array:
         """What the model receives for `sample`: scale x, of the same shape and type."""
         if self.STATELESS:
             return sample
-        (value,) = numbers(timestep) if timestep is not None else [float(self.timesteps[self._step_index or 0])]
+        self._require_steps()
+        (value,) = numbers(timestep)
         index = self._locate(value)
         scale = self._current(0.0).rows[index - self._first].scale
         return sample if scale == 1.0 else cast(scale * widen(sample), sample)
@@ -304,8 +308,7 @@ class Scheduler:
         if variance_noise is not None and generator is not None:
             raise InputError("step got both generator and variance_noise; give one of them")
         (value,) = numbers(timestep)
-        if self._planned is None:
-            raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
+        self._require_steps()
         index = self._locate(value)
         table = self._current(float(eta))
         n = index - self._first

@@ -44,7 +44,7 @@ class _Velocity(TrainingLevels):
     """Adds the training target of v-prediction."""
 
     def get_velocity(self, sample: Array, noise: Array, timesteps: Any) -> Array:
-        """v = alpha noise - sigma sample, the target of v-prediction (arXiv:2202.00512); timesteps is (batch,) or ()."""
+        """v = alpha noise - sigma sample, the target of v-prediction (arXiv:2202.00512); timesteps as in add_noise."""
         alpha, sigma = self._noise_levels(numbers(timesteps))
         return coefficients(alpha, noise) * noise - coefficients(sigma, sample) * sample
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from anamorph.config import Config
 from anamorph.errors import ConfigError, InputError
-from anamorph.schedulers.ddim import clip_of
 from anamorph.schedulers.base import CURVES, NOISE, SPACINGS, Scheduler, register
+from anamorph.schedulers.ddim import clip_of
 from anamorph.schedulers.euler import finite_sigmas
 from anamorph.schedulers.grids import (
     F64,

@@ -114,7 +114,7 @@ class EulerDiscreteScheduler(SigmaLevels):
 
     @property
     def _by_sigma(self) -> bool:
-        return self.config["timestep_type"] == "continuous" and self.config["prediction_type"] == "v_prediction"
+        return bool(self.config["timestep_type"] == "continuous" and self.config["prediction_type"] == "v_prediction")
 
     def _continuous(self, timesteps: npt.NDArray[Any], sigmas: F32) -> Grid:
         """With continuous timesteps the network is told log(sigma) / 4 (arXiv:2206.00364, table 1)."""

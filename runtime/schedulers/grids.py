@@ -53,17 +53,17 @@ def spaced(config: Config, steps: int) -> F64:
     """
     train, kind = config["num_train_timesteps"], config["timestep_spacing"]
     if kind == "linspace":
-        return np.linspace(0, train - 1, steps)[::-1]
+        return np.linspace(0.0, train - 1.0, steps)[::-1]
     if kind == "leading":
         return leading(train, steps)[::-1] + float(config["steps_offset"])
-    return np.round(np.arange(train, 0, -train / steps)) - 1
+    return np.round(np.arange(train, 0, -train / steps, dtype=np.float64)) - 1
 
 
 def leading(train: int, points: int) -> F64:
     """Ascending multiples of train // points."""
     if points > train:
         raise InputError(f"timestep_spacing='leading' cannot place {points} points on {train} timesteps; ask for fewer")
-    return np.arange(points) * float(train // points)
+    return np.arange(points, dtype=np.float64) * (train // points)
 
 
 def as_indices(timesteps: F64, train: int) -> I64:
@@ -124,13 +124,14 @@ def family_sigmas(name: str, config: Config, source: npt.NDArray[Any], steps: in
         inverse = 1 / 7.0
         return np.asarray((high**inverse + u * (low**inverse - high**inverse)) ** 7.0)
     if name == "use_beta_sigmas":
-        return low + _beta_quantiles(1 - u) * (high - low)
-    return np.exp(np.linspace(math.log(high), math.log(low), steps))
+        return np.asarray(low + _beta_quantiles(1 - u) * (high - low))
+    sigmas: F64 = np.exp(np.linspace(math.log(high), math.log(low), steps))
+    return sigmas
 
 
 def _beta_quantiles(u: F64) -> F64:
     try:
-        from scipy.stats import beta
+        from scipy.stats import beta  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
         raise ConfigError(
             "use_beta_sigmas=True needs SciPy, which is not installed; run `pip install scipy` or turn it off"

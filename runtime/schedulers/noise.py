@@ -98,4 +98,5 @@ def zero_terminal_snr(betas: F32) -> F32:
 
 def schedule_sigmas(bar: F32) -> F32:
     """sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t), the noise level of x / alpha."""
-    return np.sqrt((np.float32(1) - bar) / bar)
+    sigmas: F32 = np.sqrt((np.float32(1) - bar) / bar)
+    return sigmas

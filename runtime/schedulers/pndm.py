@@ -6,8 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from anamorph.errors import InputError
-from anamorph.schedulers.ddim import TrainingLevels
 from anamorph.schedulers.base import CURVES, NOISE, SPACINGS, register
+from anamorph.schedulers.ddim import TrainingLevels
 from anamorph.schedulers.grids import I64, Grid, variance_preserving
 from anamorph.schedulers.table import Row, Table
 
