@@ -4,21 +4,21 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from anamorph.config import Config, complete, read_json
+from anamorph.config import Config, complete
 from anamorph.errors import ConfigError, InputError
 from anamorph.files import replacing
 from anamorph.schedulers.arrays import Array, cast, coefficients, draw, numbers, widen
 from anamorph.schedulers.grids import FAMILIES, Grid
 from anamorph.schedulers.keys import COMPATIBLE, FAMILY
 from anamorph.schedulers.noise import alphas_bar
+from anamorph.schedulers.registry import FILE, SCHEDULERS, read_config
 from anamorph.schedulers.table import History, Table, advance, estimate
 
-FILE = "scheduler_config.json"
 NOISE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -338,35 +338,3 @@ class Scheduler:
         else:
             where = [self._begin_index if self._step_index is None else self._step_index] * len(timesteps)
         return grid.alpha[where].tolist(), grid.sigma[where].tolist()
-
-
-SchedulerType = TypeVar("SchedulerType", bound=type[Scheduler])
-SCHEDULERS: dict[str, type[Scheduler]] = {}
-"""All scheduler classes by the name that stands in `_class_name`."""
-
-
-def register(cls: SchedulerType) -> SchedulerType:
-    """Enter a class into SCHEDULERS."""
-    SCHEDULERS[cls.__name__] = cls
-    return cls
-
-
-def read_config(folder: str | Path, subfolder: str | None = None) -> dict[str, Any]:
-    """The contents of a folder's `scheduler_config.json`."""
-    return read_json((Path(folder) / subfolder if subfolder else Path(folder)) / FILE)
-
-
-def load_scheduler(config: Mapping[str, Any]) -> Scheduler:
-    """Build the class that the configuration names in `_class_name`.
-
-    Raises ConfigError: it names none, or one that does not exist here.
-    """
-    name = config.get("_class_name")
-    if name not in SCHEDULERS:
-        raise ConfigError(f"the scheduler class {name!r} is not known; there are {', '.join(sorted(SCHEDULERS))}")
-    return SCHEDULERS[str(name)].from_config(config)
-
-
-def scheduler_from_folder(folder: str | Path) -> Scheduler:
-    """Build the scheduler whose `scheduler_config.json` lies in `folder`."""
-    return load_scheduler(read_config(folder))

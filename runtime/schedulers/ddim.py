@@ -8,8 +8,9 @@ import numpy as np
 from anamorph.config import Config
 from anamorph.errors import InputError
 from anamorph.schedulers.arrays import Array, coefficients, numbers
-from anamorph.schedulers.base import CURVES, NOISE, SPACINGS, Scheduler, register
+from anamorph.schedulers.base import CURVES, NOISE, SPACINGS, Scheduler
 from anamorph.schedulers.grids import Grid, as_indices, custom_timesteps, spaced, variance_preserving
+from anamorph.schedulers.registry import register
 from anamorph.schedulers.solvers import first_order, rows_of, single, to_clean
 from anamorph.schedulers.table import Clip, Table, Threshold
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from anamorph.config import Config
 from anamorph.errors import ConfigError, InputError
-from anamorph.schedulers.base import CURVES, NOISE, SPACINGS, Scheduler, register
+from anamorph.schedulers.base import CURVES, NOISE, SPACINGS, Scheduler
 from anamorph.schedulers.ddim import clip_of
 from anamorph.schedulers.euler import finite_sigmas
 from anamorph.schedulers.grids import (
@@ -20,11 +20,15 @@ from anamorph.schedulers.grids import (
     sigma_to_timestep,
 )
 from anamorph.schedulers.noise import F32
+from anamorph.schedulers.registry import register
 from anamorph.schedulers.solvers import rows_of, to_clean, to_noise
 from anamorph.schedulers.table import Table
 
 FEW_STEPS = 15
 """Below this number of steps, `lower_order_final` takes effect."""
+
+NO_STEP = 1e-5
+"""A last step this short in lambda stays where it is: some families of levels already end at sigma_min."""
 
 
 def integrals(algorithm: str, solver_type: str, grid: Grid, h: F64) -> tuple[F64, F64, F64, F64, F64]:
@@ -45,14 +49,14 @@ def integrals(algorithm: str, solver_type: str, grid: Grid, h: F64) -> tuple[F64
         phi_0 = alpha_next * (1 - fade)
         linear = alpha_next * (1 - (1 - fade) / (k * h))
         square = alpha_next * ((1 - fade - k * h) / (k * h) ** 2 + (0.5 if k == 1 else -0.5))
-        c = sigma_next * np.sqrt(1 - fade) if k == 2 else np.zeros_like(h)
+        c = sigma_next * np.sqrt(np.maximum(1 - fade, 0)) if k == 2 else np.zeros_like(h)
     else:
         growth = np.expm1(h)
         a = alpha_next / alpha
         phi_0 = -k * sigma_next * growth
         linear = -k * sigma_next * (growth / h - 1)
         square = -sigma_next * ((growth - h) / h**2 - 0.5)
-        c = sigma_next * np.sqrt(np.expm1(2 * h)) if k == 2 else np.zeros_like(h)
+        c = sigma_next * np.sqrt(np.maximum(np.expm1(2 * h), 0)) if k == 2 else np.zeros_like(h)
     return a, phi_0, phi_0 / 2 if solver_type == "midpoint" else linear, square, c
 
 
@@ -182,13 +186,14 @@ class DPMSolverMultistepScheduler(Scheduler):
         """Rows with as many past estimates as the order of each step needs."""
         del eta  # refused before
         algorithm, kind = self.config["algorithm_type"], self.config["prediction_type"]
-        if grid.sigmas is not None and (np.diff(grid.sigmas) >= 0).any():
+        levels = grid.sigma / grid.alpha
+        if (np.diff(levels) >= 0).any():
             raise InputError(f"two of the {grid.steps} steps share a noise level; ask for fewer steps")
         clean = algorithm.endswith("++")
         estimate = (to_clean if clean else to_noise)(kind, grid.alpha, grid.sigma)
         with np.errstate(divide="ignore"):
-            h = np.log(grid.sigma / grid.alpha) - np.log(grid.sigma_next / grid.alpha_next)
-        orders = self._orders(grid)
+            h = np.log(levels) - np.log(grid.sigma_next / grid.alpha_next)
+        orders = self._orders(grid, h)
         with np.errstate(invalid="ignore"):  # an infinite last step is of order 1, which uses no quotients
             second = integrals(algorithm, self.config["solver_type"], grid, h)
             third = integrals(algorithm, "heun", grid, h)
@@ -198,13 +203,13 @@ class DPMSolverMultistepScheduler(Scheduler):
         rows = rows_of(grid, estimate, (a, b, c), draws=algorithm.startswith("sde-"))
         return Table(rows, grid.timesteps, grid.sigmas, clip=clip_of(self.config), estimates_clean=clean)
 
-    def _orders(self, grid: Grid) -> list[int]:
+    def _orders(self, grid: Grid, h: F64) -> list[int]:
         config, count = self.config, len(grid.timesteps)
         few = config["lower_order_final"] and grid.steps < FEW_STEPS
         orders = [min(n + 1, config["solver_order"]) for n in range(count)]
         if few and count > 1:
             orders[-2] = min(orders[-2], 2)
-        if few or config["euler_at_final"] or config["final_sigmas_type"] == "zero":
+        if few or config["euler_at_final"] or config["final_sigmas_type"] == "zero" or abs(h[-1]) < NO_STEP:
             orders[-1] = 1
         return orders
 

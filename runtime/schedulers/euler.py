@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anamorph.errors import InputError
-from anamorph.schedulers.base import CURVES, NOISE, SPACINGS, Scheduler, register
+from anamorph.schedulers.base import CURVES, NOISE, SPACINGS, Scheduler
 from anamorph.schedulers.grids import (
     Grid,
     custom_sigmas,
@@ -18,6 +18,7 @@ from anamorph.schedulers.grids import (
     spaced,
 )
 from anamorph.schedulers.noise import F32, LOWEST, schedule_sigmas
+from anamorph.schedulers.registry import register
 from anamorph.schedulers.solvers import first_order, rows_of, single, to_clean
 from anamorph.schedulers.table import Table
 

@@ -53,10 +53,12 @@ def spaced(config: Config, steps: int) -> F64:
     """
     train, kind = config["num_train_timesteps"], config["timestep_spacing"]
     if kind == "linspace":
-        return np.linspace(0.0, train - 1.0, steps)[::-1]
+        points: F64 = np.linspace(0, train - 1, steps)
+        return points[::-1]
     if kind == "leading":
         return leading(train, steps)[::-1] + float(config["steps_offset"])
-    return np.round(np.arange(train, 0, -train / steps, dtype=np.float64)) - 1
+    trailing: F64 = np.arange(train, 0, -train / steps)
+    return trailing.round() - 1
 
 
 def leading(train: int, points: int) -> F64:

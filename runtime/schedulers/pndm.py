@@ -6,9 +6,10 @@ from typing import ClassVar
 import numpy as np
 
 from anamorph.errors import InputError
-from anamorph.schedulers.base import CURVES, NOISE, SPACINGS, register
+from anamorph.schedulers.base import CURVES, NOISE, SPACINGS
 from anamorph.schedulers.ddim import TrainingLevels
 from anamorph.schedulers.grids import I64, Grid, variance_preserving
+from anamorph.schedulers.registry import register
 from anamorph.schedulers.table import Row, Table
 
 ADAMS = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
