@@ -355,3 +355,16 @@ def test_training_schedule_matches_diffusers(curve: str, zero: bool) -> None:
     config = {"beta_schedule": curve, "rescale_betas_zero_snr": zero}
     theirs, ours = reference("DDPMScheduler", config), SCHEDULERS["DDPMScheduler"](**config)
     np.testing.assert_allclose(ours.alphas_cumprod, theirs.alphas_cumprod.numpy(), rtol=0, atol=1e-6 if zero else 0)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_trailing_has_no_timestep_below_zero(name: str) -> None:
+    # Rounding gives diffusers a timestep of -1 after the 61 that were asked for.
+    config = {"timestep_spacing": "trailing"}
+    theirs, ours = reference(name, config), SCHEDULERS[name](**config)
+    theirs.set_timesteps(61)
+    calls = ours.table(61).timesteps.tolist()
+    assert theirs.timesteps.tolist()[-1] == -1
+    assert calls[-1] == 15
+    if name != "PNDMScheduler":
+        assert calls == theirs.timesteps.tolist()[:-1]

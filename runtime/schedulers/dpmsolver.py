@@ -18,6 +18,7 @@ from anamorph.schedulers.grids import (
     family_sigmas,
     leading,
     sigma_to_timestep,
+    trailing,
 )
 from anamorph.schedulers.noise import F32
 from anamorph.schedulers.registry import register
@@ -173,7 +174,7 @@ class DPMSolverMultistepScheduler(Scheduler):
         elif kind == "leading":
             points = leading(last, steps + 1)[::-1][:-1] + self.config["steps_offset"]
         else:
-            points = np.arange(last, 0, -len(self) / steps).round() - 1
+            points = trailing(last, len(self) / steps, steps)
         return points.round().astype(np.int64)
 
     def _grid_of(self, timesteps: np.typing.NDArray[np.int64], sigmas: F32) -> Grid:

@@ -48,7 +48,7 @@ class Grid:
 def spaced(config: Config, steps: int) -> F64:
     """Descending timesteps by `timestep_spacing` (Lin et al. 2023, arXiv:2305.08891, table 2).
 
-    Linspace is not rounded here: some classes do that, others do not.
+    Linspace is not rounded here: some classes do that, others do not. There are always `steps` of them.
     Raises InputError: "leading" with more steps than num_train_timesteps.
     """
     train, kind = config["num_train_timesteps"], config["timestep_spacing"]
@@ -57,8 +57,7 @@ def spaced(config: Config, steps: int) -> F64:
         return points[::-1]
     if kind == "leading":
         return leading(train, steps)[::-1] + float(config["steps_offset"])
-    trailing: F64 = np.arange(train, 0, -train / steps)
-    return trailing.round() - 1
+    return trailing(train, train / steps, steps)
 
 
 def leading(train: int, points: int) -> F64:
@@ -66,6 +65,13 @@ def leading(train: int, points: int) -> F64:
     if points > train:
         raise InputError(f"timestep_spacing='leading' cannot place {points} points on {train} timesteps; ask for fewer")
     return np.arange(points, dtype=np.float64) * (train // points)
+
+
+def trailing(start: int, stride: float, points: int) -> F64:
+    """Descending timesteps from start - 1, at most `points`, rounded."""
+    # The range's length suffers from rounding: for 61, 103, 121 ... of 1000 it would add a timestep of -1.
+    values: F64 = np.arange(start, 0, -stride)[:points]
+    return values.round() - 1
 
 
 def as_indices(timesteps: F64, train: int) -> I64:
