@@ -25,15 +25,20 @@ class Model(nn.Module):
     """A PyTorch module built from a configuration alone.
 
     A subclass states `DEFAULTS` (diffusers' keys and defaults), `ONLY` (keys of which it serves a single value
-    or a few, as key -> allowed values), `STEM` (name of its weight files), `HARMLESS` (patterns of stored buffers
-    that carry nothing), and may override `rename`. No module may own a buffer that is not stored: models are
-    built without memory first and then given the stored tensors.
+    or a few, as key -> allowed values), `FOREIGN` (keys that its files may hold and that say nothing about it),
+    `STEM` (name of its weight files), `HARMLESS` (patterns of stored buffers that carry nothing), `POINTWISE`
+    (patterns of linear weights that older files hold as 1x1 convolutions), `PARTS` (part -> name of the method,
+    tensors in and a tuple of tensors out, that engines and exporters call), and may override `rename`. No module
+    may own a buffer that is not stored: models are built without memory first and then given the stored tensors.
     """
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    FOREIGN: ClassVar[tuple[str, ...]] = ()
+    PARTS: ClassVar[Mapping[str, str]] = {}
     STEM: ClassVar[str] = "diffusion_pytorch_model"
     HARMLESS: ClassVar[tuple[str, ...]] = ()
+    POINTWISE: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -42,7 +47,7 @@ class Model(nn.Module):
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:
         """The full configuration; raises ConfigError on an unknown key or a value that is not served."""
-        full = complete(cls.__name__, config, cls.DEFAULTS, ())
+        full = complete(cls.__name__, config, cls.DEFAULTS, cls.FOREIGN)
         for key, allowed in cls.ONLY.items():
             if full[key] not in allowed:
                 raise ConfigError(
@@ -91,14 +96,17 @@ class Model(nn.Module):
         wanted = self.state_dict()
         if weights.pickled:
             found = self._unpickle(weights)
-            self.verify({name: tuple(value.shape) for name, value in found.items()}, wanted, weights)
+            self.verify({name: self._shape(name, tuple(value.shape)) for name, value in found.items()}, wanted, weights)
         else:
             # The headers are compared first, so that a wrong checkpoint costs no memory.
             entries = weights.entries()
-            renamed = {self.rename(name): entry.shape for name, entry in entries.items()}
-            self.verify(renamed, wanted, weights)
+            shapes = {(known := self.rename(name)): self._shape(known, entry.shape) for name, entry in entries.items()}
+            self.verify(shapes, wanted, weights)
             found = {self.rename(name): value for name, value in _read(weights.files)}
-        state = {name: found[name].to(dtype) if found[name].is_floating_point() else found[name] for name in wanted}
+        state = {
+            name: (found[name].to(dtype) if found[name].is_floating_point() else found[name]).view(value.shape)
+            for name, value in wanted.items()
+        }
         self.load_state_dict(state, assign=True)
 
     def _unpickle(self, weights: WeightFiles) -> dict[str, Tensor]:
@@ -110,6 +118,10 @@ class Model(nn.Module):
                 reason = str(error).splitlines()[0]
                 raise CheckpointError(f"{file} cannot be loaded as plain weights: {reason}") from None
         return {self.rename(name): value for name, value in found.items()}
+
+    def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape under which a stored tensor is taken: 1x1 convolutions count as the matrices that they are."""
+        return shape[:2] if shape[2:] == (1, 1) and _matches(name, self.POINTWISE) else shape
 
     def verify(self, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor], weights: WeightFiles) -> None:
         """Raise CheckpointError where stored names and shapes differ from this module's."""
