@@ -60,6 +60,7 @@ class Eager:
     name = "eager"
     formats = ("checkpoint",)
     rank: int | None = 10
+    double = False
 
     def unavailable(self) -> str | None:
         return None if importlib.util.find_spec("torch") else INSTALL

@@ -34,6 +34,7 @@ class Null:
     name = "null"
     formats = ("checkpoint",)
     rank: int | None = None
+    double = True
 
     def unavailable(self) -> str | None:
         return None

@@ -74,6 +74,8 @@ class Backend(Protocol):
     """What it opens: "checkpoint" (diffusers' folders, through the PyTorch models) or names of exported formats."""
     rank: int | None
     """The available engine of the highest rank is taken by `backend="auto"`; None: only when it is named."""
+    double: bool
+    """A test double: it does not run the model, and demos and comparisons leave it out."""
 
     def unavailable(self) -> str | None:
         """None, or one sentence: what is missing and how to install it. Must be cheap and import nothing heavy."""

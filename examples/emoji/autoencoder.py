@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from anamorph import AutoencoderKL
 from run import Average, Log, load_checkpoint, save_checkpoint
 from torch import Tensor
 
@@ -94,7 +94,7 @@ def train(data: Path, work: Path, steps: int) -> None:
     vae.eval()
     began = time.time()
     z = encode_all(vae, x)
-    vae.register_to_config(scaling_factor=round(1 / z.std().item(), 5))
+    vae.config = vae.config.replace(scaling_factor=round(1 / z.std().item(), 5))
     with torch.no_grad():
         y = torch.cat([vae.decode(part).sample for part in z.split(64)]).clamp(-1, 1)
     psnr = -10 * torch.log10((y - x).div(2).square().mean()).item()

@@ -6,10 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from autoencoder import encode_all, one_cycle, pictures
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from anamorph import AutoencoderKL, CLIPTextModel, ClipTokenizer, UNet2DConditionModel
 from run import Average, Log, load_checkpoint, save_checkpoint
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vocabulary import LENGTH
 
 TEXT = {
@@ -43,7 +42,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, vocab_size: int, end: int) -> None:
         super().__init__()
-        self.text = CLIPTextModel(CLIPTextConfig(vocab_size=vocab_size, bos_token_id=end - 1, eos_token_id=end, **TEXT))
+        self.text = CLIPTextModel(vocab_size=vocab_size, bos_token_id=end - 1, eos_token_id=end, **TEXT)
         self.unet = UNet2DConditionModel(**UNET)
 
     def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
@@ -63,7 +62,7 @@ def alphas() -> Tensor:
     return torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 
 
-def caption_ids(captions: list[list[str]], chosen: Tensor, tokenizer: CLIPTokenizer) -> Tensor:
+def caption_ids(captions: list[list[str]], chosen: Tensor, tokenizer: ClipTokenizer) -> Tensor:
     """Token ids [N, LENGTH] of one name per picture, some aliases, some empty."""
     texts = []
     for index in chosen.tolist():
@@ -71,7 +70,7 @@ def caption_ids(captions: list[list[str]], chosen: Tensor, tokenizer: CLIPTokeni
         roll = torch.rand(()).item()
         alias = others[int(torch.randint(len(others), ()))] if others and roll < ALIAS else main
         texts.append("" if roll > 1 - DROPOUT else alias)
-    return torch.tensor(tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True)["input_ids"])
+    return torch.from_numpy(tokenizer(texts).input_ids)
 
 
 def v_loss(model: nn.Module, z: Tensor, ids: Tensor, cumulative: Tensor) -> Tensor:
@@ -92,8 +91,8 @@ def train(data: Path, work: Path, steps: int) -> None:
     latents = encode_all(vae, pictures(data)) * vae.config.scaling_factor
     captions = [str(names).split("|") for names in np.load(data)["captions"]]
     share = weights(captions)
-    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    model = Denoiser(len(tokenizer), tokenizer.eos_token_id).to(memory_format=torch.channels_last)
+    tokenizer = ClipTokenizer.from_pretrained(work / "tokenizer")
+    model = Denoiser(tokenizer.vocab_size, tokenizer.eos_token_id).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=1e-2, betas=(0.9, 0.99))
     average = Average(model, 0.998)
     log = Log(work / "denoiser.csv", "step,seconds,loss")

@@ -1,1 +1,157 @@
+"""The command line: `anamorph generate | demo | backends | replay`."""
 
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from anamorph.errors import AnamorphError, InputError
+
+OK, FAILED, USAGE, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
+
+EPILOG = """\
+exit codes: 0 done, 1 failed, 2 wrong arguments, 3 a replayed picture differs too much, 130 interrupted
+
+examples:
+  anamorph generate "red apple" --out apple.png
+  anamorph generate "rocket" "sunflower" --seed 7 --backend compile
+  anamorph generate "a lighthouse at dusk" --model ./stable-diffusion-v1-5 --size 512x512 --dtype bf16
+  anamorph replay apple.png --backend compile
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments; the modules that do the work are imported when they run."""
+    root = argparse.ArgumentParser(
+        prog="anamorph",
+        description="One diffusion checkpoint, every engine, the same picture.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="store_true", help="print the version and leave")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _generate(commands)
+    _demo(commands)
+    _backends(commands)
+    _replay(commands)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; every foreseen failure is one sentence on the error stream and an exit code."""
+    root = parser()
+    options = root.parse_args(arguments)
+    if options.version:
+        import anamorph
+
+        print(anamorph.__version__)
+        return OK
+    if options.command is None:
+        root.print_help()
+        return USAGE
+    try:
+        code: int = _run(options)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _say("interrupted; nothing more was written", INTERRUPTED)
+    except InputError as error:
+        return _say(str(error), USAGE)
+    except AnamorphError as error:
+        return _say(str(error), FAILED)
+    except BrokenPipeError:
+        # The reader of a pipe has gone; what is left in the buffer must not fail again while Python closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _run(options: argparse.Namespace) -> int:
+    import warnings
+
+    warnings.showwarning = lambda message, *_: print(f"anamorph: warning: {message}", file=sys.stderr)
+    if options.command == "generate":
+        from anamorph.cli.generate import run
+    elif options.command == "demo":
+        from anamorph.cli.demo import run
+    elif options.command == "backends":
+        from anamorph.cli.backends import run
+    else:
+        from anamorph.cli.replay import run
+    return run(options)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"anamorph: {message}", file=sys.stderr)
+    return code
+
+
+Commands = argparse._SubParsersAction  # argparse gives its type no public name
+
+
+def _generate(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "generate",
+        help="make pictures from prompts",
+        description="Make pictures from prompts. Each PNG carries the whole request, so that `anamorph replay` can "
+        "make it again on any engine.",
+    )
+    command.add_argument("prompt", nargs="+", help="what to draw; several prompts make several pictures")
+    command.add_argument("--model", help="checkpoint folder in diffusers' layout, or hub id (default: the bundled model)")
+    command.add_argument("--negative", default="", metavar="TEXT", help="what to stay away from")
+    command.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
+    command.add_argument("--guidance", type=float, help="guidance scale (default: 7.5; 4 for the bundled model)")
+    command.add_argument("--size", metavar="HxW", help="height x width in pixels, such as 512x768 (default: the model's own)")
+    command.add_argument("--seed", type=int, help="seed of the first picture, counting up (default: random)")
+    command.add_argument("--count", type=int, default=1, help="pictures per prompt (default: 1)")
+    command.add_argument("--scheduler", metavar="NAME", help="such as EulerDiscreteScheduler (default: the checkpoint's)")
+    command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
+    _engine(command)
+    command.add_argument("--out", default="out/anamorph.png", help="PNG to write; several are numbered (default: %(default)s)")
+    command.add_argument("--json", action="store_true", help="print what was made as JSON")
+
+
+def _engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--backend",
+        help="engine (see `anamorph backends`), or one per component: unet=compile,vae=eager (default: auto, the "
+        "available engine of the highest rank)",
+    )
+    command.add_argument("--device", help="such as cpu or cuda (default: the engine's first)")
+    command.add_argument("--dtype", help="execution precision: fp32, bf16 or fp16 (default: the engine's first)")
+
+
+def _demo(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "demo",
+        help="the bundled model on every engine that is available here",
+        description="Draw the same prompts with every available engine, compare them with eager and write a labelled "
+        "contact sheet.",
+    )
+    command.add_argument("--out", default="out/demo.png", help="contact sheet to write (default: %(default)s)")
+    command.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
+    command.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
+def _backends(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "backends",
+        help="list the engines, and what is missing for those that cannot run",
+        description="List the engines that plug-ins offer. ANAMORPH_PLUGINS narrows the plug-ins that are imported: "
+        "`none`, or names joined by commas.",
+    )
+    command.add_argument("--json", action="store_true", help="print the list as JSON")
+
+
+def _replay(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "replay",
+        help="make a picture again from the request inside its PNG",
+        description="Make a picture again from the request inside its PNG, on the same or another engine, and say how "
+        "close it came.",
+    )
+    command.add_argument("picture", help="PNG written by `anamorph generate`")
+    command.add_argument("--model", help="where the checkpoint lies now (default: where it was)")
+    _engine(command)
+    command.add_argument("--out", help="PNG to write (default: NAME-replay.png beside the picture)")
+    command.add_argument("--min-psnr", type=float, metavar="DB", help="exit with 3 if the PSNR is lower (dB)")
+    command.add_argument("--json", action="store_true", help="print the comparison as JSON")

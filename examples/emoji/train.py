@@ -1,0 +1,43 @@
+"""Make the bundled model from nothing: pictures, vocabulary, autoencoder, denoiser, checkpoint folder.
+
+    python examples/emoji/train.py [--work FOLDER] [--out FOLDER]
+
+Everything is seeded. Each stage is skipped when its result is there, and the two trainings go on from their last
+checkpoint, so an interrupted run is started again with the same command.
+"""
+
+import argparse
+from pathlib import Path
+
+import autoencoder
+import denoiser
+import package
+import pictures
+import vocabulary
+
+HERE = Path(__file__).parent
+AUTOENCODER_STEPS = 1800
+DENOISER_STEPS = 4000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="checkpoints and logs")
+    parser.add_argument("--out", type=Path, default=HERE / "work" / "emoji", help="the finished checkpoint folder")
+    options = parser.parse_args()
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    data = work / "emoji64.npz"
+    if not data.exists():
+        pictures.render(data)
+    if not (work / "tokenizer" / "vocab.json").exists():
+        vocabulary.train(data, work / "tokenizer")
+    if not (work / "vae" / "config.json").exists():
+        autoencoder.train(data, work, AUTOENCODER_STEPS)
+    if not (work / "text_encoder" / "config.json").exists():
+        denoiser.train(data, work, DENOISER_STEPS)
+    package.write(work, options.out)
+
+
+if __name__ == "__main__":
+    main()

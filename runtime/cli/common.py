@@ -1,0 +1,104 @@
+"""What several commands share: reading engine options, loading pipelines, recording requests."""
+
+import argparse
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from anamorph.checkpoint import BUNDLED, Checkpoint
+from anamorph.errors import InputError
+from anamorph.pipelines import StableDiffusionPipeline
+from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.request import Request
+from anamorph.schedulers import load_scheduler
+
+SCHEMA = 1
+"""Version of what a PNG records; a newer one is refused."""
+
+PACKAGES = ("anamorph", "numpy", "torch", "onnxruntime", "openvino")
+
+
+def backend_option(value: str | None) -> str | dict[str, str]:
+    """`eager`, or `unet=compile,vae=eager` as a mapping.
+
+    Raises InputError: a part is not of the form name=engine.
+    """
+    if value is None:
+        return "auto"
+    if "=" not in value:
+        return value
+    pairs = [part.partition("=") for part in value.split(",")]
+    if not all(name and engine for name, _, engine in pairs):
+        raise InputError(f"--backend {value!r} is no list like unet=compile,vae=eager")
+    return {name.strip(): engine.strip() for name, _, engine in pairs}
+
+
+def load_pipeline(model: str | None, options: argparse.Namespace, variant: str | None = None) -> StableDiffusionPipeline:
+    """Open the checkpoint on the wished engine."""
+    pipe = DiffusionPipeline.from_pretrained(
+        model,
+        backend=backend_option(options.backend),
+        device=options.device,
+        torch_dtype=options.dtype,
+        variant=variant,
+    )
+    if not isinstance(pipe, StableDiffusionPipeline):
+        raise InputError(f"{type(pipe).__name__} makes no pictures from prompts; name a text-to-image checkpoint")
+    return pipe
+
+
+def scheduler_class(name: str, config: Mapping[str, Any]) -> Any:
+    """The scheduler `name` (with or without the ending "Scheduler") with another one's configuration."""
+    full = name if name.endswith("Scheduler") else f"{name}Scheduler"
+    return load_scheduler({**config, "_class_name": full})
+
+
+def single(request: Request, index: int) -> Request:
+    """The request for one picture out of a batch."""
+    prompt = index // request.num_images_per_prompt
+    seeds = None if request.seeds is None else (request.seeds[index],)
+    return replace(
+        request,
+        prompt=(request.prompt[prompt],),
+        negative_prompt=(request.negative_prompt[prompt],),
+        num_images_per_prompt=1,
+        seeds=seeds,
+    )
+
+
+def record(pipe: StableDiffusionPipeline, request: Request, digest: str) -> dict[str, Any]:
+    """What the PNG carries: request, model with its hash, scheduler, engines and versions."""
+    checkpoint = pipe.origin
+    return {
+        "schema": SCHEMA,
+        "request": request.to_dict(),
+        "model": {"name": model_name(checkpoint), "sha256": digest},
+        "scheduler": dict(pipe.scheduler.config),
+        "engines": {part: str(placed) for part, placed in pipe.placement.items()},
+        "backends": {part: placed.engine for part, placed in pipe.placement.items()},
+        "versions": versions(),
+    }
+
+
+def model_name(checkpoint: Checkpoint | None) -> str | None:
+    """The checkpoint's folder; None stands for the bundled model, wherever the package lies."""
+    return None if checkpoint is None or checkpoint.folder == BUNDLED.resolve() else str(checkpoint.folder)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what took part, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def numbered(path: Path, index: int, total: int) -> Path:
+    """`apple.png` alone, `apple-1.png`, `apple-2.png` ... among several."""
+    return path if total == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")

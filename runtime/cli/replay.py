@@ -1,0 +1,67 @@
+"""`anamorph replay`: make a picture again from what its PNG recorded."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from anamorph.cli import DIFFERENT, OK
+from anamorph.cli.common import SCHEMA, load_pipeline, record
+from anamorph.errors import InputError
+from anamorph.image import psnr, read_request, write_png
+from anamorph.pipelines.request import Request
+from anamorph.pipelines.stable_diffusion import Job
+from anamorph.schedulers import load_scheduler
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """What the PNG carries, checked for what a replay needs.
+
+    Raises InputError: it was made by a newer version, is incomplete, or cannot be repeated.
+    """
+    values = read_request(path)
+    if not isinstance(schema := values.get("schema"), int) or schema > SCHEMA:
+        raise InputError(f"{path} has request schema {schema!r}, this version reads up to {SCHEMA}; update anamorph")
+    for key in ("request", "model", "scheduler", "backends"):
+        if not isinstance(values.get(key), dict):
+            raise InputError(f"{path} has an incomplete request: no {key}")
+    if values["request"].get("seeds") is None:
+        raise InputError(f"{path} was made from noise that the caller brought; only seeded pictures can be replayed")
+    return values
+
+
+def run(options: argparse.Namespace) -> int:
+    """Generate again and compare with the picture."""
+    path = Path(options.picture)
+    values = recorded(path)
+    if options.backend is None:
+        options.backend = ",".join(f"{part}={engine}" for part, engine in values["backends"].items())
+    pipe = load_pipeline(options.model or values["model"].get("name"), options)
+    digest = pipe.origin.digest() if pipe.origin else ""
+    if digest != values["model"].get("sha256"):
+        raise InputError(
+            f"{path} was made with another model (SHA-256 {str(values['model'].get('sha256'))[:12]}..., "
+            f"{pipe.origin.folder if pipe.origin else 'this one'} has {digest[:12]}...); name it with --model"
+        )
+    pipe.scheduler = load_scheduler(values["scheduler"])
+    request = Request.from_dict(values["request"])
+    image = pipe.generate(Job(request))[0]
+    out = Path(options.out) if options.out else path.with_name(f"{path.stem}-replay.png")
+    write_png(image, out, record(pipe, request, digest))
+    with Image.open(path) as original:
+        before = np.asarray(original.convert("RGB"), np.float32) / 255
+    after = np.asarray(image.convert("RGB"), np.float32) / 255
+    closeness, largest = psnr(before, after), int(round(float(np.abs(before - after).max()) * 255))
+    engines = [str(placed) for placed in pipe.placement.values()]
+    if options.json:
+        # JSON has no infinity: an exact repetition has no PSNR.
+        exact = not np.isfinite(closeness)
+        result = {"file": str(out), "identical": exact, "psnr_db": None if exact else closeness, "engines": engines}
+        print(json.dumps({**result, "largest_difference": largest}, indent=2))
+    else:
+        same = "identical to the picture" if largest == 0 else f"PSNR {closeness:.1f} dB, largest difference {largest}/255"
+        print(f"{out}  {same}\nmade by {values['engines']['unet']}; replayed by {pipe.placement['unet']}")
+    return DIFFERENT if options.min_psnr is not None and closeness < options.min_psnr else OK
