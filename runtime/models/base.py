@@ -117,6 +117,11 @@ class Model(nn.Module):
             except Exception as error:  # torch raises several unrelated types for damaged and for unsafe pickles
                 reason = str(error).splitlines()[0]
                 raise CheckpointError(f"{file} cannot be loaded as plain weights: {reason}") from None
+        for name, value in found.items():
+            if not isinstance(value, Tensor):
+                raise CheckpointError(
+                    f"{weights.files[0]} holds no plain weights: {name} is a {type(value).__name__}, expected a tensor"
+                )
         return {self.rename(name): value for name, value in found.items()}
 
     def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

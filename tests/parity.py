@@ -1,0 +1,67 @@
+"""Running diffusers and Anamorph side by side, step by step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anamorph import StableDiffusionPipeline
+
+LATENT_BOUND = 1e-5
+"""Largest relative L2 difference of the latents after any step (float32)."""
+IMAGE_BOUND = 1e-4
+"""Largest difference of any pixel, in 0..1 (float32)."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Latents after every step, and the picture [N, H, W, C] in 0..1."""
+
+    latents: list[NDArray[Any]]
+    images: NDArray[Any]
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def reference(folder: Path, scheduler: type | None, seeds: Sequence[int], **call: Any) -> Trace:
+    """diffusers' pictures."""
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    if scheduler is not None:
+        pipe.scheduler = getattr(diffusers, scheduler.__name__).from_config(pipe.scheduler.config)
+    latents: list[NDArray[Any]] = []
+
+    def keep(_pipe: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        latents.append(values["latents"].numpy().copy())
+        return {}
+
+    images = pipe(generator=generators(seeds), output_type="np", callback_on_step_end=keep, **call).images
+    return Trace(latents, images)
+
+
+def ours(pipe: StableDiffusionPipeline, seeds: Sequence[int], **call: Any) -> Trace:
+    """Our pictures from the same generators."""
+    latents = []
+    for state in pipe.steps(generator=generators(seeds), **call):
+        latents.append(np.array(state.latents))
+        last = state
+    return Trace(latents, last.preview("np"))
+
+
+def relative(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Relative L2 difference."""
+    return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b.astype(np.float64)))
+
+
+def worst(a: Trace, b: Trace) -> tuple[float, float]:
+    """Largest relative L2 difference of the latents after any step, and of any pixel."""
+    assert len(a.latents) == len(b.latents)
+    steps = [relative(x, y) for x, y in zip(a.latents, b.latents, strict=True)]
+    return max(steps), float(np.abs(a.images - b.images).max())
