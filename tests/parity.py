@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from anamorph import StableDiffusionPipeline
+from anamorph.arrays import to_numpy
 
 LATENT_BOUND = 1e-5
 """Largest relative L2 difference of the latents after any step (float32)."""
@@ -50,7 +51,7 @@ def ours(pipe: StableDiffusionPipeline, seeds: Sequence[int], **call: Any) -> Tr
     """Our pictures from the same generators."""
     latents = []
     for state in pipe.steps(generator=generators(seeds), **call):
-        latents.append(np.array(state.latents))
+        latents.append(to_numpy(state.latents).copy())
         last = state
     return Trace(latents, last.preview("np"))
 

@@ -54,7 +54,7 @@ def measure(backend: Backend, precision: str, steps: int, reference: NDArray[np.
     clock = [time.perf_counter()]
     pipe = DiffusionPipeline.from_pretrained(backend=backend.name, torch_dtype=precision)
     assert isinstance(pipe, StableDiffusionPipeline)
-    pipe.show_progress = False
+    pipe.set_progress_bar_config(disable=True)
     clock.append(time.perf_counter())
     for _ in range(2):
         result = pipe(

@@ -36,6 +36,8 @@ class DiffusionPipeline:
 
     SLOTS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     PARTS: ClassVar[Mapping[str, str]] = {}
+    show_progress: bool | None = None
+    """Whether a call draws a progress bar; None: only where the error stream is a terminal."""
     registry: ClassVar[dict[str, type["DiffusionPipeline"]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -46,11 +48,11 @@ class DiffusionPipeline:
         *,
         tokenizer: ClipTokenizer,
         scheduler: Scheduler,
-        models: Mapping[str, Any],
         backend: Any = "auto",
         device: Any = None,
         torch_dtype: Any = None,
         origin: Checkpoint | None = None,
+        **models: Any,
     ) -> None:
         self.tokenizer = tokenizer
         self.scheduler = scheduler
@@ -93,11 +95,12 @@ class DiffusionPipeline:
         return kind(
             tokenizer=components.get("tokenizer") or read_tokenizer(checkpoint),
             scheduler=components.get("scheduler") or read_scheduler(checkpoint),
-            models={**{model.name: model for model in models}, **{k: components[k] for k in kind.SLOTS if k in components}},
             backend=backend,
             device=device,
             torch_dtype=torch_dtype,
             origin=checkpoint,
+            **{model.name: model for model in models},
+            **{slot: components[slot] for slot in kind.SLOTS if slot in components},
         )
 
     @classmethod
@@ -131,6 +134,10 @@ class DiffusionPipeline:
         names = [*self.SLOTS, *self.PARTS]
         parts = [part for part, owner in self.PARTS.items() if owner == slot]
         return open_component(component, parts, Wishes.of(*self._given, names))
+
+    def set_progress_bar_config(self, *, disable: bool = False) -> None:
+        """Draw no progress bar, or again only where the error stream is a terminal."""
+        self.show_progress = False if disable else None
 
     def to(self, device: Any = None, torch_dtype: Any = None) -> Self:
         """Open the models again on another device or in another precision; returns the pipeline itself."""

@@ -103,10 +103,9 @@ class StableDiffusionPipeline(DiffusionPipeline):
         torch_dtype: Any = None,
         origin: Checkpoint | None = None,
     ) -> None:
-        models = {"vae": vae, "text_encoder": text_encoder, "unet": unet}
         super().__init__(
-            tokenizer=tokenizer, scheduler=scheduler, models=models, backend=backend, device=device,
-            torch_dtype=torch_dtype, origin=origin,
+            tokenizer=tokenizer, scheduler=scheduler, backend=backend, device=device, torch_dtype=torch_dtype,
+            origin=origin, vae=vae, text_encoder=text_encoder, unet=unet,
         )  # fmt: skip
 
     def __call__(
@@ -194,7 +193,9 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if num_inference_steps is None and timesteps is None and sigmas is None:
             num_inference_steps = DEFAULT_STEPS
         images = len(prompts) * num_images_per_prompt
-        seeds = self._seeds(images, seed, generator, latents)
+        if generator is not None and seed is not None:
+            raise InputError("give either seed or generator, not both")
+        seeds = seeds_for(images, seed) if generator is None else None
         request = Request(
             prompts, negatives_for(len(prompts), negative_prompt), *size, num_inference_steps, float(guidance_scale),
             num_images_per_prompt, float(eta), seeds,
@@ -207,14 +208,6 @@ class StableDiffusionPipeline(DiffusionPipeline):
     def vae_scale_factor(self) -> int:
         """Pixels per latent along one side."""
         return vae_scale_factor(self._models["vae"].config)
-
-    @staticmethod
-    def _seeds(images: int, seed: Any, generator: Any, latents: Any) -> tuple[int, ...] | None:
-        if generator is not None and seed is not None:
-            raise InputError("give either seed or generator, not both")
-        if generator is not None or (latents is not None and seed is None):
-            return None
-        return seeds_for(images, seed)
 
     def _given_embeds(
         self, prompt_embeds: Any, negative_prompt_embeds: Any, negative_prompt: Any
