@@ -292,7 +292,8 @@ class UNet2DConditionModel(Model):
     def _sizes(self, sample: Tensor, skips: Sequence[Tensor]) -> list[Sequence[int] | None]:
         """What each block of the way up grows to: None for twice its size, else the size of the next state.
 
-        Doubling is taken where it is known to fit: always for numbers, in an export where the declared sizes say so.
+        Doubling is taken where it is known to fit. An export with dynamic sizes knows it only if its caller stated
+        it first, with `torch._check(size % factor == 0)`; otherwise its graph serves every size.
         """
         factor = 2 ** (len(self.taken) - 1)
         if all(statically_known_true(size % factor == 0) for size in sample.shape[2:]):
