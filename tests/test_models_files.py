@@ -111,7 +111,7 @@ def test_reads_shards_pickles_and_variants(sd2: Path, tmp_path: Path, options: d
     assert same(ours, theirs, "unet")
 
 
-def test_weights_are_mapped_and_types_converted(sd2: Path) -> None:
+def test_torch_dtype_converts_every_weight(sd2: Path) -> None:
     half = UNet2DConditionModel.from_pretrained(sd2, subfolder="unet", torch_dtype=torch.bfloat16)
     assert {value.dtype for value in half.state_dict().values()} == {torch.bfloat16}
     assert half.dtype == torch.bfloat16
