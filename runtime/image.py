@@ -40,7 +40,8 @@ def to_unit(images: NDArray[Any]) -> NDArray[np.float32]:
 
 def to_uint8(images: NDArray[Any]) -> NDArray[np.uint8]:
     """Pictures [B, C, H, W] in -1..1 to [B, H, W, C] in 0..255, rounded to the nearest (half to even)."""
-    return np.rint(to_unit(images) * np.float32(255)).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint(to_unit(images) * np.float32(255)).astype(np.uint8)
+    return levels
 
 
 def to_pil(images: NDArray[Any]) -> list[Image.Image]:
@@ -120,56 +121,59 @@ def read_request(path: str | Path) -> dict[str, Any]:
     try:
         with place.open("rb") as file:
             if file.read(len(SIGNATURE)) != SIGNATURE:
-                raise InputError(f"{place} is no PNG file; give one that anamorph wrote")
+                raise InputError(f"{place} cannot be read as a PNG: its signature is missing")
             text = _find_request(file, place)
         value = json.loads(text)
     except FileNotFoundError:
-        raise InputError(f"{place} does not exist; give a PNG file that anamorph wrote") from None
+        raise InputError(f"there is no file {place}; give a PNG that anamorph wrote") from None
     except OSError as error:
         raise InputError(f"{place} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{place} carries a damaged request: {error}") from None
+        raise InputError(f"{place} holds a damaged request: {error}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{place} carries a {type(value).__name__} as its request, expected a JSON object")
+        raise InputError(f"{place} holds a damaged request: a {type(value).__name__} instead of an object")
     return value
 
 
 def _find_request(file: BinaryIO, place: Path) -> str:
-    """Walk the chunks (length, type, data, CRC-32; PNG specification, section 5.3) to the request's."""
-    prefix = KEYWORD.encode() + b"\0"
+    """Walk the chunks (length, type, data, CRC-32; PNG specification, section 5.3) to the end; the request's text."""
+    prefix, found = KEYWORD.encode() + b"\0", None
     while True:
         head = file.read(8)
         if len(head) < 8:
             raise InputError(f"{place} is cut off before its end; copy it again")
         length, kind = struct.unpack(">I4s", head)
         if kind == b"IEND":
-            raise InputError(f"{place} carries no request; only pictures that anamorph wrote do")
-        begin = file.read(min(len(prefix), length)) if kind == b"iTXt" else b""
+            break
+        begin = file.read(min(len(prefix), length)) if kind == b"iTXt" and found is None else b""
         if begin != prefix:
             file.seek(length - len(begin) + 4, 1)
             continue
         if length > LARGEST_REQUEST + 1024:
-            raise InputError(f"{place} carries a request of {length} bytes, expected at most {LARGEST_REQUEST}")
+            raise InputError(f"{place} holds a request of {length} bytes, expected at most {LARGEST_REQUEST}")
         data, check = begin + file.read(length - len(begin)), file.read(4)
-        if len(data) < length or check != struct.pack(">I", zlib.crc32(kind + data)):
-            raise InputError(f"{place} carries a damaged request (its check sum is wrong); copy the file again")
-        return _itxt_text(data[len(prefix) :], place)
+        if check != struct.pack(">I", zlib.crc32(kind + data)):
+            raise InputError(f"{place} holds a damaged request (its check sum is wrong); copy the file again")
+        found = data[len(prefix) :]
+    if found is None:
+        raise InputError(f"{place} holds no request; only pictures that anamorph wrote do")
+    return _itxt_text(found, place)
 
 
 def _itxt_text(data: bytes, place: Path) -> str:
     """The text after the keyword: compression flag and method, language, translated keyword, text in UTF-8."""
     fields = data[2:].split(b"\0", 2)
     if len(data) < 2 or len(fields) < 3:
-        raise InputError(f"{place} carries a damaged request: its iTXt chunk is incomplete")
+        raise InputError(f"{place} holds a damaged request: its iTXt chunk is incomplete")
     text = fields[2]
     if data[0]:
         unpack = zlib.decompressobj()
         try:
             text = unpack.decompress(text, LARGEST_REQUEST + 1)
         except zlib.error as error:
-            raise InputError(f"{place} carries a damaged request: {error}") from None
+            raise InputError(f"{place} holds a damaged request: {error}") from None
     if len(text) > LARGEST_REQUEST:
-        raise InputError(f"{place} carries a request beyond {LARGEST_REQUEST} bytes; it is refused")
+        raise InputError(f"{place} holds a request beyond {LARGEST_REQUEST} bytes; it is refused")
     return text.decode("utf-8")

@@ -38,12 +38,12 @@ class Stream:
     Fewer than 16 numbers are drawn pair by pair in double precision with 53 random bits (v first, then u); an
     unused z' is kept for the next such draw.
 
-    Raises InputError: `seed` is not an integer from -2**63 to 2**64 - 1 (a negative one counts modulo 2**64).
+    Raises InputError: `seed` is no whole number from 0 to 2**64 - 1 (torch takes a negative one modulo 2**64).
     """
 
     def __init__(self, seed: int) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not -(2**63) <= seed < 2**64:
-            raise InputError(f"the seed is {seed!r}, expected an integer from 0 to 2**64 - 1")
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+            raise InputError(f"seed {seed!r} is no whole number from 0 to 2**64 - 1")
         # RandomState's streams are frozen for good, unlike those of NumPy's newer generators.
         self._twister = np.random.RandomState(int(seed) & 0xFFFFFFFF)
         self._kept: float | None = None
@@ -123,9 +123,11 @@ class TorchNoise:
         torch = sys.modules.get("torch")
         for item in self._generators:
             if torch is None or not isinstance(item, torch.Generator):
-                raise InputError(f"generator is a {type(item).__name__}, expected a torch.Generator or a list of them")
+                raise InputError(
+                    f"generator is a {type(item).__name__}, expected torch.Generator(s); for a number use seed="
+                )
         if not self._single and len(self._generators) != n:
-            raise InputError(f"there are {len(self._generators)} generators for {n} images, expected one for each")
+            raise InputError(f"there are {len(self._generators)} generators for {n} pictures; give one per picture")
 
     def normal(self, shape: tuple[int, ...]) -> F32:
         """Draw [n, *shape]."""

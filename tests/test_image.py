@@ -1,5 +1,6 @@
 """Arrays to pictures as diffusers does, requests in PNG files, and PSNR."""
 
+import json
 import math
 import struct
 import sys
@@ -10,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anamorph.errors import InputError, OutputError
-from anamorph.image import LARGEST_REQUEST, from_pil, psnr, read_request, to_pil, to_uint8, to_unit, write_png
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
+
+from anamorph.errors import InputError, OutputError
+from anamorph.image import LARGEST_REQUEST, from_pil, psnr, read_request, to_pil, to_uint8, to_unit, write_png
+from anamorph.sheet import Row, contact_sheet
 
 REQUEST: dict[str, Any] = {
     "schema": 1,
     "request": {
-        "prompt": ['ein rotes Äpfelchen 🍎 – 林檎\u0000\n"x"'],
+        "prompt": ['ein rotes Äpfelchen 🍎 - 林檎\u0000\n"x"'],
         "seeds": [2**64 - 1],
         "eta": 0.0,
         "sigmas": None,
@@ -97,7 +100,7 @@ def test_request_survives_in_the_file(picture: Image.Image, tmp_path: Path) -> N
         texts: dict[str, str] = dict(opened.text)  # type: ignore[attr-defined]
     assert texts["Software"].startswith("Anamorph 0.")
     assert texts["Description"].splitlines() == [
-        "prompt: ein rotes Äpfelchen 🍎 – 林檎\ufffd", '"x"', "seeds: 18446744073709551615", "eta: 0.0"
+        "prompt: ein rotes Äpfelchen 🍎 - 林檎\ufffd", '"x"', "seeds: 18446744073709551615", "eta: 0.0"
     ]  # fmt: skip
     assert list(path.parent.iterdir()) == [path]
 
@@ -125,14 +128,14 @@ def test_requests_are_found_among_other_chunks(tmp_path: Path, packed: bool) -> 
 
 
 BROKEN = {
-    "no PNG": b"GIF89a",
+    "cannot be read as a PNG": b"GIF89a",
     "an empty file": b"",
-    "carries no request": png(),
+    "holds no request": png(),
     "cut off": png()[:20],
     "check sum": png(itxt(b"{}")[:-1] + b"\0"),
     "damaged request: Expecting": png(itxt(b"{")),
     "damaged request: 'utf-8'": png(itxt(b'"\xff"')),
-    "a list as its request": png(itxt(b"[1]")),
+    "damaged request: a list": png(itxt(b"[1]")),
     "incomplete": png(chunk(b"iTXt", b"anamorph\0\0\0")),
     "expected at most": png(itxt(b" " * (2 * LARGEST_REQUEST))),
     "beyond": png(itxt(b" " * (64 * LARGEST_REQUEST), packed=True)),
@@ -145,7 +148,7 @@ BROKEN = {
 def test_files_without_a_sound_request(tmp_path: Path, message: str) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(BROKEN[message])
-    with pytest.raises(InputError, match="no PNG" if message == "an empty file" else message) as caught:
+    with pytest.raises(InputError, match="as a PNG" if message == "an empty file" else message) as caught:
         read_request(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -159,7 +162,7 @@ def test_a_chunk_that_lies_about_its_length(tmp_path: Path) -> None:
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="there is no file"):
         read_request(tmp_path / "none.png")
     with pytest.raises(InputError, match="cannot be read"):
         read_request(tmp_path)
@@ -185,3 +188,28 @@ def test_full_disk(picture: Image.Image, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OutputError, match="No space left"):
         write_png(picture, tmp_path / "a.png", {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_truncated_png_is_refused(tmp_path: Path) -> None:
+    write_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", {"x": "y" * 2000})
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"a\.png"):
+        read_request(tmp_path / "a.png")
+
+
+def test_a_sheet_shows_every_picture_at_its_place() -> None:
+    colours = [[(250, 10, 10), (10, 10, 250)], [(10, 250, 10), (90, 90, 90)]]
+    rows = [Row(f"row {n}", "note", [Image.new("RGB", (8, 8), c) for c in line]) for n, line in enumerate(colours)]
+    sheet = contact_sheet("Title", json.dumps({}), ["one", "two"], rows, picture_size=50)
+    found = {colour: [] for line in colours for colour in line}
+    for y in range(0, sheet.height, 5):
+        for x in range(0, sheet.width, 5):
+            if (colour := sheet.getpixel((x, y))) in found:
+                found[colour].append((x, y))
+    centres = {colour: np.mean(places, axis=0) for colour, places in found.items()}
+    (red, blue), (green, grey) = ([centres[colour] for colour in line] for line in colours)
+    assert red[0] < blue[0]
+    assert red[1] < green[1]
+    assert abs(red[1] - blue[1]) < 6
+    assert abs(blue[0] - grey[0]) < 6

@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from anamorph.errors import InputError
-from anamorph.noise import SeededNoise, Stream, TorchNoise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from anamorph.errors import InputError
+from anamorph.noise import SeededNoise, Stream, TorchNoise
 
 CLOSE = 1e-6
 
@@ -20,7 +21,7 @@ def generator(seed: int) -> torch.Generator:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    seed=st.integers(-(2**63), 2**64 - 1) | st.integers(0, 50),
+    seed=st.integers(0, 2**64 - 1) | st.integers(0, 50),
     sizes=st.lists(st.integers(0, 40) | st.sampled_from([64, 100, 1000, 4 * 16 * 16]), min_size=1, max_size=6),
 )
 def test_draws_in_a_row_continue_torchs_stream(seed: int, sizes: list[int]) -> None:
@@ -52,9 +53,9 @@ def test_a_million_numbers() -> None:
     assert np.abs(drawn - expected).max() <= 2e-6  # the tails reach 5 sigma, where one rounding is 5e-7
 
 
-@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 1.5, "1", True, None])
-def test_seeds_that_torch_refuses(seed: object) -> None:
-    with pytest.raises(InputError, match="the seed is"):
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "1", True, None])
+def test_seeds_outside_the_range_are_refused(seed: object) -> None:
+    with pytest.raises(InputError, match=f"seed {seed!r} is no whole number"):
         Stream(seed)  # type: ignore[arg-type]
 
 
@@ -90,9 +91,9 @@ def test_generators_draw_as_in_diffusers(several: bool) -> None:
 
 
 def test_wrong_generators() -> None:
-    with pytest.raises(InputError, match="there are 1 generators for 2 images"):
+    with pytest.raises(InputError, match="1 generators for 2 pictures"):
         TorchNoise([generator(0)], 2)
-    with pytest.raises(InputError, match="generator is a int"):
+    with pytest.raises(InputError, match=r"generator is a int.*use seed="):
         TorchNoise(3, 1)
     with pytest.raises(InputError, match="generator is a str"):
         TorchNoise([generator(0), "x"], 2)
@@ -101,6 +102,6 @@ def test_wrong_generators() -> None:
 
 
 def test_seeded_noise_leaves_torch_alone() -> None:
-    code = "import sys; from anamorph.noise import SeededNoise; SeededNoise([1]).normal((4, 4)); print('torch' in sys.modules)"
+    code = "import sys, anamorph.noise as n; n.SeededNoise([1]).normal((4, 4)); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
