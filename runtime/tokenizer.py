@@ -1,172 +1,337 @@
-"""CLIP's byte-pair tokenizer on the `tokenizers` package; no transformers needed."""
+"""CLIP's byte-pair tokenizer (Radford et al. 2021; byte pairs: Sennrich et al. 2016) without transformers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
 
-from anamorph.config import read_json
+from anamorph.config import Config
 from anamorph.errors import CheckpointError, ConfigError, InputError
 from anamorph.files import replacing
 
 LARGEST_FILE = 64 << 20
-"""A vocabulary file beyond this size is refused (bytes); CLIP's has 1 MB."""
+"""A larger file is refused before it is read (bytes); CLIP's own are below 4 MiB."""
+
+LONGEST = 1 << 16
+"""A larger `model_max_length` is how transformers writes "none", which no text encoder of fixed length can take."""
+
+CLASSES = (None, "CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+NAMED = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
+         "sep_token": None, "pad_token": "<|endoftext|>", "cls_token": None, "mask_token": None}  # fmt: skip
+"""Keys of the special tokens with CLIP's defaults, in the order in which they are added."""
+
+SERVED = {"padding_side": "right", "truncation_side": "right", "split_special_tokens": False}
+"""Keys of which only one value is served."""
 
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-"""What counts as a word (Radford et al. 2021, github.com/openai/CLIP, simple_tokenizer.py)."""
+"""What counts as one word: contractions, runs of letters, single digits, runs of anything else."""
 
-SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
-           "pad_token": "<|endoftext|>"}  # fmt: skip
-CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
-USUAL_LENGTH = 77
+Merge = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Token ids [B, model_max_length] int64, and per text what did not fit ("" where all did)."""
+    """`input_ids` [B, model_max_length], int64; `truncated[i]` is what was cut off text i ("" if nothing)."""
 
     input_ids: NDArray[np.int64]
     truncated: tuple[str, ...]
 
 
+class Vocabulary(NamedTuple):
+    """What the model files hold: ids of tokens, pairs in the order in which they join, tokens added later with ids."""
+
+    source: str
+    ids: Mapping[str, int]
+    merges: Sequence[Merge]
+    added: Mapping[int, AddedToken]
+
+
 class ClipTokenizer:
-    """Texts to token ids, begun, ended, cut and padded to `model_max_length` as CLIP was trained."""
+    """Texts to token ids as transformers' CLIPTokenizer gives them: begin, text, end, padding.
 
-    def __init__(self, tokenizer: Tokenizer, special: Mapping[str, str], model_max_length: int) -> None:
-        self._tokenizer = tokenizer
-        self.special = dict(special)
-        self.model_max_length = model_max_length
-        self.bos_token_id = self._id("bos_token")
-        self.eos_token_id = self._id("eos_token")
-        self.pad_token_id = self._id("pad_token")
+    The text is normalised (NFC, white space to one blank, lower case), split into words, and the bytes of each word
+    are joined pair by pair in the order of the merges, the last one marked with `</w>`.
+    """
 
-    def _id(self, role: str) -> int:
-        index = self._tokenizer.token_to_id(self.special[role])
-        if index is None:
-            raise CheckpointError(f"the tokenizer's vocabulary has no {role} {self.special[role]!r}; it is incomplete")
-        return int(index)
+    def __init__(self, vocabulary: Vocabulary, config: Mapping[str, Any]) -> None:
+        """Build from the files' content; `from_pretrained` is the usual way.
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, special ones included."""
-        return int(self._tokenizer.get_vocab_size())
+        Raises CheckpointError: the vocabulary is inconsistent, or lacks a special token.
+        Raises ConfigError: the configuration asks for what CLIP's tokenizer does not do.
+        """
+        self.config = Config(config)
+        self.model_max_length = _length(config)
+        for key, value in SERVED.items():
+            if config.get(key, value) != value:
+                raise ConfigError(f"the tokenizer does not serve {key}={config[key]!r}; it serves {value!r}")
+        self._merges = tuple(vocabulary.merges)
+        names = {key: _content(config.get(key, default)) for key, default in NAMED.items()}
+        self.special = {key: name for key, name in names.items() if name is not None}
+        for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+            if not names[key]:
+                raise ConfigError(f"the tokenizer's {key} is {names[key]!r}, expected a token such as {NAMED[key]!r}")
+        self._tokenizer = _build(vocabulary, self.special["unk_token"])
+        self._added = _add(self._tokenizer, vocabulary, _special(config, vocabulary.added))
+        known = {**vocabulary.ids, **{token.content: index for index, token in vocabulary.added.items()}}
+        self.bos_token_id = known[self.special["bos_token"]]
+        self.eos_token_id = known[self.special["eos_token"]]
+        self.pad_token_id = known[self.special["pad_token"]]
+        self._tokenizer.post_processor = processors.RobertaProcessing(
+            (self.special["eos_token"], self.eos_token_id),
+            (self.special["bos_token"], self.bos_token_id),
+            trim_offsets=False,
+            add_prefix_space=False,
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, subfolder: str | None = None) -> "ClipTokenizer":
-        """Read a `tokenizer/` folder: `tokenizer.json`, or `vocab.json` and `merges.txt`.
+        """Read a `tokenizer` folder: `tokenizer_config.json` and `tokenizer.json`, or `vocab.json` and `merges.txt`.
+
+        If both are there, `tokenizer.json` counts, as in transformers.
 
         Raises CheckpointError: a file is missing, damaged or too large.
-        Raises ConfigError: the folder holds a tokenizer of another kind.
+        Raises ConfigError: it is another kind of tokenizer.
         """
         place = Path(folder) / subfolder if subfolder else Path(folder)
-        config = _optional(place / "tokenizer_config.json")
-        if (kind := config.get("tokenizer_class", CLASSES[0])) not in CLASSES:
-            raise ConfigError(f"{place} holds a {kind}, expected a CLIPTokenizer")
-        special = {**SPECIAL, **_tokens(_optional(place / "special_tokens_map.json")), **_tokens(config)}
-        whole = place / "tokenizer.json"
-        tokenizer = _from_json(whole) if whole.is_file() else _from_vocabulary(place, special)
-        length = config.get("model_max_length", USUAL_LENGTH)
-        if not isinstance(length, int) or not 3 <= length <= 1 << 20:
-            length = USUAL_LENGTH  # transformers writes 1e30 where the length was never said
-        return cls(tokenizer, special, length)
+        config = _read_object(place / "tokenizer_config.json")
+        if (name := config.get("tokenizer_class")) not in CLASSES:
+            raise ConfigError(f"{place} holds a {name}, expected a CLIPTokenizer; this pipeline serves no other")
+        return cls(_vocabulary(place, config), _with_special_tokens(place, config))
 
-    def __call__(self, texts: Sequence[str]) -> Encoding:
-        """Encode texts; raises InputError where one is no text."""
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise InputError("the tokenizer takes a list of texts")
-        ids = np.full((len(texts), self.model_max_length), self.pad_token_id, np.int64)
-        lost = []
-        room = self.model_max_length - 2
-        for row, text in enumerate(texts):
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
-            kept = encoding.ids[:room]
-            ids[row, : len(kept) + 2] = [self.bos_token_id, *kept, self.eos_token_id]
-            lost.append(text[encoding.offsets[room][0] :].strip() if len(encoding.ids) > room else "")
-        return Encoding(ids, tuple(lost))
+    def __call__(self, prompts: Sequence[str]) -> Encoding:
+        """Encode each prompt, cut to `model_max_length` (begin and end stay) or padded to it.
+
+        Raises InputError: a bare string instead of a sequence, or something that is no valid text.
+        """
+        if isinstance(prompts, str):
+            raise InputError("got one string, expected a sequence of prompts; put it into a list")
+        rows = [self._encode(prompt) for prompt in prompts]
+        ids = np.array([row for row, _ in rows], np.int64).reshape(len(rows), self.model_max_length)
+        return Encoding(ids, tuple(rest for _, rest in rows))
+
+    def _encode(self, prompt: str) -> tuple[list[int], str]:
+        if not isinstance(prompt, str):
+            raise InputError(f"a prompt is a {type(prompt).__name__}, expected text")
+        try:
+            encoded = self._tokenizer.encode(prompt)
+        except (UnicodeEncodeError, TypeError):  # what the tokenizers package raises for text that has no UTF-8 form
+            raise InputError(f"the prompt {prompt!r} holds half of a surrogate pair, expected valid Unicode") from None
+        ids, length = encoded.ids, self.model_max_length
+        if len(ids) > length:
+            return [*ids[: length - 1], self.eos_token_id], prompt[encoded.offsets[length - 1][0] :]
+        return ids + [self.pad_token_id] * (length - len(ids)), ""
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def to_json(self) -> str:
-        """The text of a complete `tokenizer.json`."""
-        return str(self._tokenizer.to_str())
+        """The text of a complete `tokenizer.json`, without truncation and padding."""
+        return str(self._tokenizer.to_str(pretty=True))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the files that transformers 4 and 5 read.
+        """Write `vocab.json`, `merges.txt`, `special_tokens_map.json` and `tokenizer_config.json`.
 
-        Raises OutputError: the disk is full or read-only.
+        Raises OutputError: a file cannot be written.
         """
         place = Path(folder)
-        model = json.loads(self.to_json())["model"]
-        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-        config = {**self.special, "tokenizer_class": CLASSES[0], "model_max_length": self.model_max_length,
-                  "do_lower_case": True, "add_prefix_space": False, "errors": "replace"}  # fmt: skip
+        words = sorted(self._tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
+        added = {str(index): _as_dict(token) for index, token in self._added.items()}
+        config = {**self.config, **self.special, "tokenizer_class": "CLIPTokenizer", "added_tokens_decoder": added}
         texts = {
-            "vocab.json": json.dumps(model["vocab"], ensure_ascii=False),
-            "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
-            "special_tokens_map.json": json.dumps(self.special, indent=2) + "\n",
-            "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+            "vocab.json": json.dumps(dict(words), ensure_ascii=False),
+            "merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *map(" ".join, self._merges))),
+            "special_tokens_map.json": json.dumps(self.special, indent=2, ensure_ascii=False) + "\n",
+            "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n",
         }
         for name, text in texts.items():
             with replacing(place / name) as draft:
-                draft.write_text(text, encoding="utf-8")
+                draft.write_bytes(text.encode())
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+def _length(config: Mapping[str, Any]) -> int:
+    length = config.get("model_max_length", config.get("max_len"))
+    if isinstance(length, bool) or not isinstance(length, int) or not 2 <= length <= LONGEST:
+        raise ConfigError(
+            f"the tokenizer's model_max_length is {length!r}, expected 2 to {LONGEST}; set it in tokenizer_config.json "
+            "to the text encoder's max_position_embeddings"
+        )
+    return length
 
 
-def _tokens(values: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens of a file, each a text or an object with its text under `content`."""
-    found = {role: values[role] for role in SPECIAL if values.get(role) is not None}
-    return {role: str(token["content"] if isinstance(token, dict) else token) for role, token in found.items()}
-
-
-def _checked(path: Path) -> str:
+def _build(vocabulary: Vocabulary, unknown: str) -> Tokenizer:
+    """The byte-pair model with CLIP's normalisation and splitting."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise CheckpointError(f"{path} is larger than {LARGEST_FILE >> 20} MiB; no CLIP vocabulary is")
-        return path.read_text(encoding="utf-8")
+        model = BPE(
+            vocab=dict(vocabulary.ids),
+            merges=list(vocabulary.merges),
+            unk_token=unknown,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
+        )
+    except Exception as error:  # the package raises Exception itself for a merge of unknown tokens
+        raise CheckpointError(f"{vocabulary.source} is no sound byte-pair vocabulary: {error}") from None
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _special(config: Mapping[str, Any], added: Mapping[int, AddedToken]) -> list[AddedToken]:
+    """Tokens to be found in a text before it is split into words: the recorded ones, then those that are named.
+
+    Where several names share a token and its settings differ, the last one counts, as in transformers.
+    """
+    found = {token.content: token for _, token in sorted(added.items())}
+    recorded = set(found)
+    for value in _named(config):
+        content = str(_content(value))
+        settings = _as_dict(found[content]) if content in recorded else value
+        found[content] = _token(settings if isinstance(settings, Mapping) else {"content": content}, special=True)
+    return list(found.values())
+
+
+def _named(config: Mapping[str, Any]) -> Iterator[Any]:
+    yield from (value for key, default in NAMED.items() if (value := config.get(key, default)) is not None)
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    yield from extra.values() if isinstance(extra, Mapping) else extra
+
+
+def _add(tokenizer: Tokenizer, vocabulary: Vocabulary, tokens: Iterable[AddedToken]) -> dict[int, AddedToken]:
+    """Register the special tokens; each must have the id that the files give it."""
+    recorded = {token.content: index for index, token in vocabulary.added.items()}
+    found: dict[int, AddedToken] = {}
+    for token in tokens:
+        wanted = recorded.get(token.content, vocabulary.ids.get(token.content))
+        if wanted is None:
+            raise CheckpointError(f"{vocabulary.source} lacks the special token {token.content!r}; download it again")
+        tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(token.content) != wanted:
+            raise CheckpointError(f"{vocabulary.source} does not give {token.content!r} the recorded id {wanted}")
+        found.setdefault(wanted, token)
+    return found
+
+
+def _vocabulary(place: Path, config: Mapping[str, Any]) -> Vocabulary:
+    whole = place / "tokenizer.json"
+    complete = _read_object(whole) if whole.is_file() else None
+    added = _recorded_tokens(place, config, complete)
+    if complete is not None:
+        model = complete.get("model")
+        if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
+            raise CheckpointError(f"{whole} holds no byte-pair model, expected CLIP's; download it again")
+        if model.get("end_of_word_suffix") != "</w>":
+            raise ConfigError(f"{whole} marks no ends of words with </w>, expected CLIP's tokenizer")
+        return Vocabulary(str(whole), _ids(whole, model.get("vocab")), list(_pairs(whole, model["merges"])), added)
+    words, merges = place / "vocab.json", place / "merges.txt"
+    if not words.is_file() and not merges.is_file():
+        raise CheckpointError(f"{place} has neither {whole.name} nor {words.name} and {merges.name}; download it again")
+    lines = (line.removesuffix("\r") for line in _read_text(merges).rstrip().split("\n"))
+    pairs = [line for line in lines if not line.startswith("#version")]
+    return Vocabulary(
+        f"{words} with {merges.name}", _ids(words, _read_object(words)), list(_pairs(merges, pairs)), added
+    )
+
+
+def _ids(path: Path, value: Any) -> dict[str, int]:
+    if not isinstance(value, dict) or not value or not all(type(index) is int for index in value.values()):
+        raise CheckpointError(f"{path} holds no vocabulary, expected tokens with their ids; download it again")
+    return value
+
+
+def _pairs(path: Path, values: Iterable[Any]) -> Iterator[Merge]:
+    """Merges as "a b" (files of transformers 4) or ["a", "b"]."""
+    for number, value in enumerate(values, 1):
+        parts = value.split(" ") if isinstance(value, str) else value
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise CheckpointError(f"{path}: merge {number} is {value!r}, expected two tokens; download it again")
+        yield parts[0], parts[1]
+
+
+def _recorded_tokens(
+    place: Path, config: Mapping[str, Any], complete: Mapping[str, Any] | None
+) -> dict[int, AddedToken]:
+    """Added tokens by id, from the place where this layout keeps them: the configuration, or files of their own."""
+    source = place / "tokenizer_config.json"
+    try:
+        if "added_tokens_decoder" in config:
+            return {int(index): _token(value) for index, value in config["added_tokens_decoder"].items()}
+        found = {}
+        if (source := place / "added_tokens.json").is_file():
+            special = {_content(value) for value in _named(_with_special_tokens(place, config))}
+            for content, index in _read_object(source).items():
+                found[int(index)] = AddedToken(content, special=content in special, normalized=content not in special)
+        source = place / "tokenizer.json"
+        for value in (complete or {}).get("added_tokens", ()):
+            found[int(value["id"])] = _token(value)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{source} holds damaged added tokens ({error}); download it again") from None
+    return found
+
+
+def _with_special_tokens(place: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with `special_tokens_map.json` on top, where the layout keeps special tokens there."""
+    source = place / "special_tokens_map.json"
+    separate = source.is_file() and "added_tokens_decoder" not in config
+    merged = {**config, **(_read_object(source) if separate else {})}
+    for value in _named(merged):
+        content = value.get("content") if isinstance(value, Mapping) else value
+        if not isinstance(content, str):
+            raise CheckpointError(f"{place} names {value!r} as a special token, expected text; download it again")
+    return merged
+
+
+def _token(value: Mapping[str, Any], **settings: bool) -> AddedToken:
+    flags = {key: value[key] for key in ("single_word", "lstrip", "rstrip", "normalized", "special") if key in value}
+    return AddedToken(value["content"], **{**flags, **settings})
+
+
+def _content(value: Any) -> str | None:
+    """The text of a token that a file gives as a string or with its settings."""
+    content: str | None = value["content"] if isinstance(value, Mapping) else value
+    return content
+
+
+def _as_dict(token: AddedToken) -> dict[str, str | bool]:
+    return {"content": token.content, "lstrip": token.lstrip, "normalized": token.normalized, "rstrip": token.rstrip,
+            "single_word": token.single_word, "special": token.special}  # fmt: skip
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise CheckpointError(f"{path} has {size} bytes, expected at most {LARGEST_FILE}; it is no vocabulary")
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; is {path.parent} a complete tokenizer folder?") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
-def _from_json(path: Path) -> Tokenizer:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        tokenizer = Tokenizer.from_str(_checked(path))
-    except CheckpointError:
-        raise
-    except Exception as error:  # the tokenizers package raises plain Exception for whatever it cannot parse
-        raise CheckpointError(f"{path} is no complete tokenizer: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _from_vocabulary(place: Path, special: Mapping[str, str]) -> Tokenizer:
-    vocab, merges = place / "vocab.json", place / "merges.txt"
-    pairs = [tuple(line.split(" ")) for line in _checked(merges).splitlines() if line and not line.startswith("#version")]
-    _checked(vocab)
-    try:
-        bpe = models.BPE(
-            vocab=read_json(vocab),
-            merges=pairs,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-            unk_token=special["unk_token"],
-        )
-    except Exception as error:  # the tokenizers package raises plain Exception for whatever does not fit
-        raise CheckpointError(f"{merges} does not fit {vocab.name}: {error}") from None
-    tokenizer = Tokenizer(bpe)
-    spaces = normalizers.Replace(Regex(r"\s+"), " ")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
-    words = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    tokenizer.decoder = decoders.ByteLevel()
-    names = dict.fromkeys(special[role] for role in ("bos_token", "eos_token"))
-    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    ends = [(special[role], int(tokenizer.token_to_id(special[role]))) for role in ("eos_token", "bos_token")]
-    tokenizer.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
-    return tokenizer
+        value = json.loads(_read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value

@@ -16,7 +16,7 @@ from PIL import Image
 
 from anamorph.errors import InputError, OutputError
 from anamorph.image import LARGEST_REQUEST, from_pil, psnr, read_request, to_pil, to_uint8, to_unit, write_png
-from anamorph.sheet import Row, contact_sheet
+from anamorph.sheet import LINES, Row, contact_sheet, wrapped
 
 REQUEST: dict[str, Any] = {
     "schema": 1,
@@ -213,3 +213,23 @@ def test_a_sheet_shows_every_picture_at_its_place() -> None:
     assert red[1] < green[1]
     assert abs(red[1] - blue[1]) < 6
     assert abs(blue[0] - grey[0]) < 6
+
+
+@pytest.mark.parametrize(
+    "text", ["", "cat", "a photograph of an astronaut on the moon", "Donaudampfschiff" * 3, "many words " * 30]
+)
+def test_captions_stay_within_their_column(text: str) -> None:
+    lines, face = wrapped(text, 130)
+    assert len(lines) <= LINES
+    assert all(face.getlength(line) <= 130 for line in lines)
+    shown = " ".join(lines)
+    whole = " ".join(text.split())
+    assert shown == whole or (shown.endswith("…") and whole.startswith(shown[:-1].rstrip()))
+    assert shown == whole or len(text) > 40
+
+
+def test_a_sheet_keeps_proportions() -> None:
+    row = Row("row", "", [Image.new("RGB", (40, 20), (250, 10, 10))])
+    sheet = np.asarray(contact_sheet("", "", ["wide"], [row], picture_size=100))
+    ys, xs = np.nonzero((sheet == (250, 10, 10)).all(axis=-1))
+    assert (np.ptp(xs) + 1, np.ptp(ys) + 1) == (100, 50)
