@@ -219,7 +219,8 @@ def pairs(folders: dict[str, Path]) -> list[Pair]:
 
 
 WORDS = ["cat", "Photo", " ", "  ", "\t", "\u00a0", "'s", "'LL", "!", "!!", ".", "12", "é", "e\u0301", "İ", "ß",
-         "Ω", "٣", "½", "林檎", "🍎", "👩\u200d🚀", "\u0000", "\u0085", "\u2028", "<toy>", "<TOY>", START, END, START.upper(),
+         "Ω", "٣", "½", "林檎", "🍎", "👩\u200d🚀", "\u0000", "\u0085", "\u2028", "<toy>", "<TOY>", START, END,
+         START.upper(),
          END.upper(), "<|end"]  # fmt: skip
 TEXTS = st.text(max_size=60) | st.lists(st.sampled_from(WORDS), max_size=14).map("".join)
 
