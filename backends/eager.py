@@ -49,9 +49,7 @@ class TorchSession:
         ]
         with torch.inference_mode():
             results = program.function(*values)
-        return {
-            port.name: value.float() for port, value in zip(program.interface.outputs, results, strict=True)
-        }
+        return {port.name: value.float() for port, value in zip(program.interface.outputs, results, strict=True)}
 
 
 class Eager:
@@ -89,6 +87,7 @@ class Eager:
 def load_module(component: Component, target: Target) -> Any:
     """The component's PyTorch model on the target, its convolutions in channels-last layout."""
     import torch
+
     from anamorph.models import MODELS
 
     dtype = getattr(torch, target.precision)

@@ -56,7 +56,9 @@ class Gaussian(Null):
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
         check_target(self, target)
         if list(parts) != ["unet"]:
-            raise BackendError(f"engine gaussian only serves the unet, not {', '.join(parts)}; use the null engine there")
+            raise BackendError(
+                f"engine gaussian only serves the unet, not {', '.join(parts)}; use the null engine there"
+            )
         placement = Placement("unet", self.name, target.device, target.precision)
         return {"unet": GaussianProgram(component.interface("unet"), placement, NumpyArrays(), cumulative_alphas())}
 

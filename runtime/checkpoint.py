@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anamorph.artifact import Artifact, is_artifact, read_artifact
 from anamorph.config import Config, read_json
 from anamorph.errors import CheckpointError
 
@@ -29,13 +30,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened folder: `components` maps a name to its library and class, None where the slot is empty."""
+    """An opened folder: `components` maps a name to its library and class, None where the slot is empty.
+
+    `artifact` is there where the folder was exported for an engine and holds no weights of ours.
+    """
 
     folder: Path
     class_name: str
     components: Mapping[str, tuple[str, str] | None]
     settings: Mapping[str, Any]
     variant: str | None = None
+    artifact: Artifact | None = None
 
     def place(self, component: str) -> Path:
         """The component's subfolder.
@@ -48,7 +53,9 @@ class Checkpoint:
         return place
 
     def digest(self) -> str:
-        """SHA-256 over the names and bytes of all weight files below the folder, hexadecimal."""
+        """SHA-256 over the names and bytes of all weight files below the folder, hexadecimal; an artifact's source's."""
+        if self.artifact is not None:
+            return self.artifact.source["sha256"]
         total = hashlib.sha256()
         for path in sorted(self.folder.rglob("*")):
             if path.suffix in (".safetensors", ".bin"):
@@ -62,6 +69,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
     """Find the folder (downloading a hub id into its cache) and read its `model_index.json`.
 
     Raises CheckpointError: no such folder or id, or the index is missing or malformed.
+    Raises ArtifactError: the folder is an artifact that is damaged, incomplete or of a newer schema.
     """
     folder = _folder(source)
     index = folder / "model_index.json"
@@ -79,7 +87,8 @@ def open_checkpoint(source: Source) -> Checkpoint:
             components[key] = (str(value[0]), str(value[1])) if value[0] and value[1] else None
         else:
             settings[key] = value
-    return Checkpoint(folder, class_name, components, settings, source.variant)
+    artifact = read_artifact(folder) if is_artifact(folder) else None
+    return Checkpoint(folder, class_name, components, settings, source.variant, artifact)
 
 
 def component_config(folder: Path) -> Config:

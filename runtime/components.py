@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anamorph.artifact import Artifact
+from anamorph.checkpoint import Checkpoint
 from anamorph.config import Config
 from anamorph.errors import ConfigError
 from anamorph.interface import Axis, Interface, Port, Scaled
@@ -16,7 +18,8 @@ BATCH = Axis("batch")
 class Component:
     """One model of a pipeline: where its weights come from, before any engine has opened it.
 
-    Exactly one source is set: `folder` (a checkpoint's subfolder) or `module` (a PyTorch model built by hand).
+    Its source is the folder of a `checkpoint` (exported or not), with the `variant` of the weights to take, or a
+    `module` (a PyTorch model built by hand).
     """
 
     name: str
@@ -25,6 +28,17 @@ class Component:
     folder: Path | None = None
     variant: str | None = None
     module: Any = None
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def artifact(self) -> Artifact | None:
+        """The exported folder that holds this component, if it comes from one."""
+        return None if self.checkpoint is None else self.checkpoint.artifact
+
+    @property
+    def content(self) -> str:
+        """What an engine must be able to open: "checkpoint" or the name of an exported format."""
+        return "checkpoint" if self.artifact is None else self.artifact.format
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -37,7 +51,9 @@ class Component:
         return "model" if self.class_name.startswith("CLIP") else "diffusion_pytorch_model"
 
     def interface(self, part: str) -> Interface:
-        """Inputs and outputs of one part."""
+        """Inputs and outputs of one part; an exported one may take fewer sizes than the model."""
+        if self.artifact is not None and part in self.artifact.parts:
+            return self.artifact.parts[part].interface
         return interfaces(self.class_name)[part](self.config)
 
 
@@ -90,6 +106,11 @@ def vae_decoder_interface(config: Config) -> Interface:
     factor = vae_scale_factor(config)
     pictures = (BATCH, config["out_channels"], Scaled("latent_height", factor), Scaled("latent_width", factor))
     return Interface("vae_decoder", (Port("latent_sample", latents),), (Port("sample", pictures),))
+
+
+def unet_multiple(config: Mapping[str, Any]) -> int:
+    """Latents whose sides are multiples of this are halved evenly on every level: 2 to the number of levels less one."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
 def vae_scale_factor(config: Mapping[str, Any]) -> int:

@@ -5,6 +5,8 @@ A package offers an engine with an entry point of the group `anamorph` that name
     @anamorph.hookimpl
     def anamorph_backends() -> list[Backend]: ...
 
+and writers of formats with `anamorph_exporters() -> list[Exporter]`.
+
 The environment variable ANAMORPH_PLUGINS narrows what is imported: `none`, or entry-point names joined by commas.
 """
 
@@ -12,15 +14,20 @@ import functools
 import importlib.metadata
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pluggy
 
 from anamorph.engine import Backend
 from anamorph.errors import BackendError, BackendUnavailable, InputError
+from anamorph.exporting import Exporter
 
 GROUP = "anamorph"
 VARIABLE = "ANAMORPH_PLUGINS"
+
+T = TypeVar("T")
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -34,12 +41,18 @@ class Hooks:
         """The engines of this plug-in."""
         raise NotImplementedError
 
+    @hookspec
+    def anamorph_exporters(self) -> list[Exporter]:
+        """The exporters of this plug-in."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Discovery:
-    """Engines by name, and the plug-ins that failed to load with their reason."""
+    """Engines by name, exporters by format, and the plug-ins that failed to load with their reason."""
 
     backends: dict[str, Backend] = field(default_factory=dict)
+    exporters: dict[str, Exporter] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
 
@@ -63,8 +76,11 @@ def discover(chosen: str | None = None) -> Discovery:
         try:
             plugin = entry.load()
             manager.register(plugin, entry.name)
-            for backend in manager.subset_hook_caller("anamorph_backends", _others(manager, plugin))()[0]:
-                _add(result, backend)
+            others = _others(manager, plugin)
+            for offer in manager.subset_hook_caller("anamorph_backends", others)():
+                _add("an engine", result.backends, {backend.name: backend for backend in offer})
+            for offer in manager.subset_hook_caller("anamorph_exporters", others)():
+                _add("an exporter", result.exporters, {exporter.format: exporter for exporter in offer})
         except Exception as error:  # a stranger's module may raise anything while it is imported
             result.failures[entry.name] = f"{type(error).__name__}: {error}"
             warnings.warn(f"plug-in {entry.name} could not be loaded ({error}); the others are", stacklevel=2)
@@ -75,10 +91,11 @@ def _others(manager: pluggy.PluginManager, plugin: object) -> list[object]:
     return [other for other in manager.get_plugins() if other is not plugin]
 
 
-def _add(result: Discovery, backend: Backend) -> None:
-    if backend.name in result.backends:
-        raise BackendError(f"an engine named {backend.name!r} is already there; rename one of the two")
-    result.backends[backend.name] = backend
+def _add(what: str, known: dict[str, T], offered: Mapping[str, T]) -> None:
+    for name, value in offered.items():
+        if name in known:
+            raise BackendError(f"{what} named {name!r} is already there; rename one of the two")
+        known[name] = value
 
 
 @functools.cache
@@ -105,6 +122,22 @@ def get_backend(name: str) -> Backend:
     if (reason := backend.unavailable()) is not None:
         raise BackendUnavailable(f"engine {name} is not available: {reason}")
     return backend
+
+
+def get_exporter(formats: Sequence[str]) -> Exporter:
+    """An exporter that writes one of `formats`.
+
+    Raises BackendError: there is none. Raises BackendUnavailable: it cannot run here; says what to install.
+    """
+    known = installed().exporters
+    found = [known[name] for name in formats if name in known]
+    if not found:
+        raise BackendError(f"nothing exports to {' or '.join(formats)}; known are {', '.join(sorted(known)) or 'none'}")
+    reasons = [exporter.unavailable() for exporter in found]
+    for exporter, reason in zip(found, reasons, strict=True):
+        if reason is None:
+            return exporter
+    raise BackendUnavailable(f"exporting to {found[0].format} is not available: {reasons[0]}")
 
 
 def choose_backend(content: str) -> tuple[Backend, str]:

@@ -74,7 +74,7 @@ class DiffusionPipeline:
         local_files_only: bool = False,
         **components: Any,
     ) -> "DiffusionPipeline":
-        """Load a pipeline from a folder in diffusers' layout or a hub id; None means the bundled model.
+        """Load a pipeline from a checkpoint in diffusers' layout, an exported folder or a hub id; None: the bundled model.
 
         `backend`, `device` and `torch_dtype` may be mappings from component or part names (and "default") to
         values. `components` replace the checkpoint's own (`scheduler=`, `vae=`, ...; `safety_checker=None`).
@@ -159,8 +159,12 @@ class DiffusionPipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the checkpoint in diffusers' layout, weights as float32 safetensors; readable by diffusers.
 
-        Raises OutputError: the disk is full or read-only.
+        Raises OutputError: the disk is full or read-only. Raises InputError: this is an exported folder.
         """
+        if exported := [loaded.component for loaded in self._models.values() if loaded.component.artifact]:
+            raise InputError(
+                f"{exported[0].name} comes from an exported folder, which holds no weights to save; copy it"
+            )
         place = Path(folder)
         library = {"tokenizer": "transformers", "text_encoder": "transformers"}
         index: dict[str, Any] = {

@@ -4,14 +4,17 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint, component_config
 from anamorph.components import Component, interfaces
 from anamorph.config import Config, read_json
 from anamorph.engine import PRECISIONS, Backend, Placement, Program, Target
-from anamorph.errors import CheckpointError, ConfigError, InputError
-from anamorph.plugins import choose_backend, get_backend
+from anamorph.errors import ArtifactError, BackendError, CheckpointError, ConfigError, InputError
+from anamorph.exporting import cached_export
+from anamorph.plugins import choose_backend, get_backend, get_exporter
 from anamorph.schedulers import Scheduler, load_scheduler
 from anamorph.tokenizer import ClipTokenizer
 from anamorph.weights import find_weights
@@ -63,12 +66,12 @@ class Wishes:
             {key: None if value is None else precision_name(value) for key, value in dtypes.items()},
         )
 
-    def backend_of(self, component: str, part: str) -> Backend:
-        """The engine for one part; `auto` is decided and logged here."""
-        wish = _pick(self.backend, component, part)
+    def backend_of(self, component: Component, part: str) -> Backend:
+        """The engine for one part; `auto` is decided by what the component holds, and logged here."""
+        wish = _pick(self.backend, component.name, part)
         if wish != "auto":
             return get_backend(wish)
-        backend, reason = choose_backend("checkpoint")
+        backend, reason = choose_backend(component.content)
         log.info("%s: engine %s (%s)", part, backend.name, reason)
         return backend
 
@@ -94,13 +97,35 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes) -
     """Open `parts`; those that go to the same engine and target are opened together and share their weights."""
     groups: dict[tuple[str, Target], tuple[Backend, list[str]]] = {}
     for part in parts:
-        backend = wishes.backend_of(component.name, part)
+        backend = wishes.backend_of(component, part)
         target = wishes.target_of(component.name, part, backend)
         groups.setdefault((backend.name, target), (backend, []))[1].append(part)
     programs: dict[str, Program] = {}
     for (_, target), (backend, names) in groups.items():
-        programs |= backend.open(component, names, target)
+        programs |= backend.open(_readable(component, backend), names, target)
     return Loaded(component, programs)
+
+
+def _readable(component: Component, backend: Backend) -> Component:
+    """The component in a form that the engine opens: itself, or its export in the user's cache.
+
+    Raises BackendError: the engine opens neither this nor what could be made of it.
+    """
+    if component.content in backend.formats:
+        return component
+    opens = ", ".join(backend.formats)
+    if component.artifact is not None:
+        raise BackendError(
+            f"engine {backend.name} opens {opens}, but {component.artifact.folder} is {component.content}; "
+            f"name the checkpoint, or leave the backend to auto"
+        )
+    if component.checkpoint is None:
+        raise BackendError(
+            f"engine {backend.name} opens {opens}, but {component.name} is a module; save the pipeline with "
+            "save_pretrained and load that folder"
+        )
+    exported = cached_export(component.checkpoint, get_exporter(backend.formats))
+    return read_component(exported, component.name, (component.class_name,))
 
 
 def as_component(name: str, value: Any, class_names: Sequence[str]) -> Component | Loaded:
@@ -131,8 +156,15 @@ def read_component(checkpoint: Checkpoint, name: str, class_names: Sequence[str]
     if slot[1] not in class_names:
         raise ConfigError(f"{name} of {checkpoint.folder} is a {slot[1]}, expected {' or '.join(class_names)}")
     interfaces(slot[1])
-    folder = checkpoint.place(name)
-    return Component(name, slot[1], component_config(folder), folder=folder, variant=checkpoint.variant)
+    folder = checkpoint.place(name) if checkpoint.artifact is None else _exported_folder(checkpoint.artifact, name)
+    return Component(name, slot[1], component_config(folder), folder, checkpoint.variant, checkpoint=checkpoint)
+
+
+def _exported_folder(artifact: Artifact, name: str) -> Path:
+    for part in artifact.parts.values():
+        if part.component == name:
+            return (artifact.folder / part.file).parent
+    raise ArtifactError(f"{artifact.folder} holds no part of {name}; export the checkpoint again")
 
 
 def settle_variant(components: Sequence[Component]) -> list[Component]:
@@ -141,6 +173,10 @@ def settle_variant(components: Sequence[Component]) -> list[Component]:
     Raises CheckpointError: no component has the variant.
     """
     variant = next((component.variant for component in components if component.variant), None)
+    if variant is not None and components[0].artifact is not None:
+        raise InputError(
+            f"variant {variant!r} names weights of a checkpoint; an exported folder holds one kind of weights"
+        )
     if variant is None:
         return list(components)
     having = [component for component in components if _has_variant(component)]

@@ -1,0 +1,96 @@
+"""ONNX Runtime on the processor, in float32: it has no bfloat16 kernels there."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anamorph.arrays import Array, NumpyArrays
+from anamorph.artifact import Artifact
+from anamorph.backends.cores import physical_cores
+from anamorph.backends.numpy_program import artifact_of, checked, prepared
+from anamorph.backends.onnx_files import external_locations
+from anamorph.components import Component
+from anamorph.engine import Backend, Placement, Program, Target, check_target
+from anamorph.errors import ArtifactError
+from anamorph.interface import Interface
+from anamorph.plugins import hookimpl
+
+PROVIDER = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class OnnxProgram:
+    """One model file in ONNX Runtime; `InferenceSession.run` may be called by several threads at once."""
+
+    engine: Any
+    interface: Interface
+    placement: Placement
+    arrays: NumpyArrays
+
+    def session(self) -> "OnnxProgram":
+        """A run mutates nothing, so a session is the program itself."""
+        return self
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        values, sizes = prepared(self.interface, inputs)
+        names = [port.name for port in self.interface.outputs]
+        results = self.engine.run(names, values)
+        return checked(self.interface, sizes, dict(zip(names, results, strict=True)))
+
+
+class OnnxRuntime:
+    """Opens exported folders in ONNX format."""
+
+    name = "onnxruntime"
+    formats = ("onnx",)
+    rank: int | None = 10
+    double = False
+
+    def unavailable(self) -> str | None:
+        if importlib.util.find_spec("onnxruntime"):
+            return None
+        return "ONNX Runtime is not installed; run: pip install 'anamorph[onnx]'"
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def precisions(self, device: str) -> tuple[str, ...]:  # noqa: ARG002 - there is one device
+        return ("float32",)
+
+    def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
+        check_target(self, target)
+        artifact = artifact_of(component, self.name, self.formats)
+        return {part: _open(artifact, part, target) for part in parts}
+
+
+def _open(artifact: Artifact, part: str, target: Target) -> OnnxProgram:
+    import onnxruntime
+
+    path = artifact.open_part(part)
+    _check_locations(artifact, part, path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = physical_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors are raised; its warnings about unused initialisers help nobody
+    try:
+        engine = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+        raise ArtifactError(f"{path} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]}") from None
+    threads = engine.get_session_options().intra_op_num_threads
+    details = {"provider": engine.get_providers()[0], "threads": str(threads)}
+    placement = Placement(part, "onnxruntime", target.device, "float32", details)
+    return OnnxProgram(engine, artifact.parts[part].interface, placement, NumpyArrays())
+
+
+def _check_locations(artifact: Artifact, part: str, path: Path) -> None:
+    recorded = {artifact.folder / name for name in artifact.parts[part].files}
+    for location in external_locations(path):
+        if path.parent / location not in recorded or ".." in Path(location).parts:
+            raise ArtifactError(f"{path} reads weights from {location!r}, which its artifact does not record; it is refused")
+
+
+@hookimpl
+def anamorph_backends() -> list[Backend]:
+    return [OnnxRuntime()]

@@ -1,0 +1,144 @@
+"""OpenVINO on the processor, in float32 or bfloat16: pinned, because left alone it chooses bfloat16 by itself."""
+
+import functools
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anamorph.arrays import Array, NumpyArrays
+from anamorph.artifact import Artifact
+from anamorph.backends.cores import physical_cores
+from anamorph.backends.numpy_program import artifact_of, checked, prepared
+from anamorph.components import Component
+from anamorph.engine import Backend, Placement, Program, Target, check_target
+from anamorph.errors import ArtifactError, BackendError
+from anamorph.interface import Interface
+from anamorph.plugins import hookimpl
+
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
+DEVICE = "CPU"
+
+
+@dataclass(frozen=True)
+class OpenVinoProgram:
+    """One compiled model; each session has an infer request of its own, because a request holds its outputs."""
+
+    compiled: Any
+    interface: Interface
+    placement: Placement
+    arrays: NumpyArrays
+
+    def session(self) -> "OpenVinoSession":
+        """A caller with buffers of its own."""
+        return OpenVinoSession(self, self.compiled.create_infer_request())
+
+
+@dataclass(frozen=True)
+class OpenVinoSession:
+    """Runs one infer request; results are copies, because the next call overwrites the request's own."""
+
+    program: OpenVinoProgram
+    request: Any
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        interface = self.program.interface
+        values, sizes = prepared(interface, inputs)
+        # Files hold single numbers as one element, as other tools feed them.
+        self.request.infer({name: value.reshape(value.shape or (1,)) for name, value in values.items()}, share_inputs=True)
+        outputs = {port.name: np.array(self.request.get_tensor(port.name).data) for port in interface.outputs}
+        return checked(interface, sizes, outputs)
+
+
+class OpenVino:
+    """Opens exported folders in OpenVINO's IR format."""
+
+    name = "openvino"
+    formats = ("openvino",)
+    rank: int | None = 10
+    double = False
+
+    def unavailable(self) -> str | None:
+        if importlib.util.find_spec("openvino"):
+            return None
+        return "OpenVINO is not installed; run: pip install 'anamorph[openvino]'"
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def precisions(self, device: str) -> tuple[str, ...]:  # noqa: ARG002 - there is one device
+        capable = "BF16" in core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+        return ("float32", "bfloat16") if capable else ("float32",)
+
+    def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
+        check_target(self, target)
+        artifact = artifact_of(component, self.name, self.formats)
+        return {part: _open(artifact, part, target) for part in parts}
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's entry point; one per process, because each loads the plug-ins of all devices."""
+    import openvino
+
+    return openvino.Core()
+
+
+def _open(artifact: Artifact, part: str, target: Target) -> OpenVinoProgram:
+    path, interface = artifact.open_part(part), artifact.parts[part].interface
+    settings = {
+        "INFERENCE_PRECISION_HINT": HINTS[target.precision],
+        "EXECUTION_MODE_HINT": "ACCURACY" if target.precision == "float32" else "PERFORMANCE",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": physical_cores(),
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    }
+    try:
+        model = core().read_model(path)
+        _take_floats(model, interface)
+        compiled = core().compile_model(model, DEVICE, settings)
+    except RuntimeError as error:
+        raise ArtifactError(f"{path} cannot be opened by OpenVINO: {str(error).strip().splitlines()[-1]}") from None
+    placement = _placement(compiled, part, target)
+    return OpenVinoProgram(compiled, interface, placement, NumpyArrays())
+
+
+def _placement(compiled: Any, part: str, target: Target) -> Placement:
+    runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    names = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+    if (precision := names.get(runs, runs)) != target.precision:
+        raise BackendError(f"OpenVINO compiled {part} for {precision} instead of {target.precision}; update openvino")
+    threads = compiled.get_property("INFERENCE_NUM_THREADS")
+    mode = compiled.get_property("EXECUTION_MODE_HINT")
+    details = {"mode": str(mode).rsplit(".", 1)[-1].lower(), "threads": str(threads)}
+    return Placement(part, "openvino", target.device, precision, details)
+
+
+def _take_floats(model: Any, interface: Interface) -> None:
+    """Let inputs that files hold as whole numbers (the timestep, as other tools feed it) take our float32.
+
+    Schedulers with fractional timesteps would lose them otherwise.
+    """
+    import openvino
+
+    whole = {port.name for port in interface.inputs if port.dtype == "float32"}
+    for port in model.inputs:
+        if not port.names & whole or port.element_type != openvino.Type.i64:
+            continue
+        old = port.get_node()
+        (reader,) = port.get_target_inputs()
+        new = openvino.op.Parameter(openvino.Type.f32, old.get_partial_shape())
+        new.output(0).set_names(port.names)
+        for consumer in reader.get_node().output(0).get_target_inputs():  # the conversion's readers
+            consumer.replace_source_output(new.output(0))
+        model.remove_parameter(old)
+        model.add_parameters([new])
+    model.validate_nodes_and_infer_types()
+
+
+@hookimpl
+def anamorph_backends() -> list[Backend]:
+    return [OpenVino()]

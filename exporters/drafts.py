@@ -1,0 +1,54 @@
+"""Making a folder appear complete or not at all, whatever happens meanwhile and whoever else tries."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from anamorph.errors import OutputError
+
+
+@contextmanager
+def drafted(target: Path) -> Iterator[Path | None]:
+    """Give a hidden folder beside `target`, renamed to it when the block ends well and removed otherwise.
+
+    One process at a time: who comes second waits, and gets None where the first has finished `target`. Drafts that
+    killed processes left behind are removed first.
+    Raises OutputError: the disk is full or read-only.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.parent / f".{target.name}.lock"):
+            if target.exists():
+                yield None
+                return
+            for stale in target.parent.glob(f".{target.name}.*.partial"):
+                shutil.rmtree(stale, ignore_errors=True)
+            draft = target.parent / f".{target.name}.{os.getpid()}.partial"
+            draft.mkdir()
+            try:
+                yield draft
+                draft.rename(target)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}; free the disk or name another place") from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the system lets go when the process ends, however it ends."""
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        # The one before may have removed the file while we waited: only the file that is there now counts.
+        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+            break
+        os.close(handle)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)

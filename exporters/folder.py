@@ -1,0 +1,203 @@
+"""From a checkpoint to a certified folder: part by part, then compared, then moved into place."""
+
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anamorph.artifact import MANIFEST, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
+from anamorph.checkpoint import Checkpoint
+from anamorph.components import Component, vae_scale_factor
+from anamorph.errors import ArtifactError, ConfigError, InputError
+from anamorph.exporters import certificate
+from anamorph.exporters.drafts import drafted
+from anamorph.exporters.trace import part_interface, trace, with_scalars
+from anamorph.exporting import Check, ExportOptions, Report
+from anamorph.interface import Interface
+from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.loading import read_component, read_tokenizer, settle_variant
+
+if TYPE_CHECKING:
+    import torch
+
+TOLERANCE = {"float32": (1e-4, 1e-4), "float16": (1e-2, 1e-1)}
+"""Storage -> largest relative L2 difference of a part's output, and of the latents after any step of a picture."""
+LAYOUT = 1
+"""Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """What distinguishes one format: `write(program, interface, folder, storage)` returns the file to open.
+
+    `scalars` are the dimensions that its files give to single numbers, `root_files(storage)` further files.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    scalars: tuple[int, ...]
+    write: Callable[["torch.export.ExportedProgram", Interface, Path, str], str]
+    unavailable: Callable[[], str | None]
+    root_files: Callable[[str], Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class FolderExporter:
+    """Exports pipelines in one format."""
+
+    kind: Format
+
+    @property
+    def format(self) -> str:
+        """The format's name."""
+        return self.kind.name
+
+    def unavailable(self) -> str | None:
+        """None, or what is missing."""
+        return self.kind.unavailable()
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Versions of all packages that take part, and of the layout."""
+        versions = {name: importlib.metadata.version(name) for name in ("anamorph", *self.kind.packages)}
+        return {**versions, "layout": str(LAYOUT)}
+
+    def export(self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, report: Report) -> Sequence[Check]:
+        """Write and certify an artifact; see `anamorph.exporting.Exporter`."""
+        if checkpoint.artifact is not None:
+            raise InputError(f"{checkpoint.folder} is an exported folder already; name the checkpoint it was made from")
+        target = folder.expanduser().absolute()
+        if target.exists():
+            raise InputError(f"{target} exists already; remove it or name another folder")
+        components = read_components(checkpoint)
+        with drafted(target) as draft, tempfile.TemporaryDirectory(prefix="anamorph-") as references:
+            if draft is None:
+                report(f"another process has just written {target}")
+                return []
+            probes = Path(references)
+            artifact = self._write(checkpoint, components, draft, probes, options, report)
+            _write_manifest(artifact)
+            return _certify(artifact, checkpoint, probes, report)
+
+    def _write(
+        self,
+        checkpoint: Checkpoint,
+        components: Sequence[Component],
+        draft: Path,
+        probes: Path,
+        options: ExportOptions,
+        report: Report,
+    ) -> Artifact:
+        factor = next(vae_scale_factor(c.config) for c in components if "vae_decoder" in c.parts)
+        parts: dict[str, Part] = {}
+        for component in components:
+            interfaces = {part: part_interface(component, part, options, factor) for part in component.parts}
+            module = certificate.load(component)
+            for name, interface in interfaces.items():
+                report(f"exporting {name}")
+                place = draft / name if component.name == "vae" else draft / component.name
+                stated = with_scalars(interface, self.kind.scalars)
+                program = trace(module, module.PARTS[name], stated, component.config)
+                opened = self.kind.write(program, stated, place, options.storage)
+                del program
+                files = {path.relative_to(draft).as_posix(): FileRecord.of(path) for path in sorted(place.iterdir())}
+                (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")
+                file = (place / opened).relative_to(draft).as_posix()
+                parts[name] = Part(component.name, file, files, interface, options.storage, _PENDING)
+                certificate.write_probes(probes, name, interface, module, component.config)
+            del module
+        _copy_rest(checkpoint, components, draft)
+        for name, text in self.kind.root_files(options.storage).items():
+            (draft / name).write_text(text, encoding="utf-8")
+        source = {"name": str(checkpoint.folder), "sha256": checkpoint.digest()}
+        return Artifact(draft, self.format, parts, source, {}, self.fingerprint())
+
+    def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report) -> Sequence[Check]:
+        """Repeat the certificate; see `anamorph.exporting.Exporter`."""
+        exported = artifact.artifact
+        if exported is None:
+            raise InputError(f"{artifact.folder} is no exported folder; name one that `anamorph export` wrote")
+        if source.digest() != exported.source["sha256"]:
+            raise ArtifactError(f"{artifact.folder} was made from another checkpoint than {source.folder} (SHA-256)")
+        with tempfile.TemporaryDirectory(prefix="anamorph-") as references:
+            for component in read_components(source):
+                module = certificate.load(component)
+                for name in component.parts:
+                    report(f"computing {name} with PyTorch")
+                    interface = exported.parts[name].interface
+                    certificate.write_probes(Path(references), name, interface, module, component.config)
+            certificate.write_picture(Path(references), source, exported)
+            report("comparing")
+            return list(_checks(exported, certificate.compare(exported, Path(references))))
+
+
+_PENDING = f"{UNVERIFIED}: the export has not finished"
+
+
+def read_components(checkpoint: Checkpoint) -> list[Component]:
+    """All models of a checkpoint; raises ConfigError where its pipeline is not one of ours."""
+    kind = DiffusionPipeline.registry.get(checkpoint.class_name)
+    if kind is None:
+        known = ", ".join(DiffusionPipeline.registry)
+        raise ConfigError(f"{checkpoint.folder} is a {checkpoint.class_name}; {known} can be exported")
+    return settle_variant([read_component(checkpoint, slot, classes) for slot, classes in kind.SLOTS.items()])
+
+
+def _certify(artifact: Artifact, checkpoint: Checkpoint, probes: Path, report: Report) -> Sequence[Check]:
+    """Compare in a fresh process; write the result into the manifest, or raise ArtifactError."""
+    if (reason := certificate.no_engine(artifact.format)) is not None:
+        status = f"{UNVERIFIED}: {reason}"
+        report(status)
+        parts = {name: replace(part, status=status) for name, part in artifact.parts.items()}
+        _write_manifest(replace(artifact, parts=parts, image={"status": status}))
+        return []
+    report("computing a picture with PyTorch")
+    certificate.write_picture(probes, checkpoint, artifact)
+    report("comparing in a fresh process")
+    measured = certificate.compare(artifact, probes)
+    checks = list(_checks(artifact, measured))
+    if lost := [check for check in checks if not check.passed]:
+        raise ArtifactError(
+            f"{lost[0].part} ({lost[0].what}) differs from PyTorch by {lost[0].difference.relative_l2:.1e} (relative L2), "
+            f"allowed are {lost[0].tolerance:.0e}; nothing was written"
+        )
+    parts = {
+        name: replace(part, status=VERIFIED, errors=certificate.worst(measured, name))
+        for name, part in artifact.parts.items()
+    }
+    image = {"status": VERIFIED, "steps": [vars(d) for d in certificate.step_differences(measured)]}
+    _write_manifest(replace(artifact, parts=parts, image=image))
+    return checks
+
+
+def _checks(artifact: Artifact, measured: Sequence[certificate.Measured]) -> Iterator[Check]:
+    for name, part in artifact.parts.items():
+        for row in measured:
+            if row.part == name:
+                yield Check(name, row.what, row.difference, TOLERANCE[part.storage][0])
+    storage = next(iter(artifact.parts.values())).storage
+    for row in measured:
+        if row.part == certificate.PICTURE:
+            yield Check(row.part, row.what, row.difference, TOLERANCE[storage][1])
+
+
+def _write_manifest(artifact: Artifact) -> None:
+    (artifact.folder / MANIFEST).write_text(artifact.to_json(), encoding="utf-8")
+
+
+def _copy_rest(checkpoint: Checkpoint, components: Sequence[Component], draft: Path) -> None:
+    """Index, scheduler and tokenizer; slots that were not exported become empty, so that no loader looks for them."""
+    index: dict[str, Any] = json.loads((checkpoint.folder / "model_index.json").read_text(encoding="utf-8"))
+    kept = {component.name for component in components} | {"scheduler", "tokenizer"}
+    for name in checkpoint.components:
+        if name not in kept:
+            index[name] = [None, None]
+    (draft / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for name in ("scheduler", "tokenizer"):
+        shutil.copytree(checkpoint.place(name), draft / name)
+    vocabulary = draft / "tokenizer" / "tokenizer.json"
+    if not vocabulary.exists():
+        vocabulary.write_text(read_tokenizer(checkpoint).to_json(), encoding="utf-8")

@@ -1,0 +1,38 @@
+"""ONNX, opset 18, in the folders that optimum-onnx reads."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anamorph.exporters.folder import FolderExporter, Format
+from anamorph.exporting import Exporter
+from anamorph.interface import Interface
+from anamorph.plugins import hookimpl
+
+if TYPE_CHECKING:
+    import torch
+
+
+def write(program: "torch.export.ExportedProgram", interface: Interface, folder: Path, storage: str) -> str:
+    """Write `model.onnx` and its weights; returns the name of the file to open."""
+    from anamorph.exporters.emit import emit
+
+    emit(program, interface, folder, storage)
+    return "model.onnx"
+
+
+def unavailable() -> str | None:
+    """None, or what is missing."""
+    missing = [name for name in ("torch", "onnx") if not importlib.util.find_spec(name)]
+    return f"{' and '.join(missing)} not installed; run: pip install 'anamorph[torch,onnx]'" if missing else None
+
+
+def root_files(storage: str) -> Mapping[str, str]:  # noqa: ARG001 - other formats have some
+    """ONNX folders have no file of their own at the root."""
+    return {}
+
+
+@hookimpl
+def anamorph_exporters() -> list[Exporter]:
+    return [FolderExporter(Format("onnx", ("torch", "onnx"), (), write, unavailable, root_files))]

@@ -1,0 +1,63 @@
+"""OpenVINO IR in the folders that optimum-intel and openvino-genai read, made from the ONNX graph."""
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anamorph.exporters.folder import FolderExporter, Format
+from anamorph.exporting import Exporter
+from anamorph.interface import Interface
+from anamorph.plugins import hookimpl
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "openvino_model.xml"
+
+
+def write(program: "torch.export.ExportedProgram", interface: Interface, folder: Path, storage: str) -> str:
+    """Write `openvino_model.xml` and `.bin`; returns the name of the file to open."""
+    import openvino
+
+    from anamorph.exporters.emit import emit
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as draft:
+        emit(program, interface, Path(draft))
+        model = _with_whole_timestep(openvino.convert_model(Path(draft) / "model.onnx"))
+        # Left to itself, OpenVINO halves the weights' precision here.
+        openvino.save_model(model, folder / NAME, compress_to_fp16=storage == "float16")
+        del model  # its weights are mapped from the draft
+    return NAME
+
+
+def _with_whole_timestep(model: Any) -> Any:
+    """Declare the timestep as int64, which is what openvino-genai feeds; our engine takes the conversion out again."""
+    import openvino
+
+    if not any("timestep" in port.names for port in model.inputs):
+        return model
+    steps = openvino.preprocess.PrePostProcessor(model)
+    steps.input("timestep").tensor().set_element_type(openvino.Type.i64)
+    return steps.build()
+
+
+def unavailable() -> str | None:
+    """None, or what is missing."""
+    missing = [name for name in ("torch", "onnx", "openvino") if not importlib.util.find_spec(name)]
+    return f"{' and '.join(missing)} not installed; run: pip install 'anamorph[torch,onnx,openvino]'" if missing else None
+
+
+def root_files(storage: str) -> Mapping[str, str]:
+    """The file by which optimum-intel knows its folders."""
+    values = {"dtype": "fp16" if storage == "float16" else "fp32", "quantization_config": None, "save_onnx_model": False}
+    return {"openvino_config.json": json.dumps(values, indent=2) + "\n"}
+
+
+@hookimpl
+def anamorph_exporters() -> list[Exporter]:
+    packages = ("torch", "onnx", "openvino")
+    return [FolderExporter(Format("openvino", packages, (1,), write, unavailable, root_files))]

@@ -1,0 +1,161 @@
+"""One `torch.export` per part: which sizes it shall take, and the graph that takes them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anamorph.components import Component, unet_multiple
+from anamorph.config import Config
+from anamorph.errors import BackendError, InputError
+from anamorph.exporting import ExportOptions
+from anamorph.interface import Axis, Dimension, Interface, Port
+
+if TYPE_CHECKING:
+    import torch
+
+LEGACY_EOS = 2
+TIMESTEP = 637.25
+"""A timestep between two training steps, as Karras schedules have them."""
+SEQUENCE = 77
+
+
+def part_interface(component: Component, part: str, options: ExportOptions, factor: int) -> Interface:
+    """The sizes that the exported part takes; `factor` is the autoencoder's pixels per latent.
+
+    A UNet's latents must halve evenly on each level. A fixed batch of N pictures makes N for the autoencoder and
+    2 N for the denoiser (both guidance branches); prompts may come in any number.
+    Raises InputError: the fixed size is none that the model takes.
+    """
+    interface = component.interface(part)
+    limits: dict[str, Axis] = {}
+    if part == "unet":
+        multiple = unet_multiple(component.config)
+        limits = {name: Axis(name, multiple, multiple) for name in ("latent_height", "latent_width")}
+    if options.size is not None:
+        for side, pixels in zip(("height", "width"), options.size, strict=True):
+            if pixels < factor or pixels % factor:
+                raise InputError(f"{side} {pixels} is no positive multiple of {factor} pixels")
+            latent = f"latent_{side}"
+            limits[latent] = _fixed(limits.get(latent, Axis(latent)), pixels // factor)
+            limits[side] = _fixed(Axis(side, factor, factor), pixels)
+    if options.batch is not None and part != "text_encoder":
+        limits["batch"] = _fixed(Axis("batch"), options.batch * (2 if part == "unet" else 1))
+    return with_axes(interface, limits)
+
+
+def _fixed(axis: Axis, size: int) -> Axis:
+    if (refusal := axis.refusal(size)) is not None:
+        raise InputError(f"this model cannot be exported for that size: {refusal}")
+    return replace(axis, minimum=size, maximum=size)
+
+
+def with_axes(interface: Interface, limits: Mapping[str, Axis]) -> Interface:
+    """The interface with some of its axes replaced by name."""
+
+    def limited(dimension: Dimension) -> Dimension:
+        return limits.get(dimension.name, dimension) if isinstance(dimension, Axis) else dimension
+
+    def port(value: Port) -> Port:
+        return replace(value, axes=tuple(limited(dimension) for dimension in value.axes))
+
+    inputs, outputs = (tuple(port(value) for value in ports) for ports in (interface.inputs, interface.outputs))
+    return Interface(interface.component, inputs, outputs)
+
+
+def with_scalars(interface: Interface, axes: tuple[int, ...]) -> Interface:
+    """The interface as the file has it: single numbers get the dimensions `axes`."""
+    inputs = tuple(replace(port, axes=port.axes or axes) for port in interface.inputs)
+    return Interface(interface.component, inputs, interface.outputs)
+
+
+def named_axes(interface: Interface) -> dict[str, Axis]:
+    """All named axes of the inputs."""
+    return {axis.name: axis for port in interface.inputs for axis in port.axes if isinstance(axis, Axis)}
+
+
+def probe_sizes(interface: Interface) -> list[dict[str, int]]:
+    """Two sets of sizes to compare at, the smallest and an uneven one; one where the interface leaves no choice."""
+    smallest, uneven = {}, {}
+    for name, axis in named_axes(interface).items():
+        times = {"batch": 3, "height": 5, "latent_height": 5}.get(name, 3)
+        both = (axis.minimum, times * axis.multiple) if name != "sequence" else (SEQUENCE, 9)
+        top = axis.maximum if axis.maximum is not None else max(both)
+        smallest[name], uneven[name] = (min(max(size, axis.minimum), top) for size in both)
+    return [smallest] if smallest == uneven else [smallest, uneven]
+
+
+def probe(interface: Interface, sizes: Mapping[str, int], config: Config) -> dict[str, NDArray[Any]]:
+    """Inputs of these sizes, the same at each call: normal noise, a fractional timestep, texts with begin and end."""
+    random = np.random.default_rng(20240229)
+    return {port.name: _probe_port(port, sizes, config, random) for port in interface.inputs}
+
+
+def _probe_port(port: Port, sizes: Mapping[str, int], config: Config, random: np.random.Generator) -> NDArray[Any]:
+    shape = tuple(sizes[axis.name] if isinstance(axis, Axis) else int(axis) for axis in port.axes)  # type: ignore[arg-type]
+    if port.name == "timestep":
+        return np.full(shape, TIMESTEP, np.float32)
+    if port.dtype == "float32":
+        return random.standard_normal(shape, np.float32)
+    words = int(config["vocab_size"])
+    end = words - 1 if config.get("eos_token_id", LEGACY_EOS) == LEGACY_EOS else int(config["eos_token_id"])
+    tokens = random.integers(0, words, shape)
+    tokens[tokens == end] = 0
+    for row, text in enumerate(tokens):  # texts of different lengths, filled up with the end token
+        text[max(1, len(text) // (row + 2)) :] = end
+    return tokens
+
+
+def trace(module: "torch.nn.Module", method: str, interface: Interface, config: Config) -> "torch.export.ExportedProgram":
+    """Export one method of a model for all sizes of the interface.
+
+    Raises BackendError: PyTorch cannot trace it.
+    """
+    import torch
+
+    sizes = {name: _example(axis, index) for index, (name, axis) in enumerate(named_axes(interface).items())}
+    values = tuple(torch.from_numpy(value) for value in probe(interface, sizes, config).values())
+    shapes = tuple(dict(_dynamic(port)) for port in interface.inputs)
+    try:
+        with torch.no_grad():
+            return torch.export.export(as_module(module, method), values, dynamic_shapes=(shapes,), strict=False)
+    except Exception as error:  # torch.export raises many unrelated types
+        raise BackendError(f"PyTorch cannot trace {interface.component}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _example(axis: Axis, index: int) -> int:
+    """A size to trace with: 1 would be taken for granted, and equal sizes for one size."""
+    if axis.minimum == axis.maximum:
+        return axis.minimum
+    size = axis.multiple * (index + 2)
+    return size if axis.maximum is None else min(size, axis.maximum)
+
+
+def _dynamic(port: Port) -> Iterator[tuple[int, Any]]:
+    from torch.export import Dim
+
+    for index, axis in enumerate(port.axes):
+        if not isinstance(axis, Axis) or axis.minimum == axis.maximum:
+            continue
+        least = max(1, axis.minimum // axis.multiple)
+        most = None if axis.maximum is None else axis.maximum // axis.multiple
+        dim = Dim(axis.name if axis.multiple == 1 else f"_{axis.name}", min=least, max=most)
+        yield index, dim if axis.multiple == 1 else axis.multiple * dim
+
+
+def as_module(module: "torch.nn.Module", method: str) -> "torch.nn.Module":
+    """A module whose call is `method` of `module`."""
+    import torch
+
+    class Part(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            function: Callable[..., tuple[torch.Tensor, ...]] = getattr(self.model, method)
+            return function(*values)
+
+    return Part()

@@ -1,0 +1,198 @@
+"""An exported folder: its manifest `anamorph.json`, read with suspicion. No engine and no PyTorch here."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from anamorph.errors import ArtifactError
+from anamorph.interface import Axis, Dimension, Interface, Port, Scaled
+
+MANIFEST = "anamorph.json"
+SCHEMA = 1
+"""Version of the manifest; a newer one is refused."""
+VERIFIED, FAILED, UNVERIFIED = "verified", "failed", "unverified"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size (bytes) and SHA-256 (hexadecimal) of one file."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileRecord":
+        """Measure a file."""
+        with path.open("rb") as file:
+            return cls(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one output is from the reference: relative L2 norm, and the largest difference of any value."""
+
+    relative_l2: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """One exported function: `file` is opened by the engine, `files` (relative to the artifact) is all it consists of.
+
+    `storage` is the type of the weights on disk. `status` is "verified", "failed" or "unverified: why"; `errors` are
+    the largest differences per output that were measured when it was written, with float32 execution.
+    """
+
+    component: str
+    file: str
+    files: Mapping[str, FileRecord]
+    interface: Interface
+    storage: str
+    status: str
+    errors: Mapping[str, Difference] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported pipeline.
+
+    `source` names the checkpoint that it was made from and the SHA-256 over its weights; `image` holds the
+    certificate of the whole pipeline; `versions` those of the packages that wrote it.
+    """
+
+    folder: Path
+    format: str
+    parts: Mapping[str, Part]
+    source: Mapping[str, str]
+    image: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def open_part(self, name: str) -> Path:
+        """The file that the engine opens, after comparing all files of the part with their records.
+
+        Raises ArtifactError: the part or one of its files is missing, truncated or another one.
+        """
+        if name not in self.parts:
+            raise ArtifactError(f"{self.folder} holds no {name}; it holds {', '.join(self.parts)}; export it again")
+        part = self.parts[name]
+        for relative, record in part.files.items():
+            self._check_size(relative, record)
+            if FileRecord.of(self.folder / relative) != record:
+                raise ArtifactError(f"{self.folder / relative} is not the file that was exported (SHA-256); export again")
+        return self.folder / part.file
+
+    def check_sizes(self) -> None:
+        """Raise ArtifactError where a file is missing or has another size than when it was written."""
+        for part in self.parts.values():
+            for relative, record in part.files.items():
+                self._check_size(relative, record)
+
+    def _check_size(self, relative: str, record: FileRecord) -> None:
+        path = self.folder / relative
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; the artifact is incomplete; export it again")
+        if (size := path.stat().st_size) != record.size:
+            raise ArtifactError(f"{path} has {size} bytes, {MANIFEST} records {record.size}; export it again")
+
+    def to_json(self) -> str:
+        """The text of the manifest."""
+        values = {
+            "schema": SCHEMA,
+            "format": self.format,
+            "source": dict(self.source),
+            "versions": dict(self.versions),
+            "image": dict(self.image),
+            "parts": {
+                name: {**asdict(part), "interface": interface_to_dict(part.interface)} for name, part in self.parts.items()
+            },
+        }
+        return json.dumps(values, indent=1) + "\n"
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder was exported, as opposed to a checkpoint."""
+    return (folder / MANIFEST).is_file()
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Read the manifest and compare the files' sizes with it; contents are compared when a part is opened.
+
+    Raises ArtifactError: the manifest is of a newer schema, damaged, or names files outside its folder; a file is
+    missing or has another size.
+    """
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        schema = values["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); export the checkpoint again") from None
+    if schema != SCHEMA:
+        raise ArtifactError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; update anamorph or export again")
+    try:
+        parts = {str(name): _part(value) for name, value in values["parts"].items()}
+        artifact = Artifact(
+            folder, str(values["format"]), parts, values["source"], values["image"], values["versions"]
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}); export the checkpoint again") from None
+    _check_paths(artifact)
+    artifact.check_sizes()
+    return artifact
+
+
+def _part(value: Mapping[str, Any]) -> Part:
+    return Part(
+        value["component"],
+        value["file"],
+        {str(name): FileRecord(int(record["size"]), str(record["sha256"])) for name, record in value["files"].items()},
+        interface_from_dict(value["interface"]),
+        value["storage"],
+        value["status"],
+        {name: Difference(**measured) for name, measured in value["errors"].items()},
+    )
+
+
+def _check_paths(artifact: Artifact) -> None:
+    for name, part in artifact.parts.items():
+        if part.file not in part.files:
+            raise ArtifactError(f"{artifact.folder}/{MANIFEST} does not record {part.file} of {name}; it is refused")
+        for relative in part.files:
+            if not inside(relative):
+                raise ArtifactError(f"{artifact.folder}/{MANIFEST} names {relative!r}, outside its folder; it is refused")
+
+
+def inside(relative: str) -> bool:
+    """Whether a relative path of a manifest or model file stays in its folder."""
+    place = PurePosixPath(relative.replace("\\", "/"))
+    return not place.is_absolute() and ".." not in place.parts and ":" not in relative and relative != ""
+
+
+def interface_to_dict(interface: Interface) -> dict[str, Any]:
+    """An interface as plain JSON types."""
+
+    def port(value: Port) -> dict[str, Any]:
+        return {**asdict(value), "axes": [axis if isinstance(axis, int) else asdict(axis) for axis in value.axes]}
+
+    return {
+        "component": interface.component,
+        "inputs": [port(value) for value in interface.inputs],
+        "outputs": [port(value) for value in interface.outputs],
+    }
+
+
+def interface_from_dict(values: Mapping[str, Any]) -> Interface:
+    """The inverse of `interface_to_dict`; raises KeyError or TypeError on a damaged one."""
+
+    def dimension(value: Any) -> Dimension:
+        if isinstance(value, int):
+            return value
+        return Scaled(**value) if "axis" in value else Axis(**value)
+
+    def port(value: Mapping[str, Any]) -> Port:
+        return Port(**{**value, "axes": tuple(dimension(axis) for axis in value["axes"])})
+
+    inputs, outputs = (tuple(port(value) for value in values[key]) for key in ("inputs", "outputs"))
+    return Interface(values["component"], inputs, outputs)

@@ -1,0 +1,123 @@
+"""What the runtime knows of exporters: their contract, and how a checkpoint becomes an artifact in the user's cache."""
+
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from anamorph.artifact import Difference
+from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
+from anamorph.errors import InputError
+
+log = logging.getLogger(__name__)
+
+CACHE = "ANAMORPH_CACHE"
+"""Environment variable: the folder that takes the place of the user's cache."""
+STORAGE = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """`storage`: type of the weights on disk. `size`: the only height and width (pixels), `batch`: the only number
+    of pictures of a call; None leaves them open.
+    """  # fmt: skip
+
+    storage: str = "float32"
+    size: tuple[int, int] | None = None
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.storage not in STORAGE:
+            raise InputError(f"weights cannot be stored as {self.storage!r}; expected one of {', '.join(STORAGE)}")
+        if self.batch is not None and self.batch < 1:
+            raise InputError(f"batch is {self.batch}, expected 1 or more")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a certificate: what was compared, the largest difference, and whether it is within tolerance."""
+
+    part: str
+    what: str
+    difference: Difference
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the relative L2 difference is within tolerance; NaN is not."""
+        return self.difference.relative_l2 <= self.tolerance
+
+
+Report = Callable[[str], None]
+
+
+class Exporter(Protocol):
+    """Writes checkpoints in one format; an object of this shape is what a plug-in hands over."""
+
+    format: str
+
+    def unavailable(self) -> str | None:
+        """None, or one sentence: what is missing and how to install it. Must be cheap and import nothing heavy."""
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Versions of the packages that decide what is written."""
+
+    def export(self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, report: Report) -> Sequence[Check]:
+        """Write an artifact into `folder`, which must not exist, and certify it; returns what was measured.
+
+        Raises ArtifactError: it differs from eager by more than the tolerance (nothing is left behind).
+        Raises OutputError: it cannot be written.
+        """
+
+    def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report) -> Sequence[Check]:
+        """Compare an artifact with the checkpoint that it was made from, parts first, then a picture step by step.
+
+        Raises ArtifactError: it was made from another checkpoint.
+        """
+
+
+def cache_folder() -> Path:
+    """Where exports are kept: ANAMORPH_CACHE, or the user's cache folder."""
+    if chosen := os.environ.get(CACHE):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("anamorph"))
+
+
+def cached_export(checkpoint: Checkpoint, exporter: Exporter) -> Checkpoint:
+    """The checkpoint's artifact in the cache, exported now if it is not there; says in the log which.
+
+    Raises what `Exporter.export` raises.
+    """
+    options = ExportOptions()
+    versions = "".join(f"{key}={value};" for key, value in sorted(exporter.fingerprint().items()))
+    content = _content(checkpoint.folder, checkpoint.variant, _stamps(checkpoint.folder))
+    name = f"{content[:32]}-{exporter.format}-{options.storage}-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
+    place = cache_folder() / "exports" / name
+    if place.is_dir():
+        log.info("%s: taking the %s export in %s", checkpoint.folder, exporter.format, place)
+    else:
+        log.info("%s: exporting to %s once, into %s", checkpoint.folder, exporter.format, place)
+        exporter.export(checkpoint, place, options, log.info)
+    return open_checkpoint(Source(str(place)))
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return tuple((path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
+@functools.lru_cache(maxsize=8)
+def _content(folder: Path, variant: str | None, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """SHA-256 over everything that decides what an export holds: weights, configurations, vocabulary, variant."""
+    total = hashlib.sha256(str(variant).encode())
+    for name, _, _ in stamps:
+        if Path(name).suffix in (".json", ".txt", ".safetensors", ".bin"):
+            with (folder / name).open("rb") as file:
+                total.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
