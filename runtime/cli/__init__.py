@@ -1,4 +1,4 @@
-"""The command line: `anamorph generate | demo | backends | replay`."""
+"""The command line: `anamorph generate | demo | backends | replay | export | verify | doctor`."""
 
 import argparse
 import os
@@ -10,13 +10,14 @@ from anamorph.errors import AnamorphError, InputError
 OK, FAILED, USAGE, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
 
 EPILOG = """\
-exit codes: 0 done, 1 failed, 2 wrong arguments, 3 a replayed picture differs too much, 130 interrupted
+exit codes: 0 done, 1 failed, 2 wrong arguments, 3 a picture or an export differs too much, 130 interrupted
 
 examples:
   anamorph generate "red apple" --out apple.png
   anamorph generate "rocket" "sunflower" --seed 7 --backend compile
   anamorph generate "a lighthouse at dusk" --model ./stable-diffusion-v1-5 --size 512x512 --dtype bf16
   anamorph replay apple.png --backend compile
+  anamorph export ./stable-diffusion-v1-5 ./sd15-openvino --to openvino --static 512x512 --batch 1
 """
 
 
@@ -34,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
     _demo(commands)
     _backends(commands)
     _replay(commands)
+    _export(commands)
+    _verify(commands)
+    _doctor(commands)
     return root
 
 
@@ -75,6 +79,12 @@ def _run(options: argparse.Namespace) -> int:
         from anamorph.cli.demo import run
     elif options.command == "backends":
         from anamorph.cli.backends import run
+    elif options.command == "export":
+        from anamorph.cli.export import run
+    elif options.command == "verify":
+        from anamorph.cli.verify import run
+    elif options.command == "doctor":
+        from anamorph.cli.doctor import run
     else:
         from anamorph.cli.replay import run
     return run(options)
@@ -96,17 +106,25 @@ def _generate(commands: "Commands[argparse.ArgumentParser]") -> None:
         "make it again on any engine.",
     )
     command.add_argument("prompt", nargs="+", help="what to draw; several prompts make several pictures")
-    command.add_argument("--model", help="checkpoint folder in diffusers' layout, or hub id (default: the bundled model)")
+    command.add_argument(
+        "--model", help="checkpoint folder in diffusers' layout, or hub id (default: the bundled model)"
+    )
     command.add_argument("--negative", default="", metavar="TEXT", help="what to stay away from")
     command.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     command.add_argument("--guidance", type=float, help="guidance scale (default: 7.5; 4 for the bundled model)")
-    command.add_argument("--size", metavar="HxW", help="height x width in pixels, such as 512x768 (default: the model's own)")
+    command.add_argument(
+        "--size", metavar="HxW", help="height x width in pixels, such as 512x768 (default: the model's own)"
+    )
     command.add_argument("--seed", type=int, help="seed of the first picture, counting up (default: random)")
     command.add_argument("--count", type=int, default=1, help="pictures per prompt (default: 1)")
-    command.add_argument("--scheduler", metavar="NAME", help="such as EulerDiscreteScheduler (default: the checkpoint's)")
+    command.add_argument(
+        "--scheduler", metavar="NAME", help="such as EulerDiscreteScheduler (default: the checkpoint's)"
+    )
     command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
     _engine(command)
-    command.add_argument("--out", default="out/anamorph.png", help="PNG to write; several are numbered (default: %(default)s)")
+    command.add_argument(
+        "--out", default="out/anamorph.png", help="PNG to write; several are numbered (default: %(default)s)"
+    )
     command.add_argument("--json", action="store_true", help="print what was made as JSON")
 
 
@@ -155,3 +173,43 @@ def _replay(commands: "Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("--out", help="PNG to write (default: NAME-replay.png beside the picture)")
     command.add_argument("--min-psnr", type=float, metavar="DB", help="exit with 3 if the PSNR is lower (dB)")
     command.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+
+def _export(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "export",
+        help="write a checkpoint as a certified folder for another engine",
+        description="Write a checkpoint in the format of another engine, compare each part and a whole picture with "
+        "PyTorch in a fresh process, and move the folder into place. Running it needs no PyTorch.",
+    )
+    command.add_argument("model", help="checkpoint folder in diffusers' layout, hub id, or the word bundled")
+    command.add_argument("out", help="folder to write; it must not exist")
+    command.add_argument("--to", required=True, metavar="FORMAT", help="onnx or openvino (see `anamorph doctor`)")
+    command.add_argument("--dtype", default="fp32", help="type of the weights on disk: fp32 or fp16 (default: fp32)")
+    command.add_argument("--static", metavar="HxW", help="take this size alone, in pixels (default: any size)")
+    command.add_argument("--batch", type=int, metavar="N", help="take N pictures at a time alone (default: any number)")
+    command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
+    command.add_argument("--json", action="store_true", help="print the certificate as JSON")
+
+
+def _verify(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "verify",
+        help="compare an exported folder with its checkpoint again",
+        description="Compare an exported folder with the checkpoint that it was made from: each part, then a picture "
+        "step by step. Names the first that differs and leaves with 3.",
+    )
+    command.add_argument("folder", help="folder written by `anamorph export`")
+    command.add_argument("--model", help="where the checkpoint lies now (default: where it was)")
+    command.add_argument("--variant", help="weights variant that was exported, such as fp16")
+    command.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+
+def _doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="what is installed, what each engine can do here, what is missing",
+        description="Say what is installed, what each engine and exporter can do on this machine, and how to install "
+        "what is missing.",
+    )
+    command.add_argument("--json", action="store_true", help="print the findings as JSON")

@@ -1,0 +1,67 @@
+"""`anamorph export`: a checkpoint to a certified folder for one engine."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
+from anamorph.cli import OK
+from anamorph.errors import InputError
+from anamorph.exporting import Check, ExportOptions
+from anamorph.pipelines.loading import precision_name
+from anamorph.plugins import get_exporter
+
+
+def static_size(text: str | None) -> tuple[int, int] | None:
+    """`512x768` -> (512, 768), height first.
+
+    Raises InputError: the text is of another form.
+    """
+    if text is None:
+        return None
+    if not (match := re.fullmatch(r"(\d+)x(\d+)", text)):
+        raise InputError(f"--static {text!r} is not of the form HxW, such as 512x768")
+    return int(match[1]), int(match[2])
+
+
+def say(message: str) -> None:
+    """Progress goes to the error stream."""
+    print(f"anamorph: {message}", file=sys.stderr, flush=True)
+
+
+def rows(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """A certificate as plain JSON types."""
+    return [{**asdict(check), "passed": check.passed} for check in checks]
+
+
+def table(checks: Sequence[Check]) -> str:
+    """A certificate for people, one line per comparison."""
+    width = max((len(check.part) for check in checks), default=0)
+    lines = [f"{'part':<{width}}  relative L2  allowed  largest difference  compared"]
+    for check in checks:
+        measured = check.difference
+        mark = "" if check.passed else "  DIFFERS"
+        lines.append(
+            f"{check.part:<{width}}  {measured.relative_l2:11.1e}  {check.tolerance:7.0e}  {measured.max_abs:18.1e}  "
+            f"{check.what}{mark}"
+        )
+    return "\n".join(lines)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export, certify, print the certificate."""
+    wishes = ExportOptions(precision_name(options.dtype), static_size(options.static), options.batch)
+    exporter = get_exporter([options.to])
+    model = str(BUNDLED) if options.model == "bundled" else options.model
+    checkpoint = open_checkpoint(Source(model, variant=options.variant))
+    checks = exporter.export(checkpoint, Path(options.out), wishes, say)
+    if options.json:
+        print(json.dumps({"folder": options.out, "format": exporter.format, "certificate": rows(checks)}, indent=2))
+    else:
+        print(f"{table(checks)}\n\n{options.out}")
+    return OK
