@@ -94,7 +94,7 @@ def load_module(component: Component, target: Target) -> Any:
     module = component.module
     if module is None:
         model = MODELS[component.class_name]
-        module = model.from_pretrained(component.folder, torch_dtype=dtype, variant=component.variant)
+        module = model.from_pretrained(component.stored, torch_dtype=dtype, variant=component.variant)
     # Pixels of one channel side by side are what oneDNN and cuDNN want; the values do not change.
     return module.to(device=target.device, dtype=dtype).to(memory_format=torch.channels_last).eval()
 

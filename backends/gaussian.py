@@ -21,7 +21,7 @@ MEAN, DEVIATION = 0.5, 0.25
 def cumulative_alphas() -> NDArray[np.float64]:
     """Stable Diffusion's scaled-linear schedule, 1000 values of alpha^2."""
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2
-    return np.cumprod(1 - betas)
+    return np.cumprod(1 - betas, dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,13 @@ class Component:
         return tuple(interfaces(self.class_name))
 
     @property
+    def stored(self) -> Path:
+        """Its folder; raises ConfigError where it was built by hand and never stored."""
+        if self.folder is None:
+            raise ConfigError(f"{self.name} is a module that was never stored; save the pipeline and load that folder")
+        return self.folder
+
+    @property
     def stem(self) -> str:
         """How its weight files are named: as diffusers does, or as transformers does."""
         return "model" if self.class_name.startswith("CLIP") else "diffusion_pytorch_model"

@@ -69,13 +69,21 @@ class Program(Protocol):
 class Backend(Protocol):
     """One engine; an object of this shape is what a plug-in hands over."""
 
-    name: str
-    formats: tuple[str, ...]
-    """What it opens: "checkpoint" (diffusers' folders, through the PyTorch models) or names of exported formats."""
-    rank: int | None
-    """The available engine of the highest rank is taken by `backend="auto"`; None: only when it is named."""
-    double: bool
-    """A test double: it does not run the model, and demos and comparisons leave it out."""
+    @property
+    def name(self) -> str:
+        """How users name it."""
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What it opens: "checkpoint" (diffusers' folders, through the PyTorch models) or names of exported formats."""
+
+    @property
+    def rank(self) -> int | None:
+        """The available engine of the highest rank is taken by `backend="auto"`; None: only when it is named."""
+
+    @property
+    def double(self) -> bool:
+        """A test double: it does not run the model, and demos and comparisons leave it out."""
 
     def unavailable(self) -> str | None:
         """None, or one sentence: what is missing and how to install it. Must be cheap and import nothing heavy."""

@@ -25,7 +25,9 @@ def replacing(target: Path) -> Iterator[Path]:
         draft.chmod(0o666 & ~_umask())
         draft.replace(target)
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}; free the disk or name another place") from None
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error}; free the disk or name another place"
+        ) from None
     finally:
         if draft is not None:
             draft.unlink(missing_ok=True)

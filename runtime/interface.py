@@ -44,7 +44,7 @@ Dimension = Axis | Scaled | int
 
 @dataclass(frozen=True)
 class Port:
-    """One input or output: its dimensions (a named Axis, one that follows from it, or a fixed size) and its interface type.
+    """One input or output: its dimensions (a named Axis, one that follows from it, or a fixed size) and its type.
 
     `dtype` is what callers pass ("float32", "int64"). In which precision an engine computes inside, and in which
     type an artifact stores its weights, are facts of the engine and the artifact and do not show here.

@@ -1,7 +1,6 @@
 """Checkpoints that many tests share, written once per run."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ def sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_plugin_choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_plugin_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable of the person who runs the tests must not decide which engines they see."""
     monkeypatch.delenv("ANAMORPH_PLUGINS", raising=False)
-    yield

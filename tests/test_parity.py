@@ -19,7 +19,11 @@ SCHEDULERS = [
     anamorph.DPMSolverMultistepScheduler,
 ]
 
-CALL: dict[str, Any] = {"prompt": ["a red cat", "a photo of dogs"], "negative_prompt": ["", "blue"], "num_inference_steps": 20}
+CALL: dict[str, Any] = {
+    "prompt": ["a red cat", "a photo of dogs"],
+    "negative_prompt": ["", "blue"],
+    "num_inference_steps": 20,
+}
 
 
 def compare(folder: Path, scheduler: type | None = None, **changes: Any) -> tuple[float, float]:
@@ -76,8 +80,6 @@ def test_ddim_with_noise_equals_diffusers(sd1: Path) -> None:
 
 
 def test_several_pictures_of_one_prompt_equal_diffusers(sd1: Path) -> None:
-    latents, pixels = compare(
-        sd1, prompt="a cat", negative_prompt=None, num_inference_steps=3, num_images_per_prompt=2
-    )
+    latents, pixels = compare(sd1, prompt="a cat", negative_prompt=None, num_inference_steps=3, num_images_per_prompt=2)
     assert latents <= LATENT_BOUND
     assert pixels <= IMAGE_BOUND

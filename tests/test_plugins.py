@@ -131,7 +131,9 @@ def test_the_runtime_imports_no_engine_and_no_outer_layer() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            outer = [n for n in names if n.startswith(("anamorph.backends", "anamorph.exporters", "anamorph.benchmarks"))]
+            outer = [
+                n for n in names if n.startswith(("anamorph.backends", "anamorph.exporters", "anamorph.benchmarks"))
+            ]
             assert not outer, f"{path.name} imports {outer}"
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from anamorph import AutoencoderKL
 from run import Average, Log, load_checkpoint, save_checkpoint
 from torch import Tensor
+
+from anamorph import AutoencoderKL
 
 CONFIG = {
     "in_channels": 3,

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+
 from anamorph import AutoencoderKL, CLIPTextModel, DPMSolverMultistepScheduler, UNet2DConditionModel
 
 SCHEDULER = {

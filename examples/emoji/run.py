@@ -60,9 +60,7 @@ def save_checkpoint(
     draft.replace(path)
 
 
-def load_checkpoint(
-    path: Path, module: nn.Module, average: Average, optimizer: torch.optim.Optimizer, log: Log
-) -> int:
+def load_checkpoint(path: Path, module: nn.Module, average: Average, optimizer: torch.optim.Optimizer, log: Log) -> int:
     """Go on from `path` where it exists; the number of steps already done."""
     if not path.exists():
         return 0

@@ -17,7 +17,7 @@ import vocabulary
 
 HERE = Path(__file__).parent
 AUTOENCODER_STEPS = 1800
-DENOISER_STEPS = 4000
+DENOISER_STEPS = 2900
 
 
 def main() -> None:

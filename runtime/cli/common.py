@@ -36,7 +36,9 @@ def backend_option(value: str | None) -> str | dict[str, str]:
     return {name.strip(): engine.strip() for name, _, engine in pairs}
 
 
-def load_pipeline(model: str | None, options: argparse.Namespace, variant: str | None = None) -> StableDiffusionPipeline:
+def load_pipeline(
+    model: str | None, options: argparse.Namespace, variant: str | None = None
+) -> StableDiffusionPipeline:
     """Open the checkpoint on the wished engine."""
     pipe = DiffusionPipeline.from_pretrained(
         model,

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from anamorph.image import psnr
 from anamorph.pipelines import StableDiffusionPipeline
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.plugins import list_backends
-from anamorph.progress import track
+from anamorph.progress import Bar
 from anamorph.sheet import Row, contact_sheet
 
 PROMPTS = ("red apple", "yellow heart", "soccer ball", "grinning face", "sunflower", "rocket", "crescent moon",
@@ -58,7 +57,11 @@ def measure(backend: Backend, precision: str, steps: int, reference: NDArray[np.
     clock.append(time.perf_counter())
     for _ in range(2):
         result = pipe(
-            list(PROMPTS), num_inference_steps=steps, guidance_scale=GUIDANCE, seed=[SEED] * len(PROMPTS), output_type="np"
+            list(PROMPTS),
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+            seed=[SEED] * len(PROMPTS),
+            output_type="np",
         )
         clock.append(time.perf_counter())
     pictures: NDArray[np.float32] = result.images
@@ -93,12 +96,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _measured(todo: list[tuple[Backend, str]], steps: int) -> Iterator[Arm]:
     reference: NDArray[np.float32] | None = None
-    for backend, precision in track(todo, len(todo), "engines"):
-        if sys.stderr.isatty():
-            print(f"{backend.name} in {precision} ...", file=sys.stderr)
-        arm = measure(backend, precision, steps, reference)
-        reference = arm.pictures if reference is None else reference
-        yield arm
+    titles = [f"{backend.name} in {precision}" for backend, precision in todo]
+    with Bar(len(todo), titles[0]) as bar:
+        for index, (backend, precision) in enumerate(todo, 1):
+            arm = measure(backend, precision, steps, reference)
+            reference = arm.pictures if reference is None else reference
+            bar.advance(titles[index] if index < len(todo) else None)
+            yield arm
 
 
 def line(arm: Arm, width: int) -> str:

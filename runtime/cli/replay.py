@@ -12,8 +12,7 @@ from anamorph.cli import DIFFERENT, OK
 from anamorph.cli.common import SCHEMA, load_pipeline, record
 from anamorph.errors import InputError
 from anamorph.image import psnr, read_request, write_png
-from anamorph.pipelines.request import Request
-from anamorph.pipelines.stable_diffusion import Job
+from anamorph.pipelines.stable_diffusion import Job, StableDiffusionPipeline
 from anamorph.schedulers import load_scheduler
 
 
@@ -33,6 +32,17 @@ def recorded(path: Path) -> dict[str, Any]:
     return values
 
 
+def job_of(pipe: StableDiffusionPipeline, values: dict[str, Any]) -> Job:
+    """The recorded request as a job, checked like any call: a PNG may come from a stranger.
+
+    Raises InputError: an entry is unknown, missing, or of a wrong type or range.
+    """
+    try:
+        return pipe.job(**{"seed" if key == "seeds" else key: value for key, value in values.items()})
+    except TypeError as error:
+        raise InputError(f"the recorded request is damaged: {error}") from None
+
+
 def run(options: argparse.Namespace) -> int:
     """Generate again and compare with the picture."""
     path = Path(options.picture)
@@ -47,14 +57,14 @@ def run(options: argparse.Namespace) -> int:
             f"{pipe.origin.folder if pipe.origin else 'this one'} has {digest[:12]}...); name it with --model"
         )
     pipe.scheduler = load_scheduler(values["scheduler"])
-    request = Request.from_dict(values["request"])
-    image = pipe.generate(Job(request))[0]
+    job = job_of(pipe, values["request"])
+    image = pipe.generate(job)[0]
     out = Path(options.out) if options.out else path.with_name(f"{path.stem}-replay.png")
-    write_png(image, out, record(pipe, request, digest))
+    write_png(image, out, record(pipe, job.request, digest))
     with Image.open(path) as original:
         before = np.asarray(original.convert("RGB"), np.float32) / 255
     after = np.asarray(image.convert("RGB"), np.float32) / 255
-    closeness, largest = psnr(before, after), int(round(float(np.abs(before - after).max()) * 255))
+    closeness, largest = psnr(before, after), round(float(np.abs(before - after).max()) * 255)
     engines = [str(placed) for placed in pipe.placement.values()]
     if options.json:
         # JSON has no infinity: an exact repetition has no PSNR.
@@ -62,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
         result = {"file": str(out), "identical": exact, "psnr_db": None if exact else closeness, "engines": engines}
         print(json.dumps({**result, "largest_difference": largest}, indent=2))
     else:
-        same = "identical to the picture" if largest == 0 else f"PSNR {closeness:.1f} dB, largest difference {largest}/255"
+        same = (
+            "identical to the picture" if largest == 0 else f"PSNR {closeness:.1f} dB, largest difference {largest}/255"
+        )
         print(f"{out}  {same}\nmade by {values['engines']['unet']}; replayed by {pipe.placement['unet']}")
     return DIFFERENT if options.min_psnr is not None and closeness < options.min_psnr else OK

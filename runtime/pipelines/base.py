@@ -200,5 +200,5 @@ def _save_model(component: Component, folder: Path) -> None:
 
     model = component.module
     if model is None:
-        model = MODELS[component.class_name].from_pretrained(component.folder, variant=component.variant)
+        model = MODELS[component.class_name].from_pretrained(component.stored, variant=component.variant)
     model.save_pretrained(folder)

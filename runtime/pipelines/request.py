@@ -1,8 +1,8 @@
 """A generation as data: what was asked for, checked, serialisable, and enough to make the picture again."""
 
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from anamorph.errors import InputError
@@ -39,20 +39,6 @@ class Request:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Request":
-        """The inverse of `to_dict`.
-
-        Raises InputError: a key is unknown or missing.
-        """
-        known = {field.name for field in fields(cls)}
-        if strange := sorted(set(values) - known):
-            raise InputError(f"the request has unknown entries: {', '.join(strange)}; expected {', '.join(known)}")
-        try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-        except TypeError as error:
-            raise InputError(f"the request is incomplete: {error}") from None
 
 
 def as_texts(value: str | Sequence[str], name: str) -> tuple[str, ...]:

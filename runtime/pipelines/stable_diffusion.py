@@ -19,8 +19,8 @@ from anamorph.noise import NoiseSource, SeededNoise, TorchNoise
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.outputs import PipelineOutput, check_output_type, finish_images
 from anamorph.pipelines.request import Request, as_texts, check_numbers, check_size, negatives_for, seeds_for
-from anamorph.pipelines.sampling import Changes, FiniteCheck, Guidance, Plan, denoise
-from anamorph.progress import track
+from anamorph.pipelines.sampling import Changes, FiniteCheck, Guidance, Plan, Step, denoise
+from anamorph.progress import Bar
 from anamorph.schedulers import Scheduler
 from anamorph.tokenizer import ClipTokenizer
 
@@ -61,19 +61,31 @@ class Job:
 
 @dataclass(frozen=True)
 class State:
-    """One finished step of a running generation.
+    """One finished step of a running generation; `seconds` is the time that it took on the host."""
 
-    `latents` [N, c, h, w] are the denoiser's own arrays (PyTorch tensors or NumPy), `seconds` the time that the
-    step took on the host. `preview()` decodes them.
-    """
-
-    index: int
-    total: int
-    timestep: float
-    latents: Array
-    conditions: Mapping[str, Array]
+    step: Step
     seconds: float
     pipeline: "StableDiffusionPipeline"
+
+    @property
+    def index(self) -> int:
+        """Number of the step, from 0."""
+        return self.step.index
+
+    @property
+    def total(self) -> int:
+        """Number of all steps."""
+        return self.step.total
+
+    @property
+    def timestep(self) -> float:
+        """What the denoiser was told about the noise, in training steps."""
+        return self.step.timestep
+
+    @property
+    def latents(self) -> Array:
+        """[N, c, h, w], the denoiser's own arrays (PyTorch tensors or NumPy)."""
+        return self.step.latents
 
     def preview(self, output_type: str = "pil") -> Any:
         """Decode the latents of this step to pictures."""
@@ -301,31 +313,27 @@ class StableDiffusionPipeline(DiffusionPipeline):
                     step = loop.send(changes)
                 except StopIteration as stop:
                     return stop.value
-                seconds = time.perf_counter() - started
-                changes = yield State(step.index, step.total, step.timestep, step.latents, step.conditions, seconds, self)
+                changes = yield State(step, time.perf_counter() - started, self)
 
     def _run(self, job: Job, callback: StepCallback | None, names: tuple[str, ...]) -> Array:
         """Drive the loop to its end, with the caller's callback between the steps."""
         if strange := [name for name in names if name not in CALLBACK_TENSORS]:
             raise InputError(f"callbacks cannot have {', '.join(strange)}; they can have {', '.join(CALLBACK_TENSORS)}")
         plan = self.plan(job)
-        final: Array = plan.latents
-        with closing(self._states(plan)) as states:
+        with closing(self._states(plan)) as states, Bar(len(plan.table.rows), "denoising", self.show_progress) as bar:
             changes: Changes | None = None
-            bar = track(iter(int, 1), len(plan.table.rows), "denoising", show=self.show_progress)
-            with closing(bar):
-                while True:
-                    try:
-                        state = states.send(changes)
-                    except StopIteration as stop:
-                        return stop.value
-                    next(bar)
-                    changes = self._ask(callback, names, state)
+            while True:
+                try:
+                    state = states.send(changes)
+                except StopIteration as stop:
+                    return stop.value
+                bar.advance()
+                changes = self._ask(callback, names, state)
 
     def _ask(self, callback: StepCallback | None, names: tuple[str, ...], state: State) -> Changes | None:
         if callback is None:
             return None
-        have = {"latents": state.latents, "prompt_embeds": state.conditions["encoder_hidden_states"]}
+        have = {"latents": state.latents, "prompt_embeds": state.step.conditions["encoder_hidden_states"]}
         answer = callback(self, state.index, state.timestep, {name: have[name] for name in names}) or {}
         if strange := [name for name in answer if name not in CALLBACK_TENSORS]:
             raise InputError(f"the callback returned {', '.join(strange)}; expected {', '.join(CALLBACK_TENSORS)}")

@@ -1,0 +1,7 @@
+"""`python -m anamorph` is the command line."""
+
+import sys
+
+from anamorph.cli import main
+
+sys.exit(main())
