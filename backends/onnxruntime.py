@@ -88,7 +88,9 @@ def _check_locations(artifact: Artifact, part: str, path: Path) -> None:
     recorded = {artifact.folder / name for name in artifact.parts[part].files}
     for location in external_locations(path):
         if path.parent / location not in recorded or ".." in Path(location).parts:
-            raise ArtifactError(f"{path} reads weights from {location!r}, which its artifact does not record; it is refused")
+            raise ArtifactError(
+                f"{path} reads weights from {location!r}, which its artifact does not record; it is refused"
+            )
 
 
 @hookimpl

@@ -47,7 +47,9 @@ class OpenVinoSession:
         interface = self.program.interface
         values, sizes = prepared(interface, inputs)
         # Files hold single numbers as one element, as other tools feed them.
-        self.request.infer({name: value.reshape(value.shape or (1,)) for name, value in values.items()}, share_inputs=True)
+        self.request.infer(
+            {name: value.reshape(value.shape or (1,)) for name, value in values.items()}, share_inputs=True
+        )
         outputs = {port.name: np.array(self.request.get_tensor(port.name).data) for port in interface.outputs}
         return checked(interface, sizes, outputs)
 

@@ -20,10 +20,12 @@ from anamorph.artifact import Artifact, Difference
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.components import Component, unet_multiple, vae_scale_factor
 from anamorph.config import Config
+from anamorph.engine import Target
 from anamorph.errors import AnamorphError, ArtifactError, BackendUnavailable
 from anamorph.exporters.trace import named_axes, probe, probe_sizes
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.loading import read_component
 from anamorph.pipelines.stable_diffusion import StableDiffusionPipeline
 from anamorph.plugins import choose_backend
 
@@ -62,7 +64,7 @@ def write_probes(folder: Path, part: str, interface: Interface, module: "Model",
         with torch.inference_mode():
             results = getattr(module, module.PARTS[part])(*(torch.from_numpy(value) for value in inputs.values()))
         outputs = {port.name: value.numpy() for port, value in zip(interface.outputs, results, strict=True)}
-        arrays = {f"in.{name}": value for name, value in inputs.items()}
+        arrays: dict[str, Any] = {f"in.{name}": value for name, value in inputs.items()}
         arrays |= {f"out.{name}": value for name, value in outputs.items()}
         np.savez(folder / f"{part}.{number}.npz", **arrays)
 
@@ -75,7 +77,8 @@ def write_picture(folder: Path, checkpoint: Checkpoint, artifact: Artifact) -> N
     )  # fmt: skip
     call = _call(artifact, pipe)
     (folder / "picture.json").write_text(json.dumps(call), encoding="utf-8")
-    np.savez(folder / "picture.npz", **dict(_trajectory(pipe, call)))
+    arrays: dict[str, Any] = dict(_trajectory(pipe, call))
+    np.savez(folder / "picture.npz", **arrays)
 
 
 def _call(artifact: Artifact, pipe: DiffusionPipeline) -> dict[str, Any]:
@@ -150,15 +153,10 @@ def difference(value: NDArray[Any], reference: NDArray[Any]) -> Difference:
 def _compare_parts(artifact: Checkpoint, references: Path) -> Iterator[Measured]:
     exported = artifact.artifact
     assert exported is not None
-    pipe_slots = {part.component: artifact.components[part.component] for part in exported.parts.values()}
     engine, _ = choose_backend(exported.format)
-    from anamorph.engine import Target
-    from anamorph.pipelines.loading import read_component
-
     for name, part in exported.parts.items():
-        slot = pipe_slots[part.component]
-        assert slot is not None
-        component = read_component(artifact, part.component, (slot[1],))
+        slot = artifact.components[part.component]
+        component = read_component(artifact, part.component, (slot[1],) if slot else ())
         program = engine.open(component, [name], Target("cpu", "float32"))[name]
         session = program.session()
         for number in range(len(probe_sizes(part.interface))):

@@ -34,7 +34,9 @@ def drafted(target: Path) -> Iterator[Path | None]:
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}; free the disk or name another place") from None
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error}; free the disk or name another place"
+        ) from None
 
 
 @contextmanager

@@ -124,7 +124,9 @@ class _Values:
         self.known: dict[Any, Any] = {}
         signature = program.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self.weights = {key: Weight(name.removeprefix("model."), program.state_dict[name]) for key, name in names.items()}
+        self.weights = {
+            key: Weight(name.removeprefix("model."), program.state_dict[name]) for key, name in names.items()
+        }
         for key, name in signature.inputs_to_lifted_tensor_constants.items():
             self.weights[key] = program.constants[name]
 

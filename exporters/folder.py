@@ -99,9 +99,8 @@ class FolderExporter:
             for name, interface in interfaces.items():
                 report(f"exporting {name}")
                 place = draft / name if component.name == "vae" else draft / component.name
-                stated = with_scalars(interface, self.kind.scalars)
-                program = trace(module, module.PARTS[name], stated, component.config)
-                opened = self.kind.write(program, stated, place, options.storage)
+                program = trace(module, module.PARTS[name], interface, component.config)
+                opened = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, options.storage)
                 del program
                 files = {path.relative_to(draft).as_posix(): FileRecord.of(path) for path in sorted(place.iterdir())}
                 (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")
@@ -160,9 +159,10 @@ def _certify(artifact: Artifact, checkpoint: Checkpoint, probes: Path, report: R
     measured = certificate.compare(artifact, probes)
     checks = list(_checks(artifact, measured))
     if lost := [check for check in checks if not check.passed]:
+        first, distance = lost[0], lost[0].difference.relative_l2
         raise ArtifactError(
-            f"{lost[0].part} ({lost[0].what}) differs from PyTorch by {lost[0].difference.relative_l2:.1e} (relative L2), "
-            f"allowed are {lost[0].tolerance:.0e}; nothing was written"
+            f"{first.part} ({first.what}) differs from PyTorch by {distance:.1e} (relative L2), "
+            f"allowed are {first.tolerance:.0e}; nothing was written"
         )
     parts = {
         name: replace(part, status=VERIFIED, errors=certificate.worst(measured, name))

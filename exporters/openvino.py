@@ -48,12 +48,18 @@ def _with_whole_timestep(model: Any) -> Any:
 def unavailable() -> str | None:
     """None, or what is missing."""
     missing = [name for name in ("torch", "onnx", "openvino") if not importlib.util.find_spec(name)]
-    return f"{' and '.join(missing)} not installed; run: pip install 'anamorph[torch,onnx,openvino]'" if missing else None
+    return (
+        f"{' and '.join(missing)} not installed; run: pip install 'anamorph[torch,onnx,openvino]'" if missing else None
+    )
 
 
 def root_files(storage: str) -> Mapping[str, str]:
     """The file by which optimum-intel knows its folders."""
-    values = {"dtype": "fp16" if storage == "float16" else "fp32", "quantization_config": None, "save_onnx_model": False}
+    values = {
+        "dtype": "fp16" if storage == "float16" else "fp32",
+        "quantization_config": None,
+        "save_onnx_model": False,
+    }
     return {"openvino_config.json": json.dumps(values, indent=2) + "\n"}
 
 

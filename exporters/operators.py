@@ -109,7 +109,12 @@ def _arithmetic(kind: str) -> Rule:
     return apply
 
 
-for _function, _kind in ((operator.add, "Add"), (operator.sub, "Sub"), (operator.mul, "Mul"), (operator.floordiv, "Div")):
+for _function, _kind in (
+    (operator.add, "Add"),
+    (operator.sub, "Sub"),
+    (operator.mul, "Mul"),
+    (operator.floordiv, "Div"),
+):
     OPERATORS[str(_function)] = _arithmetic(_kind)  # sizes are never negative, so that Div rounds down
 
 
@@ -231,13 +236,13 @@ def _squeeze(call: "Call") -> str:
 def _flatten(call: "Call") -> str:
     rank = len(call.shape("self"))
     start, end = call["start_dim"] % rank, call["end_dim"] % rank
-    return _reshape_to(call, [0] * start + [-1] + _following(call, end + 1))
+    return _reshape_to(call, [*[0] * start, -1, *_following(call, end + 1)])
 
 
 @rule("aten.unflatten.int")
 def _unflatten(call: "Call") -> str:
     axis = call["dim"] % len(call.shape("self"))
-    return _reshape_to(call, [0] * axis + list(call["sizes"]) + _following(call, axis + 1))
+    return _reshape_to(call, [*[0] * axis, *call["sizes"], *_following(call, axis + 1)])
 
 
 @rule("aten.reshape.default", "aten.view.default")

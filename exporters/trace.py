@@ -108,7 +108,9 @@ def _probe_port(port: Port, sizes: Mapping[str, int], config: Config, random: np
     return tokens
 
 
-def trace(module: "torch.nn.Module", method: str, interface: Interface, config: Config) -> "torch.export.ExportedProgram":
+def trace(
+    module: "torch.nn.Module", method: str, interface: Interface, config: Config
+) -> "torch.export.ExportedProgram":
     """Export one method of a model for all sizes of the interface.
 
     Raises BackendError: PyTorch cannot trace it.
@@ -122,7 +124,9 @@ def trace(module: "torch.nn.Module", method: str, interface: Interface, config: 
         with torch.no_grad():
             return torch.export.export(as_module(module, method), values, dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # torch.export raises many unrelated types
-        raise BackendError(f"PyTorch cannot trace {interface.component}: {str(error).strip().splitlines()[0]}") from error
+        raise BackendError(
+            f"PyTorch cannot trace {interface.component}: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def _example(axis: Axis, index: int) -> int:

@@ -81,7 +81,9 @@ class Artifact:
         for relative, record in part.files.items():
             self._check_size(relative, record)
             if FileRecord.of(self.folder / relative) != record:
-                raise ArtifactError(f"{self.folder / relative} is not the file that was exported (SHA-256); export again")
+                raise ArtifactError(
+                    f"{self.folder / relative} is not the file that was exported (SHA-256); export again"
+                )
         return self.folder / part.file
 
     def check_sizes(self) -> None:
@@ -106,7 +108,8 @@ class Artifact:
             "versions": dict(self.versions),
             "image": dict(self.image),
             "parts": {
-                name: {**asdict(part), "interface": interface_to_dict(part.interface)} for name, part in self.parts.items()
+                name: {**asdict(part), "interface": interface_to_dict(part.interface)}
+                for name, part in self.parts.items()
             },
         }
         return json.dumps(values, indent=1) + "\n"
@@ -130,14 +133,16 @@ def read_artifact(folder: Path) -> Artifact:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); export the checkpoint again") from None
     if schema != SCHEMA:
-        raise ArtifactError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; update anamorph or export again")
+        raise ArtifactError(
+            f"{path} has schema {schema!r}, this version reads {SCHEMA}; update anamorph or export again"
+        )
     try:
         parts = {str(name): _part(value) for name, value in values["parts"].items()}
-        artifact = Artifact(
-            folder, str(values["format"]), parts, values["source"], values["image"], values["versions"]
-        )
+        artifact = Artifact(folder, str(values["format"]), parts, values["source"], values["image"], values["versions"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}); export the checkpoint again") from None
+        raise ArtifactError(
+            f"{path} is damaged ({type(error).__name__}: {error}); export the checkpoint again"
+        ) from None
     _check_paths(artifact)
     artifact.check_sizes()
     return artifact
@@ -161,7 +166,9 @@ def _check_paths(artifact: Artifact) -> None:
             raise ArtifactError(f"{artifact.folder}/{MANIFEST} does not record {part.file} of {name}; it is refused")
         for relative in part.files:
             if not inside(relative):
-                raise ArtifactError(f"{artifact.folder}/{MANIFEST} names {relative!r}, outside its folder; it is refused")
+                raise ArtifactError(
+                    f"{artifact.folder}/{MANIFEST} names {relative!r}, outside its folder; it is refused"
+                )
 
 
 def inside(relative: str) -> bool:

@@ -58,7 +58,9 @@ Report = Callable[[str], None]
 class Exporter(Protocol):
     """Writes checkpoints in one format; an object of this shape is what a plug-in hands over."""
 
-    format: str
+    @property
+    def format(self) -> str:
+        """What it writes, such as "onnx"; engines name it among what they open."""
 
     def unavailable(self) -> str | None:
         """None, or one sentence: what is missing and how to install it. Must be cheap and import nothing heavy."""
