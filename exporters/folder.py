@@ -72,31 +72,29 @@ class FolderExporter:
         target = folder.expanduser().absolute()
         if target.exists():
             raise InputError(f"{target} exists already; remove it or name another folder")
-        components = read_components(checkpoint)
+        interfaces = _interfaces(read_components(checkpoint), options)
         with drafted(target) as draft, tempfile.TemporaryDirectory(prefix="anamorph-") as references:
             if draft is None:
                 report(f"another process has just written {target}")
                 return []
             probes = Path(references)
-            artifact = self._write(checkpoint, components, draft, probes, options, report)
+            artifact = self._write(checkpoint, interfaces, draft, probes, options, report)
             _write_manifest(artifact)
             return _certify(artifact, checkpoint, probes, report)
 
     def _write(
         self,
         checkpoint: Checkpoint,
-        components: Sequence[Component],
+        interfaces: Sequence[tuple[Component, Mapping[str, Interface]]],
         draft: Path,
         probes: Path,
         options: ExportOptions,
         report: Report,
     ) -> Artifact:
-        factor = next(vae_scale_factor(c.config) for c in components if "vae_decoder" in c.parts)
         parts: dict[str, Part] = {}
-        for component in components:
-            interfaces = {part: part_interface(component, part, options, factor) for part in component.parts}
+        for component, functions in interfaces:
             module = certificate.load(component)
-            for name, interface in interfaces.items():
+            for name, interface in functions.items():
                 report(f"exporting {name}")
                 place = draft / name if component.name == "vae" else draft / component.name
                 program = trace(module, module.PARTS[name], interface, component.config)
@@ -108,7 +106,7 @@ class FolderExporter:
                 parts[name] = Part(component.name, file, files, interface, options.storage, _PENDING)
                 certificate.write_probes(probes, name, interface, module, component.config)
             del module
-        _copy_rest(checkpoint, components, draft)
+        _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
         for name, text in self.kind.root_files(options.storage).items():
             (draft / name).write_text(text, encoding="utf-8")
         source = {"name": str(checkpoint.folder), "sha256": checkpoint.digest()}
@@ -143,6 +141,14 @@ def read_components(checkpoint: Checkpoint) -> list[Component]:
         known = ", ".join(DiffusionPipeline.registry)
         raise ConfigError(f"{checkpoint.folder} is a {checkpoint.class_name}; {known} can be exported")
     return settle_variant([read_component(checkpoint, slot, classes) for slot, classes in kind.SLOTS.items()])
+
+
+def _interfaces(
+    components: Sequence[Component], options: ExportOptions
+) -> list[tuple[Component, Mapping[str, Interface]]]:
+    """What each part shall take, settled before anything is written."""
+    factor = next(vae_scale_factor(c.config) for c in components if "vae_decoder" in c.parts)
+    return [(c, {part: part_interface(c, part, options, factor) for part in c.parts}) for c in components]
 
 
 def _certify(artifact: Artifact, checkpoint: Checkpoint, probes: Path, report: Report) -> Sequence[Check]:

@@ -28,6 +28,7 @@ def write(program: "torch.export.ExportedProgram", interface: Interface, folder:
     with tempfile.TemporaryDirectory(dir=folder) as draft:
         emit(program, interface, Path(draft))
         model = _with_whole_timestep(openvino.convert_model(Path(draft) / "model.onnx"))
+        _keep_names(model, interface)
         # Left to itself, OpenVINO halves the weights' precision here.
         openvino.save_model(model, folder / NAME, compress_to_fp16=storage == "float16")
         del model  # its weights are mapped from the draft
@@ -43,6 +44,14 @@ def _with_whole_timestep(model: Any) -> Any:
     steps = openvino.preprocess.PrePostProcessor(model)
     steps.input("timestep").tensor().set_element_type(openvino.Type.i64)
     return steps.build()
+
+
+def _keep_names(model: Any, interface: Interface) -> None:
+    """Take away the names that inputs and outputs inherit from nodes beside them: loaders may meet those first."""
+    for port in interface.inputs:
+        model.input(port.name).get_tensor().set_names({port.name})
+    for port in interface.outputs:
+        model.output(port.name).get_tensor().set_names({port.name})
 
 
 def unavailable() -> str | None:

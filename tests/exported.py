@@ -26,7 +26,8 @@ _trace = folder.trace
 
 
 def _trace_once(module: Any, method: str, interface: Any, config: Any) -> Any:
-    key = (float(sum(value.double().sum() for value in module.state_dict().values())), method, interface)
+    weights = float(sum(value.double().sum() for value in module.state_dict().values()))
+    key = (weights, module.config.to_json(), method, interface)
     if key not in _traces:
         _traces[key] = _trace(module, method, interface, config)
     return _traces[key]

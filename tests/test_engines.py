@@ -41,7 +41,7 @@ def run(pipe: StableDiffusionPipeline, **call: Any) -> tuple[list[NDArray[Any]],
     """Latents after every step and the pictures."""
     latents = []
     for state in pipe.steps(**{"num_inference_steps": 4, "guidance_scale": 5.0, **call}):
-        latents.append(np.array(state.latents))
+        latents.append(np.asarray(state.latents).copy())
         last = state
     return latents, last.preview("np")
 

@@ -56,7 +56,7 @@ def test_openvino_folders_are_those_of_optimum_and_genai(sd1: Path) -> None:
     for part, (inputs, outputs) in PORTS.items():
         model = openvino.Core().read_model(place / part / "openvino_model.xml")
         assert [port.any_name for port in model.inputs] == inputs
-        assert all(output in port.names for output, port in zip(outputs, model.outputs, strict=True))
+        assert [port.any_name for port in model.outputs] == outputs
     unet = openvino.Core().read_model(place / "unet" / "openvino_model.xml")
     timestep = unet.input("timestep")
     assert (timestep.element_type, timestep.partial_shape.rank) == (openvino.Type.i64, 1)
