@@ -47,7 +47,9 @@ class Named(Null):
 def test_built_in_engines_come_from_entry_points() -> None:
     names = importlib.metadata.entry_points(group=plugins.GROUP).names
     assert {"eager", "compile", "null", "gaussian"} <= names
-    assert names <= set(plugins.discover().backends)
+    found = plugins.discover()
+    assert names == {*found.backends, *(f"{name}-exporter" for name in found.exporters)}
+    assert set(found.exporters) == {"onnx", "openvino"}
 
 
 def test_a_strangers_engine_comes_in_through_the_same_door(monkeypatch: pytest.MonkeyPatch) -> None:
