@@ -1,5 +1,6 @@
 """From a checkpoint to a certified folder: part by part, then compared, then moved into place."""
 
+import gc
 import importlib.metadata
 import json
 import shutil
@@ -106,6 +107,7 @@ class FolderExporter:
                 parts[name] = Part(component.name, file, files, interface, options.storage, _PENDING)
                 certificate.write_probes(probes, name, interface, module, component.config)
             del module
+            gc.collect()  # traced graphs refer to themselves, and to the weights
         _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
         for name, text in self.kind.root_files(options.storage).items():
             (draft / name).write_text(text, encoding="utf-8")
