@@ -1,1 +1,1 @@
-
+"""Measurements; what compares engines fairly will grow here."""

@@ -53,7 +53,7 @@ class Checkpoint:
         return place
 
     def digest(self) -> str:
-        """SHA-256 over the names and bytes of all weight files below the folder, hexadecimal; an artifact's source's."""
+        """SHA-256 over names and bytes of all weight files below the folder, hexadecimal; an artifact's source's."""
         if self.artifact is not None:
             return self.artifact.source["sha256"]
         total = hashlib.sha256()

@@ -116,7 +116,7 @@ def vae_decoder_interface(config: Config) -> Interface:
 
 
 def unet_multiple(config: Mapping[str, Any]) -> int:
-    """Latents whose sides are multiples of this are halved evenly on every level: 2 to the number of levels less one."""
+    """Latents of such a side are halved evenly on every level: 2 to the number of levels less one."""
     return int(2 ** (len(config["block_out_channels"]) - 1))
 
 

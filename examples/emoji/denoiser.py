@@ -32,8 +32,9 @@ UNET = {
     "attention_head_dim": 4,
     "norm_num_groups": 16,
 }
-PEAK_RATE = 1e-3
+CYCLES = ((2900, 1e-3), (1250, 7e-4))  # steps and peak learning rate
 BATCH = 64
+YOUNG = 0.2
 LIGHT = 0.15  # sampling weight of pictures whose caption begins or ends with one of these words, and of flags
 LIGHT_FIRST = {
     "man",
@@ -68,9 +69,22 @@ class Denoiser(nn.Module):
         return self.unet(x, t, encoder_hidden_states=states).sample
 
 
-def weights(captions: list[list[str]]) -> Tensor:
-    """Sampling weights: flags, signs and near-copies (a man, a woman and a person doing the same) count less."""
-    return torch.tensor([LIGHT if is_light(names) else 1.0 for names in captions])
+def weights(captions: list[list[str]], ages: Tensor) -> Tensor:
+    """Sampling weights: flags, signs and near-copies (a man, a woman and a person doing the same) count less.
+
+    So do emoji that came after version 1 of the standard, which fewer people know.
+    """
+    light = torch.tensor([is_light(names) for names in captions])
+    return torch.where(light, LIGHT, 1.0) * torch.where(ages > 1, YOUNG, 1.0)
+
+
+def rate(step: int) -> float:
+    """Learning rate: one cycle after the other."""
+    for steps, peak in CYCLES:
+        if step < steps:
+            return one_cycle(step, steps, peak, 200 if peak == CYCLES[0][1] else 1)
+        step -= steps
+    raise ValueError(f"step {step} lies after the last cycle")
 
 
 def is_light(names: list[str]) -> bool:
@@ -107,21 +121,22 @@ def v_loss(model: nn.Module, z: Tensor, ids: Tensor, cumulative: Tensor) -> Tens
     return F.mse_loss(v.float(), alpha * noise - sigma * z)
 
 
-def train(data: Path, work: Path, steps: int) -> None:
+def train(data: Path, work: Path) -> None:
     """Train (or go on from the last checkpoint) and save `work/unet` and `work/text_encoder`."""
     torch.manual_seed(0)
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     latents = encode_all(vae, pictures(data)) * vae.config.scaling_factor
     captions = [str(names).split("|") for names in np.load(data)["captions"]]
-    share = weights(captions)
+    share = weights(captions, torch.from_numpy(np.load(data)["ages"]))
     tokenizer = ClipTokenizer.from_pretrained(work / "tokenizer")
     model = Denoiser(tokenizer.vocab_size, tokenizer.eos_token_id).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=1e-2, betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=CYCLES[0][1], weight_decay=1e-2, betas=(0.9, 0.99), fused=True)
     average = Average(model, 0.998)
     log = Log(work / "denoiser.csv", "step,seconds,loss")
     cumulative = alphas()
+    steps = sum(length for length, _ in CYCLES)
     for step in range(load_checkpoint(work / "denoiser.pt", model, average, optimizer, log), steps):
-        optimizer.param_groups[0]["lr"] = one_cycle(step, steps, PEAK_RATE, 200)
+        optimizer.param_groups[0]["lr"] = rate(step)
         chosen = torch.multinomial(share, BATCH, replacement=False)
         ids = caption_ids(captions, chosen, tokenizer)
         loss = v_loss(model, latents[chosen], ids, cumulative)

@@ -31,9 +31,13 @@ def glyph(character: str, font: ImageFont.FreeTypeFont, size: int) -> np.ndarray
 
 
 def render(path: Path, size: int = 64) -> None:
-    """Write `images` uint8 [N, size, size, 3] and `captions` (names joined by `|`, the first is the main one)."""
+    """Write `images` uint8 [N, size, size, 3] and `captions` and `ages`.
+
+    A caption is an emoji's names joined by `|`, the main one first; its age is the version of the standard that
+    introduced it: the old ones are those that people know.
+    """
     font = ImageFont.truetype(str(FONT), STRIKE)
-    images, captions = [], []
+    images, captions, ages = [], [], []
     for character, entry in sorted(emoji.EMOJI_DATA.items(), key=lambda item: item[1]["en"]):
         names = [words(entry["en"]), *(words(alias) for alias in entry.get("alias", []))]
         if entry["status"] != emoji.STATUS["fully_qualified"] or "skin tone" in names[0]:
@@ -43,5 +47,6 @@ def render(path: Path, size: int = 64) -> None:
         if (pixels := glyph(character, font, size)) is not None:
             images.append(pixels)
             captions.append("|".join(dict.fromkeys(names)))
-    np.savez_compressed(path, images=np.stack(images), captions=np.array(captions))
+            ages.append(entry["E"])
+    np.savez_compressed(path, images=np.stack(images), captions=np.array(captions), ages=np.array(ages))
     print(f"{len(images)} pictures -> {path}")

@@ -17,7 +17,6 @@ import vocabulary
 
 HERE = Path(__file__).parent
 AUTOENCODER_STEPS = 1800
-DENOISER_STEPS = 2900
 
 
 def main() -> None:
@@ -35,7 +34,7 @@ def main() -> None:
     if not (work / "vae" / "config.json").exists():
         autoencoder.train(data, work, AUTOENCODER_STEPS)
     if not (work / "text_encoder" / "config.json").exists():
-        denoiser.train(data, work, DENOISER_STEPS)
+        denoiser.train(data, work)
     package.write(work, options.out)
 
 

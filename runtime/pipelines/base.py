@@ -74,7 +74,7 @@ class DiffusionPipeline:
         local_files_only: bool = False,
         **components: Any,
     ) -> "DiffusionPipeline":
-        """Load a pipeline from a checkpoint in diffusers' layout, an exported folder or a hub id; None: the bundled model.
+        """Load a pipeline from a checkpoint folder, an exported folder or a hub id; None means the bundled model.
 
         `backend`, `device` and `torch_dtype` may be mappings from component or part names (and "default") to
         values. `components` replace the checkpoint's own (`scheduler=`, `vae=`, ...; `safety_checker=None`).
