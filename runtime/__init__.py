@@ -4,7 +4,6 @@ Importing this package imports no engine and none of its heavy parts; each publi
 """
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,6 +59,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        import importlib.metadata  # a tenth of a second that most programs need not spend
+
         return importlib.metadata.version("anamorph")
     if name == "errors":
         return importlib.import_module("anamorph.errors")
