@@ -59,9 +59,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        import importlib.metadata  # a tenth of a second that most programs need not spend
+        from importlib.metadata import version  # a tenth of a second that most programs need not spend
 
-        return importlib.metadata.version("anamorph")
+        return version("anamorph")
     if name == "errors":
         return importlib.import_module("anamorph.errors")
     if name not in _HOMES:

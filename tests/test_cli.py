@@ -176,6 +176,7 @@ def test_an_interrupt_while_generating_stops_cleanly(sd1: Path, tmp_path: Path) 
         "import os, signal, sys\n"
         "from anamorph.pipelines import sampling\n"
         "from anamorph.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
         "plain = sampling.advance\n"
         "def advance(table, n, *rest):\n"
         "    if n == 1: os.kill(os.getpid(), signal.SIGINT)\n"

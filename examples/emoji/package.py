@@ -33,7 +33,11 @@ INDEX = {
 def write(work: Path, out: Path) -> None:
     """Convert the trained parts to fp16 and write the folder; `model_index.json` comes last."""
     for name, model in (("vae", AutoencoderKL), ("text_encoder", CLIPTextModel), ("unet", UNet2DConditionModel)):
-        model.from_pretrained(work / name, torch_dtype=torch.float16).save_pretrained(out / name)
+        part = model.from_pretrained(work / name, torch_dtype=torch.float16)
+        if name == "text_encoder":
+            # Without a word about its type, transformers would run this part alone in the type that is stored.
+            part.config = part.config.replace(dtype="float32")
+        part.save_pretrained(out / name)
     DPMSolverMultistepScheduler(**SCHEDULER).save_pretrained(out / "scheduler")
     shutil.copytree(work / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     (out / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n", encoding="utf-8")
