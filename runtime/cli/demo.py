@@ -18,7 +18,7 @@ from anamorph.files import replacing
 from anamorph.image import psnr
 from anamorph.pipelines import StableDiffusionPipeline
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.plugins import list_backends
+from anamorph.plugins import get_exporter, list_backends
 from anamorph.progress import Bar
 from anamorph.sheet import Row, contact_sheet
 
@@ -43,9 +43,20 @@ class Arm:
 
 def arms() -> list[tuple[Backend, str]]:
     """Every available engine in each precision that it serves on its first device, the reference first."""
-    real = [b for b in list_backends().values() if not b.double and b.unavailable() is None]
+    real = [b for b in list_backends().values() if not b.double and missing(b) is None]
     pairs = [(b, precision) for b in real for precision in b.precisions(b.devices()[0])]
     return sorted(pairs, key=lambda pair: (pair[0].name, pair[1]) != REFERENCE)
+
+
+def missing(backend: Backend) -> str | None:
+    """None, or why this engine cannot run a checkpoint here: itself or the exporter that it needs is not there."""
+    if (reason := backend.unavailable()) is not None or "checkpoint" in backend.formats:
+        return reason
+    try:
+        get_exporter(backend.formats)
+    except BackendError as error:
+        return str(error)
+    return None
 
 
 def measure(backend: Backend, precision: str, steps: int, reference: NDArray[np.float32] | None) -> Arm:
@@ -84,6 +95,10 @@ def run(options: argparse.Namespace) -> int:
         done.append(arm)
         if not options.json:
             print(line(arm, width), flush=True)
+    if not options.json:
+        for backend in list_backends().values():
+            if not backend.double and (reason := missing(backend)) is not None:
+                print(f"{backend.name:<{width}}  not run: {reason}")
     sheet = draw(done, options.steps)
     with replacing(Path(options.out)) as draft:
         sheet.save(draft, format="PNG")
