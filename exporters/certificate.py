@@ -22,7 +22,7 @@ from anamorph.components import Component, unet_multiple, vae_scale_factor
 from anamorph.config import Config
 from anamorph.engine import Target
 from anamorph.errors import AnamorphError, ArtifactError, BackendUnavailable
-from anamorph.exporters.trace import named_axes, probe, probe_sizes
+from anamorph.exporters.trace import probe, probe_sizes
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import read_component
@@ -85,7 +85,7 @@ def _call(artifact: Artifact, pipe: DiffusionPipeline) -> dict[str, Any]:
     """A request of a size and batch that the artifact takes."""
     configs = {name: pipe.components[name].config for name in ("unet", "vae")}
     factor, multiple = vae_scale_factor(configs["vae"]), unet_multiple(configs["unet"])
-    axes = named_axes(artifact.parts["unet"].interface)
+    axes = artifact.parts["unet"].interface.axes
     height, width = (
         factor * (axes[name].maximum or times * multiple) for name, times in (("latent_height", 1), ("latent_width", 2))
     )

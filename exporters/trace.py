@@ -71,15 +71,10 @@ def with_scalars(interface: Interface, axes: tuple[int, ...]) -> Interface:
     return Interface(interface.component, inputs, interface.outputs)
 
 
-def named_axes(interface: Interface) -> dict[str, Axis]:
-    """All named axes of the inputs."""
-    return {axis.name: axis for port in interface.inputs for axis in port.axes if isinstance(axis, Axis)}
-
-
 def probe_sizes(interface: Interface) -> list[dict[str, int]]:
     """Two sets of sizes to compare at, the smallest and an uneven one; one where the interface leaves no choice."""
     smallest, uneven = {}, {}
-    for name, axis in named_axes(interface).items():
+    for name, axis in interface.axes.items():
         times = {"batch": 3, "height": 5, "latent_height": 5}.get(name, 3)
         both = (axis.minimum, times * axis.multiple) if name != "sequence" else (SEQUENCE, 9)
         top = axis.maximum if axis.maximum is not None else max(both)
@@ -117,7 +112,7 @@ def trace(
     """
     import torch
 
-    sizes = {name: _example(axis, index) for index, (name, axis) in enumerate(named_axes(interface).items())}
+    sizes = {name: _example(axis, index) for index, (name, axis) in enumerate(interface.axes.items())}
     values = tuple(torch.from_numpy(value) for value in probe(interface, sizes, config).values())
     shapes = tuple(dict(_dynamic(port)) for port in interface.inputs)
     try:

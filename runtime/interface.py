@@ -32,7 +32,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Scaled:
-    """An output dimension that follows from an input's: `axis` times `numerator` over `denominator`."""
+    """A dimension that follows from another input's: `axis` times `numerator` over `denominator`."""
 
     axis: str
     numerator: int = 1
@@ -42,12 +42,23 @@ class Scaled:
 Dimension = Axis | Scaled | int
 
 
+def size_of(dimension: Dimension, sizes: Mapping[str, int]) -> int:
+    """The size of a dimension, given those of the named axes."""
+    if isinstance(dimension, int):
+        return dimension
+    if isinstance(dimension, Axis):
+        return sizes[dimension.name]
+    return sizes[dimension.axis] * dimension.numerator // dimension.denominator
+
+
 @dataclass(frozen=True)
 class Port:
     """One input or output: its dimensions (a named Axis, one that follows from it, or a fixed size) and its type.
 
     `dtype` is what callers pass ("float32", "int64"). In which precision an engine computes inside, and in which
     type an artifact stores its weights, are facts of the engine and the artifact and do not show here.
+    An `optional` input is a term that is added or multiplied into others: where a caller leaves it out, zeros of the
+    shape `Interface.absent` take its place and broadcast, so that one graph serves with and without it.
     """
 
     name: str
@@ -82,15 +93,30 @@ class Interface:
 
     def output_shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Shapes of all outputs for the axis sizes that `check` returned."""
+        return {port.name: tuple(size_of(dimension, sizes) for dimension in port.axes) for port in self.outputs}
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """All named axes of the inputs."""
+        return {axis.name: axis for port in self.inputs for axis in port.axes if isinstance(axis, Axis)}
+
+    def absent(self, port: Port) -> tuple[int, ...]:
+        """Shape of the zeros that stand for a missing optional input: 1 wherever the size is open."""
+        fixed = {name: axis.minimum for name, axis in self.axes.items() if axis.minimum == axis.maximum}
 
         def size(dimension: Dimension) -> int:
             if isinstance(dimension, int):
                 return dimension
-            if isinstance(dimension, Axis):
-                return sizes[dimension.name]
-            return sizes[dimension.axis] * dimension.numerator // dimension.denominator
+            name = dimension.name if isinstance(dimension, Axis) else dimension.axis
+            return size_of(dimension, fixed) if name in fixed else 1
 
-        return {port.name: tuple(size(dimension) for dimension in port.axes) for port in self.outputs}
+        return tuple(size(dimension) for dimension in port.axes)
+
+    @property
+    def required(self) -> "Interface":
+        """The same without its optional inputs: the signature that the loaders of other tools feed."""
+        inputs = tuple(port for port in self.inputs if not port.optional)
+        return Interface(self.component, inputs, self.outputs)
 
     def _check_port(self, port: Port, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
         where = f"{self.component}: input {port.name} of shape {list(shape)}"
@@ -98,8 +124,8 @@ class Interface:
             raise InputError(f"{where} has {len(shape)} dimensions, expected {len(port.axes)}")
         for axis, size in zip(port.axes, shape, strict=True):
             if not isinstance(axis, Axis):
-                if size != axis:
-                    raise InputError(f"{where}: a dimension is {size}, expected {axis}")
+                if size != (expected := size_of(axis, sizes)):
+                    raise InputError(f"{where}: a dimension is {size}, expected {expected}")
                 continue
             if (refusal := axis.refusal(size)) is not None:
                 raise InputError(f"{where}: {refusal}")

@@ -32,7 +32,7 @@ UNET = {
     "attention_head_dim": 4,
     "norm_num_groups": 16,
 }
-CYCLES = ((2900, 1e-3), (1250, 7e-4))  # steps and peak learning rate
+CYCLES = ((3200, 1e-3), (2800, 7e-4))  # steps and peak learning rate
 BATCH = 64
 YOUNG = 0.2
 LIGHT = 0.15  # sampling weight of pictures whose caption begins or ends with one of these words, and of flags
@@ -82,7 +82,7 @@ def rate(step: int) -> float:
     """Learning rate: one cycle after the other."""
     for steps, peak in CYCLES:
         if step < steps:
-            return one_cycle(step, steps, peak, 200 if peak == CYCLES[0][1] else 1)
+            return one_cycle(step, steps, peak, 200)
         step -= steps
     raise ValueError(f"step {step} lies after the last cycle")
 
@@ -121,8 +121,17 @@ def v_loss(model: nn.Module, z: Tensor, ids: Tensor, cumulative: Tensor) -> Tens
     return F.mse_loss(v.float(), alpha * noise - sigma * z)
 
 
-def train(data: Path, work: Path) -> None:
-    """Train (or go on from the last checkpoint) and save `work/unet` and `work/text_encoder`."""
+def load_weights(model: Denoiser, folder: Path) -> None:
+    """The weights of a finished checkpoint folder."""
+    model.text.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").state_dict())
+    model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
+
+
+def train(data: Path, work: Path, start: Path | None) -> None:
+    """Train (or go on from the last checkpoint) and save `work/unet` and `work/text_encoder`.
+
+    From the weights of a finished checkpoint, `start`, the first cycle is left out.
+    """
     torch.manual_seed(0)
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     latents = encode_all(vae, pictures(data)) * vae.config.scaling_factor
@@ -130,12 +139,15 @@ def train(data: Path, work: Path) -> None:
     share = weights(captions, torch.from_numpy(np.load(data)["ages"]))
     tokenizer = ClipTokenizer.from_pretrained(work / "tokenizer")
     model = Denoiser(tokenizer.vocab_size, tokenizer.eos_token_id).to(memory_format=torch.channels_last)
+    if start:
+        load_weights(model, start)
     optimizer = torch.optim.AdamW(model.parameters(), lr=CYCLES[0][1], weight_decay=1e-2, betas=(0.9, 0.99), fused=True)
     average = Average(model, 0.998)
     log = Log(work / "denoiser.csv", "step,seconds,loss")
     cumulative = alphas()
     steps = sum(length for length, _ in CYCLES)
-    for step in range(load_checkpoint(work / "denoiser.pt", model, average, optimizer, log), steps):
+    done = load_checkpoint(work / "denoiser.pt", model, average, optimizer, log)
+    for step in range(done or (CYCLES[0][0] if start else 0), steps):
         optimizer.param_groups[0]["lr"] = rate(step)
         chosen = torch.multinomial(share, BATCH, replacement=False)
         ids = caption_ids(captions, chosen, tokenizer)
