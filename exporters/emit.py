@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from anamorph.errors import BackendError
 from anamorph.exporters.operators import OPERATORS, Size
+from anamorph.exporters.taps import block_outputs
 from anamorph.interface import Axis, Dimension, Interface, Port, Scaled
 
 OPSET, IR_VERSION = 18, 10
@@ -94,8 +95,10 @@ class Builder:
         return self.uses[name]
 
 
-def emit(program: torch.export.ExportedProgram, interface: Interface, folder: Path, storage: str = "float32") -> None:
-    """Write `model.onnx` and `model.onnx_data` into `folder`.
+def emit(
+    program: torch.export.ExportedProgram, interface: Interface, folder: Path, storage: str = "float32"
+) -> dict[str, str]:
+    """Write `model.onnx` and `model.onnx_data` into `folder`; returns block -> name of the value that it ends with.
 
     `interface` names the inputs and outputs in the order of the program's. `storage` is the type of the weights on
     disk; the graph computes in float32.
@@ -114,6 +117,7 @@ def emit(program: torch.export.ExportedProgram, interface: Interface, folder: Pa
             for port, result in zip(interface.outputs, node.args[0], strict=True):
                 builder.nodes.append(helper.make_node("Identity", [values.tensor(result)], [port.name]))
     _write(builder, interface, folder)
+    return values.taps({port.name for port in interface.inputs})
 
 
 class _Values:
@@ -151,6 +155,11 @@ class _Values:
         if not isinstance(found, str):
             raise TypeError(f"{value} is no tensor of the graph")
         return found
+
+    def taps(self, inputs: set[str]) -> dict[str, str]:
+        """Block -> the value that it ends with, where that is one tensor that the graph computes."""
+        found = {path: self.known.get(node) for path, node in block_outputs(self.known).items()}
+        return {path: name for path, name in found.items() if isinstance(name, str) and name not in inputs}
 
     def call(self, node: Any) -> None:
         """Translate one operation; one that depends on constants alone is computed now, by PyTorch itself."""

@@ -33,7 +33,7 @@ LAYOUT = 1
 
 @dataclass(frozen=True)
 class Format:
-    """What distinguishes one format: `write(program, interface, folder, storage)` returns the file to open.
+    """What distinguishes one format: `write(program, interface, folder, storage)` returns the file to open and taps.
 
     `scalars` are the dimensions that its files give to single numbers, `root_files(storage)` further files.
     """
@@ -41,7 +41,7 @@ class Format:
     name: str
     packages: tuple[str, ...]
     scalars: tuple[int, ...]
-    write: Callable[["torch.export.ExportedProgram", Interface, Path, str], str]
+    write: Callable[["torch.export.ExportedProgram", Interface, Path, str], tuple[str, Mapping[str, str]]]
     unavailable: Callable[[], str | None]
     root_files: Callable[[str], Mapping[str, str]]
 
@@ -99,12 +99,14 @@ class FolderExporter:
                 report(f"exporting {name}")
                 place = draft / name if component.name == "vae" else draft / component.name
                 program = trace(module, module.PARTS[name], interface, component.config)
-                opened = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, options.storage)
+                opened, taps = self.kind.write(
+                    program, with_scalars(interface, self.kind.scalars), place, options.storage
+                )
                 del program
                 files = {path.relative_to(draft).as_posix(): FileRecord.of(path) for path in sorted(place.iterdir())}
                 (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")
                 file = (place / opened).relative_to(draft).as_posix()
-                parts[name] = Part(component.name, file, files, interface, options.storage, _PENDING)
+                parts[name] = Part(component.name, file, files, interface, options.storage, _PENDING, taps=taps)
                 certificate.write_probes(probes, name, interface, module, component.config)
             del module
             gc.collect()  # traced graphs refer to themselves, and to the weights

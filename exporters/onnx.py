@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def write(program: "torch.export.ExportedProgram", interface: Interface, folder: Path, storage: str) -> str:
-    """Write `model.onnx` and its weights; returns the name of the file to open."""
+def write(
+    program: "torch.export.ExportedProgram", interface: Interface, folder: Path, storage: str
+) -> tuple[str, Mapping[str, str]]:
+    """Write `model.onnx` and its weights; returns the name of the file to open, and its tap points."""
     from anamorph.exporters.emit import emit
 
-    emit(program, interface, folder, storage)
-    return "model.onnx"
+    return "model.onnx", emit(program, interface, folder, storage)
 
 
 def unavailable() -> str | None:

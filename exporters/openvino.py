@@ -18,21 +18,32 @@ if TYPE_CHECKING:
 NAME = "openvino_model.xml"
 
 
-def write(program: "torch.export.ExportedProgram", interface: Interface, folder: Path, storage: str) -> str:
-    """Write `openvino_model.xml` and `.bin`; returns the name of the file to open."""
+def write(
+    program: "torch.export.ExportedProgram", interface: Interface, folder: Path, storage: str
+) -> tuple[str, Mapping[str, str]]:
+    """Write `openvino_model.xml` and `.bin`; returns the name of the file to open, and its tap points."""
     import openvino
 
     from anamorph.exporters.emit import emit
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as draft:
-        emit(program, interface, Path(draft))
+        taps = emit(program, interface, Path(draft))
         model = _with_whole_timestep(openvino.convert_model(Path(draft) / "model.onnx"))
         _keep_names(model, interface)
         # Left to itself, OpenVINO halves the weights' precision here.
         openvino.save_model(model, folder / NAME, compress_to_fp16=storage == "float16")
         del model  # its weights are mapped from the draft
-    return NAME
+    return NAME, _kept(taps, folder / NAME)
+
+
+def _kept(taps: Mapping[str, str], file: Path) -> dict[str, str]:
+    """The tap points whose names OpenVINO has kept: its own rewriting of the graph may drop a value."""
+    import openvino
+
+    model = openvino.Core().read_model(file)
+    names = {name for node in model.get_ops() for port in node.outputs() for name in port.names}
+    return {block: name for block, name in taps.items() if name in names}
 
 
 def _with_whole_timestep(model: Any) -> Any:

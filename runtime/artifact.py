@@ -43,7 +43,8 @@ class Part:
     """One exported function: `file` is opened by the engine, `files` (relative to the artifact) is all it consists of.
 
     `storage` is the type of the weights on disk. `status` is "verified", "failed" or "unverified: why"; `errors` are
-    the largest differences per output that were measured when it was written, with float32 execution.
+    the largest differences per output that were measured when it was written, with float32 execution. `taps` names
+    the value of the graph that each block of the model ends with, in the order in which they are computed.
     """
 
     component: str
@@ -53,6 +54,7 @@ class Part:
     storage: str
     status: str
     errors: Mapping[str, Difference] = field(default_factory=dict)
+    taps: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def _part(value: Mapping[str, Any]) -> Part:
         value["storage"],
         value["status"],
         {name: Difference(**measured) for name, measured in value["errors"].items()},
+        {str(block): str(name) for block, name in value["taps"].items()},
     )
 
 
