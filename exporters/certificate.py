@@ -22,7 +22,7 @@ from anamorph.components import Component, unet_multiple, vae_scale_factor
 from anamorph.config import Config
 from anamorph.engine import Target
 from anamorph.errors import AnamorphError, ArtifactError, BackendUnavailable
-from anamorph.exporters.trace import probe, probe_sizes
+from anamorph.exporters.trace import probes
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import read_component
@@ -59,10 +59,10 @@ def write_probes(folder: Path, part: str, interface: Interface, module: "Model",
     """Run a part with PyTorch at each probe size and keep inputs and outputs in `folder`."""
     import torch
 
-    for number, sizes in enumerate(probe_sizes(interface)):
-        inputs = probe(interface, sizes, config)
+    for number, inputs in enumerate(probes(interface, config)):
+        values = (torch.from_numpy(inputs[port.name]) if port.name in inputs else None for port in interface.inputs)
         with torch.inference_mode():
-            results = getattr(module, module.PARTS[part])(*(torch.from_numpy(value) for value in inputs.values()))
+            results = getattr(module, module.PARTS[part])(*values)
         outputs = {port.name: value.numpy() for port, value in zip(interface.outputs, results, strict=True)}
         arrays: dict[str, Any] = {f"in.{name}": value for name, value in inputs.items()}
         arrays |= {f"out.{name}": value for name, value in outputs.items()}
@@ -159,8 +159,8 @@ def _compare_parts(artifact: Checkpoint, references: Path) -> Iterator[Measured]
         component = read_component(artifact, part.component, (slot[1],) if slot else ())
         program = engine.open(component, [name], Target("cpu", "float32"))[name]
         session = program.session()
-        for number in range(len(probe_sizes(part.interface))):
-            with np.load(references / f"{name}.{number}.npz") as stored:
+        for file in sorted(references.glob(f"{name}.*.npz")):
+            with np.load(file) as stored:
                 inputs = {key.removeprefix("in."): stored[key] for key in stored.files if key.startswith("in.")}
                 sizes = part.interface.check(inputs)
                 where = ", ".join(f"{axis} {size}" for axis, size in sizes.items())

@@ -11,7 +11,7 @@ from anamorph.components import Component, unet_multiple
 from anamorph.config import Config
 from anamorph.errors import BackendError, InputError
 from anamorph.exporting import ExportOptions
-from anamorph.interface import Axis, Dimension, Interface, Port
+from anamorph.interface import Axis, Dimension, Interface, Port, size_of
 
 if TYPE_CHECKING:
     import torch
@@ -82,14 +82,23 @@ def probe_sizes(interface: Interface) -> list[dict[str, int]]:
     return [smallest] if smallest == uneven else [smallest, uneven]
 
 
+def probes(interface: Interface, config: Config) -> list[dict[str, NDArray[Any]]]:
+    """Inputs to compare at, the same at each call: every size of `probe_sizes` without and with optional inputs.
+
+    Normal noise, a fractional timestep, texts with begin and end.
+    """
+    signatures = [interface.required, interface] if interface.required != interface else [interface]
+    return [probe(signature, sizes, config) for sizes in probe_sizes(interface) for signature in signatures]
+
+
 def probe(interface: Interface, sizes: Mapping[str, int], config: Config) -> dict[str, NDArray[Any]]:
-    """Inputs of these sizes, the same at each call: normal noise, a fractional timestep, texts with begin and end."""
+    """Inputs of these sizes."""
     random = np.random.default_rng(20240229)
     return {port.name: _probe_port(port, sizes, config, random) for port in interface.inputs}
 
 
 def _probe_port(port: Port, sizes: Mapping[str, int], config: Config, random: np.random.Generator) -> NDArray[Any]:
-    shape = tuple(sizes[axis.name] if isinstance(axis, Axis) else int(axis) for axis in port.axes)  # type: ignore[arg-type]
+    shape = tuple(size_of(axis, sizes) for axis in port.axes)
     if port.name == "timestep":
         return np.full(shape, TIMESTEP, np.float32)
     if port.dtype == "float32":
