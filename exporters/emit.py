@@ -107,6 +107,7 @@ def emit(
     builder = Builder(storage)
     values = _Values(builder, program)
     inputs = iter(interface.inputs)
+    outputs: dict[str, str] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if node.name not in values.weights:
@@ -116,8 +117,10 @@ def emit(
         elif node.op == "output":
             for port, result in zip(interface.outputs, node.args[0], strict=True):
                 builder.nodes.append(helper.make_node("Identity", [values.tensor(result)], [port.name]))
+                outputs[values.tensor(result)] = port.name
     _write(builder, interface, folder)
-    return values.taps({port.name for port in interface.inputs})
+    # Formats may drop the name of a value in favour of the output's.
+    return {path: outputs.get(name, name) for path, name in values.taps({port.name for port in interface.inputs})}
 
 
 class _Values:
@@ -156,10 +159,12 @@ class _Values:
             raise TypeError(f"{value} is no tensor of the graph")
         return found
 
-    def taps(self, inputs: set[str]) -> dict[str, str]:
-        """Block -> the value that it ends with, where that is one tensor that the graph computes."""
-        found = {path: self.known.get(node) for path, node in block_outputs(self.known).items()}
-        return {path: name for path, name in found.items() if isinstance(name, str) and name not in inputs}
+    def taps(self, inputs: set[str]) -> Iterator[tuple[str, str]]:
+        """Each block and the value that it ends with, where that is one tensor that the graph computes."""
+        for path, node in block_outputs(self.known).items():
+            name = self.known[node]
+            if isinstance(name, str) and name not in inputs:
+                yield path, name
 
     def call(self, node: Any) -> None:
         """Translate one operation; one that depends on constants alone is computed now, by PyTorch itself."""
