@@ -21,6 +21,7 @@ from anamorph.exporting import Check, ExportOptions, Report
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import read_component, read_tokenizer, settle_variant
+from anamorph.tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,8 @@ LAYOUT = 1
 class Format:
     """What distinguishes one format: `write(program, interface, folder, storage)` returns the file to open and taps.
 
-    `scalars` are the dimensions that its files give to single numbers, `root_files(storage)` further files.
+    `scalars` are the dimensions that its files give to single numbers, `root_files(storage)` further files;
+    `write_tokenizer(tokenizer, folder)` adds a form of the tokenizer that its readers want, or returns why it cannot.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Format:
     write: Callable[["torch.export.ExportedProgram", Interface, Path, str], tuple[str, Mapping[str, str]]]
     unavailable: Callable[[], str | None]
     root_files: Callable[[str], Mapping[str, str]]
+    write_tokenizer: Callable[[ClipTokenizer, Path], str | None]
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class FolderExporter:
             del module
             gc.collect()  # traced graphs refer to themselves, and to the weights
         _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
+        if (missing := self.kind.write_tokenizer(read_tokenizer(checkpoint), draft / "tokenizer")) is not None:
+            report(missing)
         for name, text in self.kind.root_files(options.storage).items():
             (draft / name).write_text(text, encoding="utf-8")
         source = {"name": str(checkpoint.folder), "sha256": checkpoint.digest()}

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anamorph.exporters import openvino_tokenizer
 from anamorph.exporters.folder import FolderExporter, Format
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
+from anamorph.tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +85,15 @@ def root_files(storage: str) -> Mapping[str, str]:
     return {"openvino_config.json": json.dumps(values, indent=2) + "\n"}
 
 
+def write_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> str | None:
+    """Write the tokenizer as a graph for openvino-genai; None, or why it is missing."""
+    if (missing := openvino_tokenizer.unavailable()) is not None:
+        return f"left out the tokenizer's graph, which openvino-genai needs: {missing}"
+    openvino_tokenizer.write(tokenizer, folder)
+    return None
+
+
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
     packages = ("torch", "onnx", "openvino")
-    return [FolderExporter(Format("openvino", packages, (1,), write, unavailable, root_files))]
+    return [FolderExporter(Format("openvino", packages, (1,), write, unavailable, root_files, write_tokenizer))]
