@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 CACHE = "ANAMORPH_CACHE"
 """Environment variable: the folder that takes the place of the user's cache."""
+PICTURE = "picture"
+"""What certificates call the comparison of a whole picture, beside the names of parts."""
 STORAGE = ("float32", "float16")
 
 
@@ -39,12 +41,16 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a certificate: what was compared, the largest difference, and whether it is within tolerance."""
+    """One line of a certificate: what was compared, the largest difference, and whether it is within tolerance.
+
+    `block` is the path of a block of the model, where its output was compared and not the part's.
+    """
 
     part: str
     what: str
     difference: Difference
     tolerance: float
+    block: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -75,8 +81,9 @@ class Exporter(Protocol):
         Raises OutputError: it cannot be written.
         """
 
-    def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report) -> Sequence[Check]:
-        """Compare an artifact with the checkpoint that it was made from, parts first, then a picture step by step.
+    def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report, blocks: bool = False) -> Sequence[Check]:
+        """Compare an artifact with the checkpoint that it was made from: parts, a picture step by step, and last,
+        in the order in which they are computed, the blocks of the parts that differ, or of all where `blocks`.
 
         Raises ArtifactError: it was made from another checkpoint.
         """
