@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anamorph.errors import OutputError
 from anamorph.exporters import openvino_tokenizer
 from anamorph.exporters.folder import FolderExporter, Format
 from anamorph.exporting import Exporter
@@ -33,8 +34,12 @@ def write(
         taps = emit(program, interface, Path(draft))
         model = _with_whole_timestep(openvino.convert_model(Path(draft) / "model.onnx"))
         _keep_names(model, interface)
-        # Left to itself, OpenVINO halves the weights' precision here.
-        openvino.save_model(model, folder / NAME, compress_to_fp16=storage == "float16")
+        try:
+            # Left to itself, OpenVINO halves the weights' precision here.
+            openvino.save_model(model, folder / NAME, compress_to_fp16=storage == "float16")
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise OutputError(f"OpenVINO cannot write {folder / NAME} ({reason}); free the disk") from None
         del model  # its weights are mapped from the draft
     return NAME, _kept(taps, folder / NAME)
 

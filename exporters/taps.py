@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.arrays import Array
@@ -56,7 +55,7 @@ def recorded(module: "torch.nn.Module", blocks: Iterable[str]) -> Iterator[dict[
     def keep(path: str) -> Callable[[torch.nn.Module, Any, Any], None]:
         def hook(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
             if isinstance(output, torch.Tensor):
-                found[path] = np.array(output.detach())
+                found[path] = output.detach().numpy().copy()
 
         return hook
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from anamorph.artifact import Difference
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
-from anamorph.errors import InputError
+from anamorph.errors import InputError, OutputError
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +112,18 @@ def cached_export(checkpoint: Checkpoint, exporter: Exporter) -> Checkpoint:
         log.info("%s: taking the %s export in %s", checkpoint.folder, exporter.format, place)
     else:
         log.info("%s: exporting to %s once, into %s", checkpoint.folder, exporter.format, place)
-        exporter.export(checkpoint, place, options, log.info)
+        _export_into_cache(checkpoint, exporter, place, options)
     return open_checkpoint(Source(str(place)))
+
+
+def _export_into_cache(checkpoint: Checkpoint, exporter: Exporter, place: Path, options: ExportOptions) -> None:
+    try:
+        exporter.export(checkpoint, place, options, log.info)
+    except InputError:
+        if not place.is_dir():  # else another process has finished it since
+            raise
+    except OutputError as error:
+        raise OutputError(f"{error}; the variable {CACHE} names another cache") from None
 
 
 def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
