@@ -56,16 +56,23 @@ def condition_ports(config: Mapping[str, Any], time_ids: int = 6) -> tuple[Port,
     ports += [Port(name, (batch, widths[name])) for name in added_names(config)]
     if (guidance := config.get("time_cond_proj_dim")) is not None:
         ports.append(Port("timestep_cond", (batch, guidance)))
-    return (*ports, *_class_port(config, batch))
+    times = 2 if config.get("time_embedding_type") == "fourier" else 4
+    width = config.get("time_embedding_dim") or times * config["block_out_channels"][0]
+    return (*ports, *class_ports(config, width))
 
 
-def _class_port(config: Mapping[str, Any], batch: Axis) -> tuple[Port, ...]:
-    kind = config.get("class_embed_type")
+def unconditional_ports(config: Mapping[str, Any]) -> tuple[Port, ...]:
+    """The inputs of a UNet without texts after `sample` and `timestep`: its classes, if it knows any."""
+    return class_ports(config, config.get("time_embedding_dim") or 4 * config["block_out_channels"][0])
+
+
+def class_ports(config: Mapping[str, Any], time_width: int) -> tuple[Port, ...]:
+    """`class_labels` as the model takes them: numbers, or vectors of some width; none where it knows no classes."""
+    kind, batch = config.get("class_embed_type"), Axis("batch")
     if kind in ("projection", "simple_projection"):
         return (Port("class_labels", (batch, config["projection_class_embeddings_input_dim"])),)
     if kind == "identity":
-        first = config["block_out_channels"][0] * (2 if config.get("time_embedding_type") == "fourier" else 4)
-        return (Port("class_labels", (batch, config.get("time_embedding_dim") or first)),)
+        return (Port("class_labels", (batch, time_width)),)
     if kind == "timestep" or config.get("num_class_embeds") is not None:
         return (Port("class_labels", (batch,), "int64"),)
     return ()

@@ -5,15 +5,43 @@ from types import MappingProxyType
 
 from anamorph.models.base import Model
 from anamorph.models.clip import CLIPTextModel, CLIPTextModelWithProjection
+from anamorph.models.dit import DiTTransformer2DModel
+from anamorph.models.tiny import AutoencoderTiny
 from anamorph.models.unet import UNet2DConditionModel
+from anamorph.models.unet2d import UNet2DModel
 from anamorph.models.vae import AutoencoderKL
+from anamorph.models.vq import VQModel
 
 MODELS: Mapping[str, type[Model]] = MappingProxyType(
     {
-        model.__name__: model
-        for model in (UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection)
+        **{
+            model.__name__: model
+            for model in (
+                UNet2DConditionModel,
+                UNet2DModel,
+                DiTTransformer2DModel,
+                AutoencoderKL,
+                AutoencoderTiny,
+                VQModel,
+                CLIPTextModel,
+                CLIPTextModelWithProjection,
+            )
+        },
+        # What diffusers called the class-conditional transformer before it had a class of its own.
+        "Transformer2DModel": DiTTransformer2DModel,
     }
 )
 """Class name in `model_index.json` -> model."""
 
-__all__ = ["MODELS", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection", "Model", "UNet2DConditionModel"]
+__all__ = [
+    "MODELS",
+    "AutoencoderKL",
+    "AutoencoderTiny",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "DiTTransformer2DModel",
+    "Model",
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "VQModel",
+]

@@ -24,7 +24,7 @@ def class_embedding(config: Config, waves: int, time_width: int, activation: str
 
     Labels are numbers [B] for a table and for "timestep" (whose layer takes their `waves`), else vectors [B, D].
     """
-    kind, width = config.class_embed_type, config.projection_class_embeddings_input_dim
+    kind, width = config.class_embed_type, config.get("projection_class_embeddings_input_dim", 0)
     if kind is None:
         return None if config.num_class_embeds is None else nn.Embedding(config.num_class_embeds, time_width)
     if kind == "timestep":

@@ -54,6 +54,28 @@ UP_BLOCKS: Mapping[str, Kind] = MappingProxyType(
 )
 """Blocks of the way up of a UNet that looks at a text."""
 
+PLAIN_DOWN_BLOCKS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "DownBlock2D": Kind(),
+        "AttnDownBlock2D": Kind("pixels"),
+        "ResnetDownsampleBlock2D": Kind(None, "resnet"),
+        "SkipDownBlock2D": Kind(family="skip"),
+        "AttnSkipDownBlock2D": Kind("pixels", family="skip"),
+    }
+)
+"""Blocks of the way down of a UNet without texts."""
+
+PLAIN_UP_BLOCKS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "UpBlock2D": Kind(),
+        "AttnUpBlock2D": Kind("pixels"),
+        "ResnetUpsampleBlock2D": Kind(None, "resnet"),
+        "SkipUpBlock2D": Kind(family="skip"),
+        "AttnSkipUpBlock2D": Kind("pixels", family="skip"),
+    }
+)
+"""Blocks of the way up of a UNet without texts."""
+
 MID_BLOCKS: Mapping[str | None, Kind | None] = MappingProxyType(
     {
         "UNetMidBlock2DCrossAttn": Kind("transformer"),

@@ -32,10 +32,38 @@ class UNet2DConditionOutput(Output):
 
 
 @dataclass(frozen=True)
+class UNet2DOutput(Output):
+    """`sample`: the prediction [B, C_out, h, w]; epsilon, v or x_0, as the scheduler's `prediction_type` says."""
+
+    sample: Tensor
+
+
+@dataclass(frozen=True)
+class Transformer2DModelOutput(Output):
+    """`sample`: the prediction [B, C_out, h, w]; a learned variance is its second half of channels."""
+
+    sample: Tensor
+
+
+@dataclass(frozen=True)
 class DecoderOutput(Output):
     """`sample`: pictures in about -1..1, [B, C, H, W]."""
 
     sample: Tensor
+
+
+@dataclass(frozen=True)
+class AutoencoderTinyOutput(Output):
+    """`latents`: [B, c, h, w], already scaled."""
+
+    latents: Tensor
+
+
+@dataclass(frozen=True)
+class VQEncoderOutput(Output):
+    """`latents`: [B, c, h, w], before they are quantised."""
+
+    latents: Tensor
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from anamorph.models.blocks import (
 )
 from anamorph.models.k_blocks import KDownBlock, KUpBlock
 from anamorph.models.levels import Kind, Level
+from anamorph.models.skip_blocks import SkipDownBlock, SkipUpBlock
 
 
 @dataclass(frozen=True)
@@ -232,12 +233,15 @@ def up_sizes(sample: Tensor, skips: Sequence[Tensor], taken: Sequence[int]) -> l
 def down_ways(plan: Sequence[tuple[Kind, Level]], style: Style) -> nn.ModuleList:
     """The blocks of the way down, the highest resolution first."""
     before = [plan[0][1].channels, *(level.channels for _, level in plan)]
-    return nn.ModuleList(
-        KDownBlock(kind, level, before[index], style.residual, halve=index < len(plan) - 1)
-        if kind.family == "k"
-        else DownBlock(kind, level, before[index], style, halve=index < len(plan) - 1)
-        for index, (kind, level) in enumerate(plan)
-    )
+    blocks = nn.ModuleList()
+    for index, (kind, level) in enumerate(plan):
+        halve = index < len(plan) - 1
+        if kind.family == "plain":
+            blocks.append(DownBlock(kind, level, before[index], style, halve=halve))
+        else:
+            build = KDownBlock if kind.family == "k" else SkipDownBlock
+            blocks.append(build(kind, level, before[index], style.residual, halve=halve))
+    return blocks
 
 
 def up_ways(plan: Sequence[tuple[Kind, Level]], style: Style) -> nn.ModuleList:
@@ -247,16 +251,14 @@ def up_ways(plan: Sequence[tuple[Kind, Level]], style: Style) -> nn.ModuleList:
     """
     widths = [level.channels for _, level in plan]
     before, after = [widths[0], *widths], [*widths[1:], widths[-1]]
-    return nn.ModuleList(
-        KUpBlock(kind, level, after[index], style.residual, double=index < len(plan) - 1)
-        if kind.family == "k"
-        else UpBlock(
-            kind,
-            level,
-            before[index],
-            (level.channels,) * (len(level.depths) - 1) + (after[index],),
-            style,
-            double=index < len(plan) - 1,
-        )
-        for index, (kind, level) in enumerate(plan)
-    )
+    blocks = nn.ModuleList()
+    for index, (kind, level) in enumerate(plan):
+        double = index < len(plan) - 1
+        skips = (level.channels,) * (len(level.depths) - 1) + (after[index],)
+        if kind.family == "k":
+            blocks.append(KUpBlock(kind, level, after[index], style.residual, double=double))
+        elif kind.family == "skip":
+            blocks.append(SkipUpBlock(kind, level, before[index], skips, style.residual, double=double))
+        else:
+            blocks.append(UpBlock(kind, level, before[index], skips, style, double=double))
+    return blocks
