@@ -12,10 +12,12 @@ from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.cores import physical_cores
 from anamorph.backends.numpy_program import artifact_of, checked, prepared
+from anamorph.backends.openvino_weights import put_weights
 from anamorph.components import Component
 from anamorph.engine import Backend, Placement, Program, Target, check_target
 from anamorph.errors import ArtifactError, BackendError
 from anamorph.interface import Interface
+from anamorph.linked import Linked
 from anamorph.plugins import hookimpl
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -30,6 +32,8 @@ class OpenVinoProgram:
     interface: Interface
     placement: Placement
     arrays: NumpyArrays
+    weights: Mapping[str, Linked]
+    """Kept, because OpenVINO reads linked weights where they are mapped."""
 
     def session(self) -> "OpenVinoSession":
         """A caller with buffers of its own."""
@@ -100,12 +104,14 @@ def _open(artifact: Artifact, part: str, target: Target) -> OpenVinoProgram:
     }
     try:
         model = core().read_model(path)
+        weights = artifact.open_weights(part)
+        put_weights(model, weights)
         _take_floats(model, interface)
         compiled = core().compile_model(model, DEVICE, settings)
     except RuntimeError as error:
         raise ArtifactError(f"{path} cannot be opened by OpenVINO: {str(error).strip().splitlines()[-1]}") from None
     placement = _placement(compiled, part, target)
-    return OpenVinoProgram(compiled, interface, placement, NumpyArrays())
+    return OpenVinoProgram(compiled, interface, placement, NumpyArrays(), weights)
 
 
 def _placement(compiled: Any, part: str, target: Target) -> Placement:

@@ -17,22 +17,34 @@ log = logging.getLogger(__name__)
 
 CACHE = "ANAMORPH_CACHE"
 """Environment variable: the folder that takes the place of the user's cache."""
-STORAGE = ("float32", "float16")
+STORAGE = ("float32", "float16", "bfloat16")
+LINKED = "linked"
+"""Storage of weights that stay in the checkpoint."""
+PORTABLE, NATIVE = "portable", "native"
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`storage`: type of the weights on disk. `size`: the only height and width (pixels), `batch`: the only number
-    of pictures of a call; None leaves them open.
-    """  # fmt: skip
+    """What an artifact shall hold.
+
+    `storage`: type of the weights on disk, or "linked" to leave them in the checkpoint (pickles are copied).
+    `size`: the only height and width (pixels), `batch`: the only number of pictures of a call; None leaves them open.
+    `signature`: "portable" takes the inputs that other tools feed, "native" also our optional ones.
+    Raises InputError: a value is none of these, or linked weights are wanted in a portable folder.
+    """
 
     storage: str = "float32"
     size: tuple[int, int] | None = None
     batch: int | None = None
+    signature: str = PORTABLE
 
     def __post_init__(self) -> None:
-        if self.storage not in STORAGE:
+        if self.storage not in (*STORAGE, LINKED):
             raise InputError(f"weights cannot be stored as {self.storage!r}; expected one of {', '.join(STORAGE)}")
+        if self.signature not in (PORTABLE, NATIVE):
+            raise InputError(f"signature is {self.signature!r}, expected {PORTABLE} or {NATIVE}")
+        if self.storage == LINKED and self.signature == PORTABLE:
+            raise InputError("a portable folder holds its own weights; linked ones need the native signature")
         if self.batch is not None and self.batch < 1:
             raise InputError(f"batch is {self.batch}, expected 1 or more")
 
@@ -96,7 +108,7 @@ def cached_export(checkpoint: Checkpoint, exporter: Exporter) -> Checkpoint:
 
     Raises what `Exporter.export` raises.
     """
-    options = ExportOptions()
+    options = ExportOptions(storage=LINKED, signature=NATIVE)
     versions = "".join(f"{key}={value};" for key, value in sorted(exporter.fingerprint().items()))
     content = _content(checkpoint.folder, checkpoint.variant, _stamps(checkpoint.folder))
     name = f"{content[:32]}-{exporter.format}-{options.storage}-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
@@ -106,7 +118,7 @@ def cached_export(checkpoint: Checkpoint, exporter: Exporter) -> Checkpoint:
     else:
         log.info("%s: exporting to %s once, into %s", checkpoint.folder, exporter.format, place)
         exporter.export(checkpoint, place, options, log.info)
-    return open_checkpoint(Source(str(place)))
+    return open_checkpoint(Source(str(place)), made_from=checkpoint.folder)
 
 
 def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
