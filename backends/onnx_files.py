@@ -1,10 +1,10 @@
-"""Which files an ONNX model refers to, read without the `onnx` package.
+"""Which files an ONNX model refers to, and a model with further outputs, without the `onnx` package.
 
 Only the fields that can lead to a tensor are followed (github.com/onnx/onnx, onnx.proto), so that a model from
 elsewhere cannot make the engine read files outside its folder.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -33,6 +33,23 @@ def external_locations(model: Path) -> set[str]:
         return set(_locations("Model", memoryview(model.read_bytes())))
     except (IndexError, ValueError) as error:
         raise ArtifactError(f"{model} is no ONNX model ({error}); export the checkpoint again") from None
+
+
+def with_outputs(model: Path, names: Sequence[str]) -> bytes:
+    """The model file with these values as further outputs.
+
+    Messages that follow each other are one message (protobuf.dev, "Last One Wins"): repeated fields are joined.
+    """
+    outputs = b"".join(_field(12, _field(1, name.encode())) for name in names)
+    return model.read_bytes() + _field(7, outputs)
+
+
+def _field(number: int, value: bytes) -> bytes:
+    head, length = bytes([number << 3 | 2]), len(value)
+    while length > 127:
+        head += bytes([length & 127 | 128])
+        length >>= 7
+    return head + bytes([length]) + value
 
 
 def _locations(kind: str, data: memoryview) -> Iterator[str]:

@@ -1,16 +1,18 @@
 """ONNX Runtime on the processor, in float32: it has no bfloat16 kernels there."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.cores import physical_cores
 from anamorph.backends.numpy_program import artifact_of, checked, prepared
-from anamorph.backends.onnx_files import external_locations
+from anamorph.backends.onnx_files import external_locations, with_outputs
 from anamorph.components import Component
 from anamorph.engine import Backend, Placement, Program, Target, check_target
 from anamorph.errors import ArtifactError
@@ -70,7 +72,21 @@ class OnnxRuntime:
         return {part: _open(artifact, part, target) for part in parts}
 
 
-def _open(artifact: Artifact, part: str, target: Target) -> OnnxProgram:
+def inner_values(
+    artifact: Artifact, part: str, names: Sequence[str]
+) -> Callable[[Mapping[str, Array]], dict[str, NDArray[Any]]]:
+    """A part as a function from its inputs to values inside its graph, in float32."""
+    program = _open(artifact, part, Target(), names)
+
+    def run(inputs: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
+        values, _ = prepared(program.interface, inputs)
+        return dict(zip(names, program.engine.run(list(names), values), strict=True))
+
+    return run
+
+
+def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] = ()) -> OnnxProgram:
+    """Open a part; `further` values of its graph become outputs."""
     import onnxruntime
 
     path = artifact.open_part(part)
@@ -81,8 +97,12 @@ def _open(artifact: Artifact, part: str, target: Target) -> OnnxProgram:
     options.intra_op_num_threads = physical_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors are raised; its warnings about unused initialisers help nobody
+    inner = [name for name in further if name not in {port.name for port in artifact.parts[part].interface.outputs}]
+    if inner:  # a model that comes as bytes does not know where its weights lie
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    model = with_outputs(path, inner) if inner else str(path)
     try:
-        engine = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+        engine = onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types
         raise ArtifactError(f"{path} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]}") from None
     threads = engine.get_session_options().intra_op_num_threads

@@ -2,11 +2,12 @@
 
 import functools
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
@@ -92,7 +93,21 @@ def core() -> Any:
     return openvino.Core()
 
 
-def _open(artifact: Artifact, part: str, target: Target) -> OpenVinoProgram:
+def inner_values(
+    artifact: Artifact, part: str, names: Sequence[str]
+) -> Callable[[Mapping[str, Array]], dict[str, NDArray[Any]]]:
+    """A part as a function from its inputs to values inside its graph, in float32."""
+    session = _open(artifact, part, Target(), names).session()
+
+    def run(inputs: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
+        session(inputs)
+        return {name: np.array(session.request.get_tensor(name).data) for name in names}
+
+    return run
+
+
+def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] = ()) -> OpenVinoProgram:
+    """Open a part; `further` values of its graph become outputs."""
     path, interface = artifact.open_part(part), artifact.parts[part].interface
     settings = {
         "INFERENCE_PRECISION_HINT": HINTS[target.precision],
@@ -107,6 +122,8 @@ def _open(artifact: Artifact, part: str, target: Target) -> OpenVinoProgram:
         weights = artifact.open_weights(part)
         put_weights(model, weights)
         _take_floats(model, interface)
+        if inner := [name for name in further if name not in {port.name for port in interface.outputs}]:
+            model.add_outputs(inner)
         compiled = core().compile_model(model, DEVICE, settings)
     except RuntimeError as error:
         raise ArtifactError(f"{path} cannot be opened by OpenVINO: {str(error).strip().splitlines()[-1]}") from None

@@ -1,106 +1,42 @@
-"""Proof that an artifact computes what PyTorch computes: references written here, compared in a process of its own.
+"""Proof that an artifact computes what PyTorch computes: compared with references in a process of its own.
 
-    python -m anamorph.exporters.certificate ARTIFACT REFERENCES
+    python -m anamorph.exporters.certificate ARTIFACT REFERENCES [PART ...]
 
-opens every part through its engine, without PyTorch, and prints one JSON line per comparison.
+opens every part through its engine, without PyTorch, and prints one JSON line per comparison; with names of parts it
+compares the outputs of their blocks instead.
 """
 
 import json
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anamorph.artifact import Artifact, Difference
+from anamorph.artifact import DRAFT, Artifact, Difference, Part, read_artifact
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
-from anamorph.components import Component, unet_multiple, vae_scale_factor
-from anamorph.config import Config
 from anamorph.engine import Target
-from anamorph.errors import AnamorphError, ArtifactError, BackendUnavailable
-from anamorph.exporters.trace import probes
-from anamorph.interface import Interface
+from anamorph.errors import AnamorphError, BackendUnavailable
+from anamorph.exporters.children import run_child
+from anamorph.exporters.references import Probe, read_call, read_probes, trajectory
+from anamorph.exporters.taps import open_taps
+from anamorph.exporting import PICTURE
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.loading import read_component
-from anamorph.pipelines.stable_diffusion import StableDiffusionPipeline
+from anamorph.pipelines.loading import read_component, read_scheduler, read_tokenizer
 from anamorph.plugins import choose_backend
-
-if TYPE_CHECKING:
-    from anamorph.models.base import Model
-
-PICTURE = "picture"
-STEPS, GUIDANCE = 3, 5.0
-PROMPTS = ("a photo of a red cat", "a dog")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One comparison: a part with the sizes and output, or the picture with its step."""
+    """One comparison: a part with the sizes and its output or block, or the picture with its step."""
 
     part: str
     what: str
     output: str
     difference: Difference
-
-
-def load(component: Component) -> "Model":
-    """A component's PyTorch model in float32."""
-    from anamorph.models import MODELS
-
-    assert component.folder is not None
-    return MODELS[component.class_name].from_pretrained(component.folder, variant=component.variant)
-
-
-def write_probes(folder: Path, part: str, interface: Interface, module: "Model", config: Config) -> None:
-    """Run a part with PyTorch at each probe size and keep inputs and outputs in `folder`."""
-    import torch
-
-    for number, inputs in enumerate(probes(interface, config)):
-        values = (torch.from_numpy(inputs[port.name]) if port.name in inputs else None for port in interface.inputs)
-        with torch.inference_mode():
-            results = getattr(module, module.PARTS[part])(*values)
-        outputs = {port.name: value.numpy() for port, value in zip(interface.outputs, results, strict=True)}
-        arrays: dict[str, Any] = {f"in.{name}": value for name, value in inputs.items()}
-        arrays |= {f"out.{name}": value for name, value in outputs.items()}
-        np.savez(folder / f"{part}.{number}.npz", **arrays)
-
-
-def write_picture(folder: Path, checkpoint: Checkpoint, artifact: Artifact) -> None:
-    """Draw a small picture with PyTorch eager and keep the request, the latents after each step and the picture."""
-    pipe = DiffusionPipeline.from_pretrained(
-        checkpoint.folder, backend="eager", device="cpu", torch_dtype="float32", variant=checkpoint.variant,
-        safety_checker=None,
-    )  # fmt: skip
-    call = _call(artifact, pipe)
-    (folder / "picture.json").write_text(json.dumps(call), encoding="utf-8")
-    arrays: dict[str, Any] = dict(_trajectory(pipe, call))
-    np.savez(folder / "picture.npz", **arrays)
-
-
-def _call(artifact: Artifact, pipe: DiffusionPipeline) -> dict[str, Any]:
-    """A request of a size and batch that the artifact takes."""
-    configs = {name: pipe.components[name].config for name in ("unet", "vae")}
-    factor, multiple = vae_scale_factor(configs["vae"]), unet_multiple(configs["unet"])
-    axes = artifact.parts["unet"].interface.axes
-    height, width = (
-        factor * (axes[name].maximum or times * multiple) for name, times in (("latent_height", 1), ("latent_width", 2))
-    )
-    count = (axes["batch"].maximum or 2 * len(PROMPTS)) // 2
-    prompts = [PROMPTS[index % len(PROMPTS)] for index in range(count)]
-    return {"prompt": prompts, "height": height, "width": width, "num_inference_steps": STEPS,
-            "guidance_scale": GUIDANCE, "seed": list(range(count))}  # fmt: skip
-
-
-def _trajectory(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[Any]]]:
-    assert isinstance(pipe, StableDiffusionPipeline)
-    for state in pipe.steps(**call):
-        yield f"step {state.index + 1} of {state.total}", np.asarray(state.latents)
-        last = state
-    yield "picture", np.asarray(last.preview("np"))
 
 
 def no_engine(form: str) -> str | None:
@@ -113,16 +49,25 @@ def no_engine(form: str) -> str | None:
 
 
 def compare(artifact: Artifact, references: Path) -> list[Measured]:
-    """Open the artifact in a fresh process and compare it with the references.
+    """Open the artifact in a fresh process and compare its parts and its picture with the references.
 
     Raises ArtifactError: that process failed.
     """
-    command = [sys.executable, "-m", "anamorph.exporters.certificate", str(artifact.folder), str(references)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        raise ArtifactError(f"the exported folder could not be run in a fresh process: {last}")
-    rows = (json.loads(line) for line in done.stdout.splitlines())
+    return _in_a_child(artifact, references)
+
+
+def compare_blocks(artifact: Artifact, references: Path, parts: Sequence[str]) -> list[Measured]:
+    """Open these parts in a fresh process and compare the output of each block, in the order of computation.
+
+    Raises ArtifactError: that process failed.
+    """
+    return _in_a_child(artifact, references, *parts) if parts else []
+
+
+def _in_a_child(artifact: Artifact, references: Path, *parts: str) -> list[Measured]:
+    failure = "the exported folder could not be run in a fresh process"
+    printed = run_child(failure, "certificate", artifact.folder, references, *parts)
+    rows = (json.loads(line) for line in printed.splitlines())
     return [Measured(**{**row, "difference": Difference(**row["difference"])}) for row in rows]
 
 
@@ -150,40 +95,62 @@ def difference(value: NDArray[Any], reference: NDArray[Any]) -> Difference:
     return Difference(float(np.linalg.norm(delta)) / (norm or 1.0), float(np.abs(delta).max()))
 
 
-def _compare_parts(artifact: Checkpoint, references: Path) -> Iterator[Measured]:
-    exported = artifact.artifact
-    assert exported is not None
-    engine, _ = choose_backend(exported.format)
-    for name, part in exported.parts.items():
-        slot = artifact.components[part.component]
-        component = read_component(artifact, part.component, (slot[1],) if slot else ())
-        program = engine.open(component, [name], Target("cpu", "float32"))[name]
-        session = program.session()
-        for file in sorted(references.glob(f"{name}.*.npz")):
-            with np.load(file) as stored:
-                inputs = {key.removeprefix("in."): stored[key] for key in stored.files if key.startswith("in.")}
-                sizes = part.interface.check(inputs)
-                where = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
-                for output, value in session(inputs).items():
-                    yield Measured(name, f"{output} at {where}", output, difference(value, stored[f"out.{output}"]))
+def open_unfinished(folder: Path) -> Checkpoint:
+    """An exported folder, or the draft of one, which nothing else opens."""
+    opened = open_checkpoint(Source(str(folder)))
+    return opened if opened.artifact else replace(opened, artifact=read_artifact(opened.folder, manifest=DRAFT))
 
 
-def _compare_picture(artifact: Checkpoint, references: Path) -> Iterator[Measured]:
-    call = json.loads((references / "picture.json").read_text(encoding="utf-8"))
-    pipe = DiffusionPipeline.from_pretrained(artifact.folder, torch_dtype="float32")
+def _compare(opened: Checkpoint, artifact: Artifact, references: Path) -> Iterator[Measured]:
+    engine, _ = choose_backend(artifact.format)
+    for name, part in artifact.parts.items():
+        slot = opened.components[part.component]
+        component = read_component(opened, part.component, (slot[1],) if slot else ())
+        session = engine.open(component, [name], Target("cpu", "float32"))[name].session()
+        for probe in read_probes(references, name):
+            where = _sizes(part, probe)
+            for output, value in session(probe.inputs).items():
+                yield Measured(name, f"{output} {where}", output, difference(np.asarray(value), probe.outputs[output]))
     with np.load(references / "picture.npz") as stored:
-        for what, value in _trajectory(pipe, call):
+        for what, value in trajectory(_pipeline(opened), read_call(references)):
             yield Measured(PICTURE, what, "latents", difference(value, stored[what]))
+
+
+def _pipeline(opened: Checkpoint) -> DiffusionPipeline:
+    kind = DiffusionPipeline.registry[opened.class_name]
+    models = {slot: read_component(opened, slot, classes) for slot, classes in kind.SLOTS.items()}
+    tokenizer, scheduler = read_tokenizer(opened), read_scheduler(opened)
+    return kind(tokenizer=tokenizer, scheduler=scheduler, torch_dtype="float32", origin=opened, **models)
+
+
+def _compare_blocks(artifact: Artifact, references: Path, parts: Sequence[str]) -> Iterator[Measured]:
+    for name in parts:
+        run, rows = open_taps(artifact, name), []
+        for probe in read_probes(references, name):
+            where, found = _sizes(artifact.parts[name], probe), run(probe.inputs)
+            rows.append([
+                Measured(name, f"block {block} {where}", block, difference(found[block], value))
+                for block, value in probe.blocks.items()
+            ])  # fmt: skip
+        for row in zip(*rows, strict=True):  # block by block, at all sizes
+            yield from row
+
+
+def _sizes(part: Part, probe: Probe) -> str:
+    return "at " + ", ".join(f"{axis} {size}" for axis, size in part.interface.check(probe.inputs).items())
 
 
 def main(arguments: Sequence[str]) -> int:
     """Compare and print; failures are one sentence on the error stream."""
-    folder, references = arguments
+    folder, references, *parts = arguments
     try:
-        artifact = open_checkpoint(Source(folder))
-        for step in (_compare_parts, _compare_picture):
-            for row in step(artifact, Path(references)):
-                print(json.dumps(asdict(row)), flush=True)
+        opened = open_unfinished(Path(folder))
+        artifact = opened.artifact
+        assert artifact is not None
+        place = Path(references)
+        rows = _compare_blocks(artifact, place, parts) if parts else _compare(opened, artifact, place)
+        for row in rows:
+            print(json.dumps(asdict(row)), flush=True)
     except AnamorphError as error:
         print(error, file=sys.stderr)
         return 1

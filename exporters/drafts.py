@@ -1,11 +1,13 @@
 """Making a folder appear complete or not at all, whatever happens meanwhile and whoever else tries."""
 
-import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock
 
 from anamorph.errors import OutputError
 
@@ -24,7 +26,7 @@ def drafted(target: Path) -> Iterator[Path | None]:
             if target.exists():
                 yield None
                 return
-            for stale in target.parent.glob(f".{target.name}.*.partial"):
+            for stale in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
                 shutil.rmtree(stale, ignore_errors=True)
             draft = target.parent / f".{target.name}.{os.getpid()}.partial"
             draft.mkdir()
@@ -34,23 +36,20 @@ def drafted(target: Path) -> Iterator[Path | None]:
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
         raise OutputError(
-            f"cannot write {target}: {error.strerror or error}; free the disk or name another place"
+            f"cannot write {target}: {error.strerror or error}{where}; free the disk or name another place"
         ) from None
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock that the system lets go when the process ends, however it ends."""
-    while True:
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        # The one before may have removed the file while we waited: only the file that is there now counts.
-        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
-            break
-        os.close(handle)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            # A process that waits for this very file notices that it has gone, and takes a new one. On systems that
+            # keep open files from being removed, the library does it.
+            with suppress(PermissionError):
+                path.unlink(missing_ok=True)

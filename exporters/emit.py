@@ -127,6 +127,7 @@ def emit(
     builder = Builder(storing, weights_as_inputs)
     values = _Values(builder, program)
     inputs = iter(interface.inputs)
+    outputs: dict[str, str] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if node.name not in values.weights:
@@ -136,8 +137,11 @@ def emit(
         elif node.op == "output":
             for port, result in zip(interface.outputs, node.args[0], strict=True):
                 builder.nodes.append(helper.make_node("Identity", [values.tensor(result)], [port.name]))
+                outputs[values.tensor(result)] = port.name
     _write(builder, interface, folder)
-    return Written(MODEL, values.taps({port.name for port in interface.inputs}), builder.provenance())
+    # Formats may drop the name of a value in favour of the output's.
+    taps = dict(values.taps({port.name for port in interface.inputs}))
+    return Written(MODEL, {path: outputs.get(name, name) for path, name in taps.items()}, builder.provenance())
 
 
 class _Values:
@@ -176,10 +180,12 @@ class _Values:
             raise TypeError(f"{value} is no tensor of the graph")
         return found
 
-    def taps(self, inputs: set[str]) -> dict[str, str]:
-        """Block -> the value that it ends with, where that is one tensor that the graph computes."""
-        found = {path: self.known.get(node) for path, node in block_outputs(self.known).items()}
-        return {path: name for path, name in found.items() if isinstance(name, str) and name not in inputs}
+    def taps(self, inputs: set[str]) -> Iterator[tuple[str, str]]:
+        """Each block and the value that it ends with, where that is one tensor that the graph computes."""
+        for path, node in block_outputs(self.known).items():
+            name = self.known[node]
+            if isinstance(name, str) and name not in inputs:
+                yield path, name
 
     def call(self, node: Any) -> None:
         """Translate one operation; one that depends on constants alone is computed now, by PyTorch itself."""

@@ -10,17 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anamorph.artifact import MANIFEST, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
+from anamorph.artifact import DRAFT, MANIFEST, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
 from anamorph.checkpoint import Checkpoint
 from anamorph.components import Component, vae_scale_factor
 from anamorph.errors import ArtifactError, ConfigError, InputError
 from anamorph.exporters import certificate
 from anamorph.exporters.drafts import drafted
+from anamorph.exporters.references import load, write_picture, write_probes
 from anamorph.exporters.trace import part_interface, trace, with_scalars
-from anamorph.exporting import LINKED, Check, ExportOptions, Report
+from anamorph.exporting import LINKED, PICTURE, Check, ExportOptions, Report
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import read_component, read_tokenizer, settle_variant
+from anamorph.tokenizer import ClipTokenizer
 from anamorph.weights import find_weights
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ LAYOUT = 2
 class Format:
     """What distinguishes one format: `write(program, interface, folder, storing)` writes one part.
 
-    `scalars` are the dimensions that its files give to single numbers, `root_files(storage)` further files.
+    `scalars` are the dimensions that its files give to single numbers, `root_files(storage)` further files;
+    `write_tokenizer(tokenizer, folder)` adds a form of the tokenizer that its readers want, or returns why it cannot.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Format:
     write: Callable[["torch.export.ExportedProgram", Interface, Path, "Storing"], "Written"]
     unavailable: Callable[[], str | None]
     root_files: Callable[[str], Mapping[str, str]]
+    write_tokenizer: Callable[[ClipTokenizer, Path], str | None]
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,10 @@ class FolderExporter:
                 return []
             probes = Path(references)
             artifact = self._write(checkpoint, interfaces, draft, probes, options, report)
-            _write_manifest(artifact)
-            return _certify(artifact, checkpoint, probes, report)
+            _write_draft(artifact)
+            checks = _certify(artifact, checkpoint, probes, report)
+            (draft / DRAFT).rename(draft / MANIFEST)
+            return checks
 
     def _write(
         self,
@@ -98,7 +104,7 @@ class FolderExporter:
     ) -> Artifact:
         parts: dict[str, Part] = {}
         for component, functions in interfaces:
-            module = certificate.load(component)
+            module = load(component)
             storing = _storing(checkpoint, component, module, options, report)
             for name, interface in functions.items():
                 report(f"exporting {name}")
@@ -108,16 +114,18 @@ class FolderExporter:
                 del program
                 parts[name] = _part(component, written, place, draft, interface, storing)
                 (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")
-                certificate.write_probes(probes, name, interface, module, component.config)
+                write_probes(probes, name, interface, module, component.config, written.taps)
             del module
             gc.collect()  # traced graphs refer to themselves, and to the weights
         _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
+        if (missing := self.kind.write_tokenizer(read_tokenizer(checkpoint), draft / "tokenizer")) is not None:
+            report(missing)
         for name, text in self.kind.root_files(options.storage).items():
             (draft / name).write_text(text, encoding="utf-8")
         source = {"name": str(checkpoint.folder), "sha256": checkpoint.digest()}
         return Artifact(draft, self.format, options.signature, parts, source, {}, self.fingerprint())
 
-    def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report) -> Sequence[Check]:
+    def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report, blocks: bool = False) -> Sequence[Check]:
         """Repeat the certificate; see `anamorph.exporting.Exporter`."""
         exported = artifact.artifact
         if exported is None:
@@ -125,15 +133,21 @@ class FolderExporter:
         if source.digest() != exported.source["sha256"]:
             raise ArtifactError(f"{artifact.folder} was made from another checkpoint than {source.folder} (SHA-256)")
         with tempfile.TemporaryDirectory(prefix="anamorph-") as references:
+            place = Path(references)
             for component in read_components(source):
-                module = certificate.load(component)
+                module = load(component)
                 for name in component.parts:
                     report(f"computing {name} with PyTorch")
-                    interface = exported.parts[name].interface
-                    certificate.write_probes(Path(references), name, interface, module, component.config)
-            certificate.write_picture(Path(references), source, exported)
+                    part = exported.parts[name]
+                    write_probes(place, name, part.interface, module, component.config, part.taps)
+                del module
+            report("drawing a picture with PyTorch")
+            write_picture(place, source, exported)
             report("comparing")
-            return list(_checks(exported, certificate.compare(exported, Path(references))))
+            checks = list(_checks(exported, certificate.compare(exported, place)))
+            differing = {check.part for check in checks if not check.passed}
+            chosen = [name for name in exported.parts if blocks or name in differing]
+            return [*checks, *_block_checks(exported, certificate.compare_blocks(exported, place, chosen))]
 
 
 def _storing(
@@ -206,10 +220,10 @@ def _certify(artifact: Artifact, checkpoint: Checkpoint, probes: Path, report: R
         status = f"{UNVERIFIED}: {reason}"
         report(status)
         parts = {name: replace(part, status=status) for name, part in artifact.parts.items()}
-        _write_manifest(replace(artifact, parts=parts, image={"status": status}))
+        _write_draft(replace(artifact, parts=parts, image={"status": status}))
         return []
-    report("computing a picture with PyTorch")
-    certificate.write_picture(probes, checkpoint, artifact)
+    report("drawing a picture with PyTorch")
+    write_picture(probes, checkpoint, artifact)
     report("comparing in a fresh process")
     measured = certificate.compare(artifact, probes)
     checks = list(_checks(artifact, measured))
@@ -217,14 +231,14 @@ def _certify(artifact: Artifact, checkpoint: Checkpoint, probes: Path, report: R
         first, distance = lost[0], lost[0].difference.relative_l2
         raise ArtifactError(
             f"{first.part} ({first.what}) differs from PyTorch by {distance:.1e} (relative L2), "
-            f"allowed are {first.tolerance:.0e}; nothing was written"
+            f"allowed are {first.tolerance:.0e}{_first_block(artifact, probes, first.part)}; nothing was written"
         )
     parts = {
         name: replace(part, status=VERIFIED, errors=certificate.worst(measured, name))
         for name, part in artifact.parts.items()
     }
     image = {"status": VERIFIED, "steps": [vars(d) for d in certificate.step_differences(measured)]}
-    _write_manifest(replace(artifact, parts=parts, image=image))
+    _write_draft(replace(artifact, parts=parts, image=image))
     return checks
 
 
@@ -235,12 +249,25 @@ def _checks(artifact: Artifact, measured: Sequence[certificate.Measured]) -> Ite
                 yield Check(name, row.what, row.difference, TOLERANCE[part.storage][0])
     storage = next(iter(artifact.parts.values())).storage
     for row in measured:
-        if row.part == certificate.PICTURE:
+        if row.part == PICTURE:
             yield Check(row.part, row.what, row.difference, TOLERANCE[storage][1])
 
 
-def _write_manifest(artifact: Artifact) -> None:
-    (artifact.folder / MANIFEST).write_text(artifact.to_json(), encoding="utf-8")
+def _block_checks(artifact: Artifact, measured: Sequence[certificate.Measured]) -> Iterator[Check]:
+    for row in measured:
+        tolerance = TOLERANCE[artifact.parts[row.part].storage][0]
+        yield Check(row.part, row.what, row.difference, tolerance, row.output)
+
+
+def _first_block(artifact: Artifact, probes: Path, part: str) -> str:
+    parts = [part] if part in artifact.parts else []
+    checks = _block_checks(artifact, certificate.compare_blocks(artifact, probes, parts))
+    return next((f", and first in its {check.what}" for check in checks if not check.passed), "")
+
+
+def _write_draft(artifact: Artifact) -> None:
+    """The manifest under a name by which nothing loads it."""
+    (artifact.folder / DRAFT).write_text(artifact.to_json(), encoding="utf-8")
 
 
 def _copy_rest(checkpoint: Checkpoint, components: Sequence[Component], draft: Path) -> None:

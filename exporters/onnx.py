@@ -9,6 +9,7 @@ from anamorph.exporters.folder import FolderExporter, Format
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
+from anamorph.tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,10 @@ def root_files(storage: str) -> Mapping[str, str]:  # noqa: ARG001 - other forma
     return {}
 
 
+def write_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
+    """Readers of ONNX folders take the vocabulary files."""
+
+
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format("onnx", ("torch", "onnx"), (), write, unavailable, root_files))]
+    return [FolderExporter(Format("onnx", ("torch", "onnx"), (), write, unavailable, root_files, write_tokenizer))]

@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anamorph.errors import OutputError
+from anamorph.exporters import openvino_tokenizer
 from anamorph.exporters.folder import FolderExporter, Format
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
+from anamorph.tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +41,12 @@ def write(program: "torch.export.ExportedProgram", interface: Interface, folder:
     own = [name for name in asked if not written.constants[name].linked]
     weights = {name: storing.values(Weight(name, program.state_dict[f"model.{name}"])) for name in own}
     put_weights(model, weights)
-    # Left to itself, OpenVINO halves the weights' precision here.
-    openvino.save_model(model, folder / NAME, compress_to_fp16=False)
+    try:
+        # Left to itself, OpenVINO halves the weights' precision here.
+        openvino.save_model(model, folder / NAME, compress_to_fp16=False)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise OutputError(f"OpenVINO cannot write {folder / NAME} ({reason}); free the disk") from None
     return replace(written, file=NAME, taps=_kept(written.taps, folder / NAME))
 
 
@@ -89,7 +96,15 @@ def root_files(storage: str) -> Mapping[str, str]:
     return {"openvino_config.json": json.dumps(values, indent=2) + "\n"}
 
 
+def write_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> str | None:
+    """Write the tokenizer as a graph for openvino-genai; None, or why it is missing."""
+    if (missing := openvino_tokenizer.unavailable()) is not None:
+        return f"left out the tokenizer's graph, which openvino-genai needs: {missing}"
+    openvino_tokenizer.write(tokenizer, folder)
+    return None
+
+
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
     packages = ("torch", "onnx", "openvino")
-    return [FolderExporter(Format("openvino", packages, (1,), write, unavailable, root_files))]
+    return [FolderExporter(Format("openvino", packages, (1,), write, unavailable, root_files, write_tokenizer))]

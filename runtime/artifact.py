@@ -12,6 +12,8 @@ from anamorph.interface import Axis, Dimension, Interface, Port, Scaled
 from anamorph.linked import Constant, Linked, open_linked
 
 MANIFEST = "anamorph.json"
+DRAFT = "anamorph.draft.json"
+"""What the manifest is called until the folder is certified: a draft does not load."""
 SCHEMA = 1
 """Version of the manifest; a newer one is refused."""
 VERIFIED, FAILED, UNVERIFIED = "verified", "failed", "unverified"
@@ -144,15 +146,15 @@ def is_artifact(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def read_artifact(folder: Path, made_from: Path | None = None) -> Artifact:
+def read_artifact(folder: Path, made_from: Path | None = None, manifest: str = MANIFEST) -> Artifact:
     """Read the manifest and compare the files' sizes with it; contents are compared when a part is opened.
 
-    Linked weights are looked for in `made_from`, or where the checkpoint lay when it was exported.
-
+    Linked weights are looked for in `made_from`, or where the checkpoint lay when it was exported. Only the exporter
+    opens a draft, by its `manifest`'s name.
     Raises ArtifactError: the manifest is of a newer schema, damaged, or names files outside its folder; a file is
     missing or has another size.
     """
-    path = folder / MANIFEST
+    path = folder / manifest
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         schema = values["schema"]

@@ -11,12 +11,14 @@ from typing import Protocol
 
 from anamorph.artifact import Difference
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
-from anamorph.errors import InputError
+from anamorph.errors import InputError, OutputError
 
 log = logging.getLogger(__name__)
 
 CACHE = "ANAMORPH_CACHE"
 """Environment variable: the folder that takes the place of the user's cache."""
+PICTURE = "picture"
+"""What certificates call the comparison of a whole picture, beside the names of parts."""
 STORAGE = ("float32", "float16", "bfloat16")
 LINKED = "linked"
 """Storage of weights that stay in the checkpoint."""
@@ -51,12 +53,16 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a certificate: what was compared, the largest difference, and whether it is within tolerance."""
+    """One line of a certificate: what was compared, the largest difference, and whether it is within tolerance.
+
+    `block` is the path of a block of the model, where its output was compared and not the part's.
+    """
 
     part: str
     what: str
     difference: Difference
     tolerance: float
+    block: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -87,8 +93,9 @@ class Exporter(Protocol):
         Raises OutputError: it cannot be written.
         """
 
-    def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report) -> Sequence[Check]:
-        """Compare an artifact with the checkpoint that it was made from, parts first, then a picture step by step.
+    def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report, blocks: bool = False) -> Sequence[Check]:
+        """Compare an artifact with the checkpoint that it was made from: parts, a picture step by step, and last,
+        in the order in which they are computed, the blocks of the parts that differ, or of all where `blocks`.
 
         Raises ArtifactError: it was made from another checkpoint.
         """
@@ -117,8 +124,18 @@ def cached_export(checkpoint: Checkpoint, exporter: Exporter) -> Checkpoint:
         log.info("%s: taking the %s export in %s", checkpoint.folder, exporter.format, place)
     else:
         log.info("%s: exporting to %s once, into %s", checkpoint.folder, exporter.format, place)
-        exporter.export(checkpoint, place, options, log.info)
+        _export_into_cache(checkpoint, exporter, place, options)
     return open_checkpoint(Source(str(place)), made_from=checkpoint.folder)
+
+
+def _export_into_cache(checkpoint: Checkpoint, exporter: Exporter, place: Path, options: ExportOptions) -> None:
+    try:
+        exporter.export(checkpoint, place, options, log.info)
+    except InputError:
+        if not place.is_dir():  # else another process has finished it since
+            raise
+    except OutputError as error:
+        raise OutputError(f"{error}; the variable {CACHE} names another cache") from None
 
 
 def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:

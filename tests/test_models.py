@@ -10,24 +10,11 @@ import torch
 import transformers
 from checkpoints import CLIP, UNET, VAE, noisy, tiny_clip
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as Reference
-from torch import Tensor
+from model_parity import TOLERANCE, error, normal
 
 from anamorph.errors import ConfigError, InputError
 from anamorph.models import MODELS, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel
 from anamorph.models.outputs import DiagonalGaussianDistribution
-
-TOLERANCE = 1e-5
-"""Largest difference, in units of the reference's largest value (float32)."""
-
-
-def error(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    assert theirs.std() > 0.05, "a reference without variation would hide differences"
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def unets(**changes: Any) -> tuple[UNet2DConditionModel, diffusers.UNet2DConditionModel]:
@@ -263,22 +250,23 @@ def test_text_projection_equals_transformers() -> None:
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("UNet2DConditionModel", {"block_out_chanels": (32, 64)}, "'block_out_chanels'; did you mean 'block_out_channels'"),
-    ("UNet2DConditionModel", {"class_embed_type": "timestep"}, "class_embed_type='timestep'"),
-    ("UNet2DConditionModel", {"addition_embed_type": "text_time"}, "addition_embed_type='text_time'"),
+    ("UNet2DConditionModel", {"class_embed_type": "class"}, "class_embed_type='class'"),
+    ("UNet2DConditionModel", {"addition_embed_type": "sound"}, "addition_embed_type='sound'"),
     ("UNet2DConditionModel", {"dual_cross_attention": True}, "dual_cross_attention=True"),
-    ("UNet2DConditionModel", {"act_fn": "mish"}, "act_fn='mish'"),
+    ("UNet2DConditionModel", {"act_fn": "tanh"}, "act_fn='tanh'"),
     ("UNet2DConditionModel", {"dropout": 0.1}, "dropout=0.1"),
     ("UNet2DConditionModel", {"norm_num_groups": None}, "norm_num_groups=None"),
-    ("UNet2DConditionModel", {"mid_block_type": None}, "mid_block_type=None"),
+    ("UNet2DConditionModel", {"mid_block_type": "MidBlock"}, "mid_block_type='MidBlock'"),
     (
         "UNet2DConditionModel",
-        {"down_block_types": ("DownBlock2D", "AttnDownBlock2D")},
-        "down_block_types='AttnDownBlock2D'",
+        {"down_block_types": ("DownBlock2D", "SkipDownBlock2D")},
+        "down_block_types='SkipDownBlock2D'",
     ),
     ("UNet2DConditionModel", {"up_block_types": ("UpBlock2D",)}, "up_block_types holds 1 values, expected 2"),
     ("UNet2DConditionModel", {"attention_head_dim": (2, 4, 8)}, "attention_head_dim holds 3 values, expected 2"),
     ("UNet2DConditionModel", {"attention_head_dim": 5}, "32 channels do not divide into 5 heads"),
-    ("UNet2DConditionModel", {"transformer_layers_per_block": (1, (1, 2))}, "positive numbers"),
+    ("UNet2DConditionModel", {"transformer_layers_per_block": (1, 0)}, "positive numbers"),
+    ("UNet2DConditionModel", {"transformer_layers_per_block": (1, (1, 2))}, "gives 2 depths"),
     ("AutoencoderKL", {"act_fn": "relu"}, "act_fn='relu'"),
     ("AutoencoderKL", {"down_block_types": ("AttnDownEncoderBlock2D",) * 2}, "down_block_types="),
     ("AutoencoderKL", {"scaling": 1.0}, "'scaling'; did you mean 'scaling_factor'"),

@@ -144,7 +144,7 @@ def test_truncated_file(unet: Path) -> None:
     ("change", "message"),
     [
         ({"block_out_chanels": [32]}, "'block_out_chanels'"),
-        ({"class_embed_type": "timestep"}, "class_embed_type='timestep'"),
+        ({"class_embed_type": "class"}, "class_embed_type='class'"),
     ],
 )
 def test_configurations_that_are_refused(unet: Path, change: dict[str, Any], message: str) -> None:

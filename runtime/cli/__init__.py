@@ -207,12 +207,14 @@ def _verify(commands: "Commands[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "verify",
         help="compare an exported folder with its checkpoint again",
-        description="Compare an exported folder with the checkpoint that it was made from: each part, then a picture "
-        "step by step. Names the first that differs and leaves with 3.",
+        description="Compare an exported folder with the checkpoint that it was made from: each part, a picture step "
+        "by step, and the blocks of parts that differ. Names the first step, part and block that differ and leaves "
+        "with 3.",
     )
     command.add_argument("folder", help="folder written by `anamorph export`")
     command.add_argument("--model", help="where the checkpoint lies now (default: where it was)")
     command.add_argument("--variant", help="weights variant that was exported, such as fp16")
+    command.add_argument("--blocks", action="store_true", help="compare the blocks of all parts")
     command.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 

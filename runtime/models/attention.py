@@ -1,35 +1,57 @@
 """Attention over tokens, and the transformer that a UNet runs over its pixels."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anamorph.models.activations import Activation, gelu_tanh
 
-def multi_head(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V for each head: [B, S, heads d], [B, T, heads d] twice -> [B, S, heads d].
 
-    Heads are views, never copies. Scores and softmax are float32 inside PyTorch's kernels whatever the type of
-    the inputs, which is what the configuration key `upcast_attention` asks for.
+def multi_head(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False, bias: Tensor | None = None
+) -> Tensor:
+    """softmax(Q K^T / sqrt(d) + bias) V for each head: [B, S, heads d], [B, T, heads d] twice -> [B, S, heads d].
+
+    `bias` broadcasts to [B, heads, S, T]. Heads are views, never copies. Scores and softmax are float32 inside
+    PyTorch's kernels whatever the type of the inputs, which is what the configuration key `upcast_attention` asks for.
     Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
     """
     q, k, v = (torch.unflatten(x, -1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens [B, S, width] to themselves, or to a context [B, T, context_width]."""
+    """Multi-head attention of tokens [B, S, width] to themselves, or to a context [B, T, context_width].
 
-    def __init__(self, width: int, heads: int, context_width: int | None = None, *, bias: bool = False) -> None:
+    `norm_context` norms the context first.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        context_width: int | None = None,
+        *,
+        bias: bool = False,
+        norm_context: bool = False,
+    ) -> None:
         super().__init__()
         self.heads = heads
+        self.norm_cross = nn.LayerNorm(context_width or width) if norm_context else None
         self.to_q = nn.Linear(width, width, bias=bias)
         self.to_k = nn.Linear(context_width or width, width, bias=bias)
         self.to_v = nn.Linear(context_width or width, width, bias=bias)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         context = x if context is None else context
-        mixed: Tensor = self.to_out(multi_head(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+        if self.norm_cross is not None:
+            context = self.norm_cross(context)
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        mixed: Tensor = self.to_out(multi_head(q, k, v, self.heads, bias=mask))
         return mixed
 
 
@@ -46,13 +68,35 @@ class GEGLU(nn.Module):
         return gated
 
 
-class FeedForward(nn.Module):
-    """A gated layer of four times the width and a projection back."""
+class Activated(nn.Module):
+    """activation(W x + c)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, inner: int, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.proj = nn.Linear(width, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.proj(x))
+
+
+INNER: Mapping[str, Callable[[int, int], nn.Module]] = MappingProxyType(
+    {
+        "geglu": GEGLU,
+        "gelu": lambda width, inner: Activated(width, inner, F.gelu),
+        "gelu-approximate": lambda width, inner: Activated(width, inner, gelu_tanh),
+    }
+)
+"""diffusers' `activation_fn` -> the first layer of the feed-forward network."""
+
+
+class FeedForward(nn.Module):
+    """A layer of four times the width with its activation, and a projection back."""
+
+    def __init__(self, width: int, activation: str = "geglu") -> None:
         super().__init__()
         # Checkpoints count the training's dropout as layer 1.
-        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(INNER[activation](width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         update: Tensor = self.net(x)
@@ -75,9 +119,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         x = x + self.attn1(self.norm1(x), context if self.only_cross else None)
-        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn2(self.norm2(x), context, mask)
         total: Tensor = x + self.ff(self.norm3(x))
         return total
 
@@ -108,25 +152,76 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = _projection(channels, linear)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         normed = self.norm(x)
         tokens = self.proj_in(to_tokens(normed)) if self.linear else to_tokens(self.proj_in(normed))
         for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+            tokens = block(tokens, context, mask)
         update = to_pixels(self.proj_out(tokens), x) if self.linear else self.proj_out(to_pixels(tokens, x))
         # `x` comes first so that the sum keeps its memory layout.
         return x + update
 
 
 class PixelAttention(Attention):
-    """One self-attention over the pixels of feature maps [B, C, h, w], normed before and added after."""
+    """Self-attention over the pixels of feature maps [B, C, h, w]: (x + attention(norm(x))) / scale.
 
-    def __init__(self, channels: int, *, groups: int) -> None:
-        super().__init__(channels, heads=1, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
+    `groups=None` leaves the norm out.
+    """
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return x + to_pixels(super().forward(to_tokens(self.group_norm(x)), context), x)
+    def __init__(
+        self, channels: int, *, groups: int | None, heads: int = 1, eps: float = 1e-6, scale: float = 1.0
+    ) -> None:
+        super().__init__(channels, heads, bias=True)
+        self.scale = scale
+        self.group_norm = None if groups is None else nn.GroupNorm(groups, channels, eps=eps)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        normed = x if self.group_norm is None else self.group_norm(x)
+        total = x + to_pixels(super().forward(to_tokens(normed), context, mask), x)
+        return total if self.scale == 1.0 else total / self.scale
+
+
+class AddedAttention(nn.Module):
+    """Attention of the pixels of feature maps [B, C, h, w] to a text [B, T, D] and to themselves at once, added.
+
+    `only_cross` leaves the pixels out of keys and values; `norm_context` is None, "layer_norm" or "group_norm".
+    Source: Nichol et al. 2021 (arXiv:2112.10741), section 4.1: the text's keys and values join the layer's own.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, context_width: int, *, groups: int, only_cross: bool, norm_context: str | None
+    ) -> None:
+        super().__init__()
+        self.heads, self.only_cross = heads, only_cross
+        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-5)
+        self.norm_cross = _context_norm(norm_context, channels, context_width)
+        self.to_q, self.add_k_proj, self.add_v_proj = (
+            nn.Linear(width, channels) for width in (channels, context_width, context_width)
+        )
+        self.to_k, self.to_v = (None if only_cross else nn.Linear(channels, channels) for _ in range(2))
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        tokens = to_tokens(self.group_norm(x))
+        if isinstance(self.norm_cross, nn.GroupNorm):
+            context = self.norm_cross(context.transpose(1, 2)).transpose(1, 2)
+        elif self.norm_cross is not None:
+            context = self.norm_cross(context)
+        k, v = self.add_k_proj(context), self.add_v_proj(context)
+        if self.to_k is not None and self.to_v is not None:
+            k, v = torch.cat((k, self.to_k(tokens)), dim=1), torch.cat((v, self.to_v(tokens)), dim=1)
+            mask = None if mask is None else F.pad(mask, (0, tokens.shape[1]))
+        update: Tensor = self.to_out(multi_head(self.to_q(tokens), k, v, self.heads, bias=mask))
+        return x + to_pixels(update, x)
+
+
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names of the layers of attention over pixels in files written before diffusers 0.17."""
+
+
+def renamed(name: str) -> str:
+    """The name of a weight of attention over pixels, whichever version of diffusers wrote it."""
+    return ".".join(OLD_NAMES.get(layer, layer) for layer in name.split("."))
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -141,3 +236,9 @@ def to_pixels(tokens: Tensor, like: Tensor) -> Tensor:
 
 def _projection(channels: int, linear: bool) -> nn.Module:
     return nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+
+
+def _context_norm(kind: str | None, channels: int, context_width: int) -> nn.Module | None:
+    if kind is None:
+        return None
+    return nn.LayerNorm(channels) if kind == "layer_norm" else nn.GroupNorm(32, context_width, eps=1e-5)

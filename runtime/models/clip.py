@@ -1,14 +1,14 @@
 """CLIP's text encoder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, overload
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anamorph.config import Config
 from anamorph.errors import ConfigError, InputError
+from anamorph.models.activations import Activation, quick_gelu
 from anamorph.models.attention import multi_head
 from anamorph.models.base import Model
 from anamorph.models.outputs import TextEncoderOutput, TextProjectionOutput
@@ -32,12 +32,7 @@ LEGACY_EOS = 2
 """`eos_token_id` of files written before transformers 4.31; the end token is the largest id of a prompt there."""
 
 
-def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x) (Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2)."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+ACTIVATIONS: Mapping[str, Activation] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class Embeddings(nn.Module):

@@ -1,208 +1,120 @@
-"""The denoiser of Stable Diffusion 1 and 2: a UNet whose levels also look at the text."""
+"""The denoisers of the Stable Diffusion family: a UNet whose levels also look at the text."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, SupportsFloat, overload
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.nn import functional as F
 
+from anamorph.conditions import added_names, condition_ports, projection
 from anamorph.config import Config
-from anamorph.errors import ConfigError, InputError
-from anamorph.models.attention import SpatialTransformer
+from anamorph.errors import InputError
+from anamorph.models.activations import ACTIVATIONS
+from anamorph.models.attention import renamed
 from anamorph.models.base import Model
-from anamorph.models.blocks import Downsample2D, Residual, ResnetBlock2D, Upsample2D
-from anamorph.models.embeddings import TimestepEmbedding, sinusoids
-from anamorph.models.levels import DOWN_BLOCKS, UP_BLOCKS, Level, check_levels, levels
+from anamorph.models.blocks import Residual, same_size
+from anamorph.models.conditioning import (
+    add_embedding,
+    addition,
+    class_embedding,
+    context,
+    encoder_projection,
+)
+from anamorph.models.embeddings import FourierFeatures, Sinusoids, TimestepEmbedding
+from anamorph.models.levels import DOWN_BLOCKS, MID_BLOCKS, UP_BLOCKS, down_levels, kinds, up_levels
 from anamorph.models.outputs import UNet2DConditionOutput
+from anamorph.models.unet_blocks import MidBlock, Style, check_even, down_ways, timesteps, up_sizes, up_ways
+from anamorph.models.unet_config import DEFAULTS, ONLY, check_unet
 
 
-class DownBlock(nn.Module):
-    """Residual blocks and transformers at one resolution, then half of it; returns every state for the way up."""
+@dataclass(frozen=True)
+class Conditions:
+    """What a call of the denoiser knows besides x_t, t and the text; the names are those of `forward`."""
 
-    def __init__(
-        self, level: Level, channels_in: int, common: Residual, *, attention: bool, padding: int | None
-    ) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock2D(level.channels if layer else channels_in, level.channels, common)
-            for layer in range(level.layers)
-        )
-        self.attentions = _transformers(level, level.layers if attention else 0, common)
-        self.downsamplers = nn.ModuleList([] if padding is None else [Downsample2D(level.channels, padding)])
-
-    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> list[Tensor]:
-        states = []
-        for layer, resnet in enumerate(self.resnets):
-            x = resnet(x, time)
-            if self.attentions:
-                x = self.attentions[layer](x, text)
-            states.append(x)
-        for downsample in self.downsamplers:
-            x = downsample(x)
-            states.append(x)
-        return states
-
-
-class MidBlock(nn.Module):
-    """A transformer between two residual blocks at the lowest resolution."""
-
-    def __init__(self, level: Level, common: Residual, scale: float) -> None:
-        super().__init__()
-        self.attentions = _transformers(level, 1, common, only_cross=False)
-        self.resnets = nn.ModuleList(ResnetBlock2D(level.channels, level.channels, common, scale) for _ in range(2))
-
-    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
-        x = self.attentions[0](self.resnets[0](x, time), text)
-        result: Tensor = self.resnets[1](x, time)
-        return result
-
-
-class UpBlock(nn.Module):
-    """Residual blocks, each fed with one state of the way down, and transformers; then twice the resolution."""
-
-    def __init__(
-        self, level: Level, channels_in: int, skips: Sequence[int], common: Residual, *, attention: bool, double: bool
-    ) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock2D((level.channels if layer else channels_in) + skip, level.channels, common)
-            for layer, skip in enumerate(skips)
-        )
-        self.attentions = _transformers(level, len(skips) if attention else 0, common)
-        self.upsamplers = nn.ModuleList([Upsample2D(level.channels)] if double else [])
-
-    def forward(
-        self, x: Tensor, skips: Sequence[Tensor], time: Tensor, text: Tensor, size: Sequence[int] | None
-    ) -> Tensor:
-        for layer, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat((x, skips[-1 - layer]), dim=1), time)
-            if self.attentions:
-                x = self.attentions[layer](x, text)
-        for upsample in self.upsamplers:
-            x = upsample(x, size)
-        return x
+    timestep_cond: Tensor | None = None
+    class_labels: Tensor | None = None
+    added: Mapping[str, Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
+    down: Sequence[Tensor] | None = None
+    mid: Tensor | None = None
+    inside: Sequence[Tensor] = ()
 
 
 class UNet2DConditionModel(Model):
     """epsilon, v or x_0 of x_t given t and a text: [B, C, h, w], t, [B, S, D] -> [B, C_out, h, w].
 
     Source: Rombach et al. 2022 (arXiv:2112.10752), section 3.3. `attention_head_dim` is the NUMBER of heads, as in
-    diffusers' files; `num_attention_heads` stands before it.
+    diffusers' files, for blocks with transformers; `num_attention_heads` stands before it. For other attentions it is
+    the width of a head.
     """
 
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {
-        "sample_size": None,
-        "in_channels": 4,
-        "out_channels": 4,
-        "center_input_sample": False,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        "mid_block_type": "UNetMidBlock2DCrossAttn",
-        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        "only_cross_attention": False,
-        "block_out_channels": (320, 640, 1280, 1280),
-        "layers_per_block": 2,
-        "downsample_padding": 1,
-        "mid_block_scale_factor": 1,
-        "dropout": 0.0,
-        "act_fn": "silu",
-        "norm_num_groups": 32,
-        "norm_eps": 1e-5,
-        "cross_attention_dim": 1280,
-        "transformer_layers_per_block": 1,
-        "reverse_transformer_layers_per_block": None,
-        "encoder_hid_dim": None,
-        "encoder_hid_dim_type": None,
-        "attention_head_dim": 8,
-        "num_attention_heads": None,
-        "dual_cross_attention": False,
-        "use_linear_projection": False,
-        "class_embed_type": None,
-        "addition_embed_type": None,
-        "addition_time_embed_dim": None,
-        "num_class_embeds": None,
-        "upcast_attention": False,
-        "resnet_time_scale_shift": "default",
-        "resnet_skip_time_act": False,
-        "resnet_out_scale_factor": 1.0,
-        "time_embedding_type": "positional",
-        "time_embedding_dim": None,
-        "time_embedding_act_fn": None,
-        "timestep_post_act": None,
-        "time_cond_proj_dim": None,
-        "conv_in_kernel": 3,
-        "conv_out_kernel": 3,
-        "projection_class_embeddings_input_dim": None,
-        "attention_type": "default",
-        "class_embeddings_concat": False,
-        "mid_block_only_cross_attention": None,
-        "cross_attention_norm": None,
-        "addition_embed_type_num_heads": 64,
-    }
-    ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-        "dropout": (0.0,),
-        "act_fn": ("silu", "swish"),
-        "reverse_transformer_layers_per_block": (None,),
-        "encoder_hid_dim": (None,),
-        "encoder_hid_dim_type": (None,),
-        "dual_cross_attention": (False,),
-        "class_embed_type": (None,),
-        "addition_embed_type": (None,),
-        "num_class_embeds": (None,),
-        "resnet_time_scale_shift": ("default",),
-        "resnet_skip_time_act": (False,),
-        "resnet_out_scale_factor": (1.0,),
-        "time_embedding_type": ("positional",),
-        "time_embedding_act_fn": (None,),
-        "timestep_post_act": (None,),
-        "attention_type": ("default",),
-        "class_embeddings_concat": (False,),
-        "cross_attention_norm": (None,),
-    }
+    DEFAULTS: ClassVar[Mapping[str, Any]] = DEFAULTS
+    ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = ONLY
     PARTS: ClassVar[Mapping[str, str]] = {"unet": "denoise"}
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
-        full, plan = self.config, levels(self.config)
-        first = plan[0].channels
-        time_width = full.time_embedding_dim or 4 * first
-        common = Residual(full.norm_num_groups, full.norm_eps, time_width)
-        self.conv_in = _same_size(full.in_channels, first, full.conv_in_kernel)
-        self.time_embedding = TimestepEmbedding(first, time_width, full.time_cond_proj_dim)
-        self.down_blocks = nn.ModuleList(_down_blocks(full, plan, common))
-        self.mid_block = MidBlock(plan[-1], common, full.mid_block_scale_factor)
-        self.up_blocks = nn.ModuleList(_up_blocks(full, plan, common))
+        full, first = self.config, self.config.block_out_channels[0]
+        fourier = full.time_embedding_type == "fourier"
+        time_width = full.time_embedding_dim or (2 if fourier else 4) * first
+        waves = time_width if fourier else first
+        self.conv_in = same_size(full.in_channels, first, full.conv_in_kernel)
+        self.time_proj = _waves(full, waves)
+        self.time_embedding = TimestepEmbedding(
+            waves, time_width, full.time_cond_proj_dim, activation=full.act_fn, last=full.timestep_post_act
+        )
+        self.class_embedding = class_embedding(full, waves, time_width, full.act_fn)
+        self.add_embedding = add_embedding(full, time_width)
+        self.encoder_hid_proj = encoder_projection(full)
+        style = _style(full, 2 * time_width if full.class_embeddings_concat else time_width)
+        down = kinds(type(self).__name__, full, "down_block_types", DOWN_BLOCKS)
+        up = kinds(type(self).__name__, full, "up_block_types", UP_BLOCKS)
+        self.down_blocks = down_ways(list(zip(down, down_levels(full), strict=True)), style)
+        self.mid_block = _middle(full, style)
+        self.up_blocks = up_ways(list(zip(up, up_levels(full), strict=True)), style)
+        # Blocks either share act(t_emb), computed once, or take t_emb as it is.
+        self.raw_time = full.resnet_skip_time_act or down[0].family == "k"
+        self.even = any(kind.family == "k" or kind.resample == "resnet" for kind in up)
         # How many states of the way down each block of the way up takes.
-        self.taken = tuple(level.layers + 1 for level in reversed(plan))
-        self.conv_norm_out = nn.GroupNorm(common.groups, first, eps=common.eps)
-        self.conv_out = _same_size(first, full.out_channels, full.conv_out_kernel)
+        self.taken: tuple[int, ...] = tuple(block.taken for block in self.up_blocks)  # type: ignore[misc]
+        groups = full.norm_num_groups
+        self.conv_norm_out = None if groups is None else nn.GroupNorm(groups, first, eps=full.norm_eps)
+        self.conv_out = same_size(first, full.out_channels, full.conv_out_kernel)
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:
         full = super().complete(config)
-        check_levels(cls.__name__, full)
-        if full.norm_num_groups is None:
-            raise ConfigError(f"{cls.__name__} does not serve norm_num_groups=None; it needs the number of groups")
+        check_unet(cls.__name__, full)
         return full
 
-    def denoise(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor]:
-        """One call of the denoiser: [B, C, h, w], t (scalar or [B]), [B, S, D] -> ([B, C_out, h, w],)."""
-        return (self._predict(sample, timestep, encoder_hidden_states),)
+    @classmethod
+    def rename(cls, name: str) -> str:
+        return renamed(name)
+
+    def denoise(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> tuple[Tensor]:
+        """One call of the denoiser: [B, C, h, w], t (scalar or [B]), `condition_ports` -> ([B, C_out, h, w],)."""
+        names = [port.name for port in condition_ports(self.config)]
+        given = dict(zip(names, conditions, strict=True))
+        added = {name: given[name] for name in added_names(self.config)}
+        extra = Conditions(given.get("timestep_cond"), given.get("class_labels"), added)
+        return (self._predict(sample, timestep, given.get("encoder_hidden_states"), extra),)
 
     @overload
     def forward(
         self,
         sample: Tensor,
         timestep: SupportsFloat | Tensor,
-        encoder_hidden_states: Tensor,
-        *,
+        encoder_hidden_states: Tensor | None,
+        class_labels: Tensor | None = None,
         timestep_cond: Tensor | None = None,
+        *,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
+        encoder_attention_mask: Tensor | None = None,
         return_dict: Literal[True] = True,
     ) -> UNet2DConditionOutput: ...
     @overload
@@ -210,151 +122,165 @@ class UNet2DConditionModel(Model):
         self,
         sample: Tensor,
         timestep: SupportsFloat | Tensor,
-        encoder_hidden_states: Tensor,
-        *,
+        encoder_hidden_states: Tensor | None,
+        class_labels: Tensor | None = None,
         timestep_cond: Tensor | None = None,
+        *,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
+        encoder_attention_mask: Tensor | None = None,
         return_dict: bool,
     ) -> UNet2DConditionOutput | tuple[Tensor]: ...
     def forward(
         self,
         sample: Tensor,
         timestep: SupportsFloat | Tensor,
-        encoder_hidden_states: Tensor,
-        *,
+        encoder_hidden_states: Tensor | None,
+        class_labels: Tensor | None = None,
         timestep_cond: Tensor | None = None,
+        *,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
+        encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         """Predict from x_t [B, C, h, w], t (a number, or [B]) and text states [B, S, D].
 
-        `timestep_cond` [B, time_cond_proj_dim] is the guidance embedding of a distilled model. The residuals of a
-        ControlNet are one per state of the way down, in order, and one for the middle.
+        `timestep_cond` [B, time_cond_proj_dim] is the guidance embedding of a distilled model, `class_labels` what
+        `class_embed_type` says, `added_cond_kwargs` what `addition_embed_type` and `encoder_hid_dim_type` take. The
+        residuals of a ControlNet are one per state of the way down, in order, and one for the middle; those of a
+        T2I-Adapter (`down_intrablock_...`) one per block of the way down, and perhaps one for the middle.
+        `encoder_attention_mask` [B, S] is 1 (or True) for tokens to look at.
         Raises InputError: an argument does not fit the configuration or the others.
         """
+        if cross_attention_kwargs:
+            raise InputError(f"no attention here takes cross_attention_kwargs, got {sorted(cross_attention_kwargs)}")
         if (down_block_additional_residuals is None) != (mid_block_additional_residual is None):
             raise InputError(
                 "down_block_additional_residuals and mid_block_additional_residual come from one ControlNet; pass both"
             )
-        if timestep_cond is not None and self.config.time_cond_proj_dim is None:
-            raise InputError("this UNet takes no timestep_cond: its configuration has no time_cond_proj_dim")
-        predicted = self._predict(
-            sample,
-            timestep,
-            encoder_hidden_states,
+        extra = Conditions(
             timestep_cond,
+            class_labels,
+            added_cond_kwargs or {},
+            _bias(encoder_attention_mask, sample.dtype),
             down_block_additional_residuals,
             mid_block_additional_residual,
+            down_intrablock_additional_residuals or (),
         )
+        self._check_call(encoder_hidden_states, extra)
+        predicted = self._predict(sample, timestep, encoder_hidden_states, extra)
         return UNet2DConditionOutput(predicted) if return_dict else (predicted,)
 
+    def _check_call(self, text: Tensor | None, extra: Conditions) -> None:
+        """Raise InputError where a condition is missing, or given to a model that does not take it."""
+        taken = {
+            "encoder_hidden_states": (text is not None, projection(self.config) != "image_proj"),
+            "class_labels": (extra.class_labels is not None, self.class_embedding is not None),
+            **{f"added_cond_kwargs[{name!r}]": (True, False) for name in extra.added},
+            **{f"added_cond_kwargs[{name!r}]": (name in extra.added, True) for name in added_names(self.config)},
+        }
+        for name, (given, wanted) in taken.items():
+            if wanted and not given:
+                raise InputError(f"this UNet needs {name}, which is missing; pass it")
+            # Where a picture takes the text's place, diffusers passes a text all the same.
+            if given and not wanted and name != "encoder_hidden_states":
+                raise InputError(f"this UNet takes no {name}; its configuration has no place for it, leave it out")
+        if extra.timestep_cond is not None and self.config.time_cond_proj_dim is None:
+            raise InputError("this UNet takes no timestep_cond: its configuration has no time_cond_proj_dim")
+        blocks = len(self.down_blocks)
+        if extra.inside and len(extra.inside) not in (blocks, blocks + 1):
+            raise InputError(
+                f"down_intrablock_additional_residuals holds {len(extra.inside)} tensors, expected one per block of "
+                f"the way down ({blocks}), and perhaps one for the middle"
+            )
+
     def _predict(
-        self,
-        sample: Tensor,
-        timestep: SupportsFloat | Tensor,
-        text: Tensor,
-        condition: Tensor | None = None,
-        down_residuals: Sequence[Tensor] | None = None,
-        mid_residual: Tensor | None = None,
+        self, sample: Tensor, timestep: SupportsFloat | Tensor, text: Tensor | None, extra: Conditions
     ) -> Tensor:
-        time = self._time(timestep, condition, sample)
+        if self.even:
+            check_even(sample, len(self.taken))
+        time = self._time(timestep, text, sample, extra)
+        if self.encoder_hid_proj is not None:
+            text = context(self.encoder_hid_proj, self.config, text, extra.added)
         x = self.conv_in(2 * sample - 1 if self.config.center_input_sample else sample)
-        skips = [x]
-        for block in self.down_blocks:
-            skips += block(skips[-1], time, text)
-        x = self.mid_block(skips[-1], time, text)
-        if down_residuals is not None and mid_residual is not None:
-            skips, x = _added(skips, down_residuals), x + mid_residual
-        for block, count, size in zip(self.up_blocks, self.taken, self._sizes(sample, skips), strict=True):
-            x = block(x, skips[-count:], time, text, size)
-            del skips[-count:]
-        predicted: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        skips, inside = [x], (*extra.inside, *[None] * (len(self.down_blocks) + 1 - len(extra.inside)))
+        for block, residual in zip(self.down_blocks, inside[:-1], strict=True):
+            x, states = block(x, time, text, extra.mask, residual)
+            skips += states
+        if self.mid_block is not None:
+            x = self.mid_block(x, time, text, extra.mask)
+        x = x if inside[-1] is None else x + inside[-1]
+        if extra.down is not None and extra.mid is not None:
+            skips, x = _added(skips, extra.down), x + extra.mid
+        for block, count, size in zip(self.up_blocks, self.taken, up_sizes(sample, skips, self.taken), strict=True):
+            x = block(x, skips[len(skips) - count :], time, text, extra.mask, size)
+            del skips[len(skips) - count :]
+        if self.conv_norm_out is not None:
+            x = ACTIVATIONS[self.config.act_fn](self.conv_norm_out(x))
+        predicted: Tensor = self.conv_out(x)
         return predicted
 
-    def _time(self, timestep: SupportsFloat | Tensor, condition: Tensor | None, sample: Tensor) -> Tensor:
-        """silu(t_emb), [1 or B, time_width]: every residual block begins with this SiLU, so it is computed once."""
-        t = timestep if isinstance(timestep, Tensor) else torch.tensor(float(timestep))
-        if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, sample.shape[0])):
-            raise InputError(
-                f"timestep has shape {list(t.shape)}, expected a number or one per sample ({sample.shape[0]})"
-            )
-        config = self.config
-        waves = sinusoids(
-            t.to(sample.device).reshape(-1),
-            config.block_out_channels[0],
-            flip_sin_to_cos=config.flip_sin_to_cos,
-            freq_shift=config.freq_shift,
-        )
-        return F.silu(self.time_embedding(waves.to(sample.dtype), condition))
-
-    def _sizes(self, sample: Tensor, skips: Sequence[Tensor]) -> list[Sequence[int] | None]:
-        """What each block of the way up grows to: None for twice its size, else the size of the next state.
-
-        Doubling is taken where it is known to fit. An export with dynamic sizes knows it only if its caller stated
-        it first, with `torch._check(size % factor == 0)`; otherwise its graph serves every size.
-        """
-        factor = 2 ** (len(self.taken) - 1)
-        if all(statically_known_true(size % factor == 0) for size in sample.shape[2:]):
-            return [None] * len(self.taken)
-        sizes: list[Sequence[int] | None] = []
-        left = len(skips)
-        for count in self.taken:
-            left -= count
-            sizes.append(skips[left - 1].shape[2:] if left else None)
-        return sizes
+    def _time(self, timestep: SupportsFloat | Tensor, text: Tensor | None, sample: Tensor, extra: Conditions) -> Tensor:
+        """t_emb with all that is added to it, [1 or B, time_width]; behind the blocks' activation if they share it."""
+        waves = self.time_proj(timesteps(timestep, sample)).to(sample.dtype)
+        time: Tensor = self.time_embedding(waves, extra.timestep_cond)
+        if self.class_embedding is not None and extra.class_labels is not None:
+            labels = extra.class_labels
+            labels = self.time_proj(labels).to(sample.dtype) if self.config.class_embed_type == "timestep" else labels
+            vector = self.class_embedding(labels).to(sample.dtype)
+            joined = self.config.class_embeddings_concat
+            time = torch.cat((time.expand(vector.shape[0], -1), vector), dim=-1) if joined else time + vector
+        if self.add_embedding is not None:
+            time = time + addition(self.add_embedding, self.config, text, extra.added)
+        if self.config.time_embedding_act_fn is not None:
+            time = ACTIVATIONS[self.config.time_embedding_act_fn](time)
+        return time if self.raw_time else ACTIVATIONS[self.config.act_fn](time)
 
 
-def _down_blocks(config: Config, plan: Sequence[Level], common: Residual) -> list[DownBlock]:
-    return [
-        DownBlock(
-            level,
-            plan[max(i - 1, 0)].channels,
-            common,
-            attention=DOWN_BLOCKS[config.down_block_types[i]],
-            padding=config.downsample_padding if i < len(plan) - 1 else None,
-        )
-        for i, level in enumerate(plan)
-    ]
+def _waves(config: Config, width: int) -> nn.Module:
+    if config.time_embedding_type == "fourier":
+        return FourierFeatures(width // 2, log=False, flip_sin_to_cos=config.flip_sin_to_cos)
+    return Sinusoids(width, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift)
 
 
-def _up_blocks(config: Config, plan: Sequence[Level], common: Residual) -> list[UpBlock]:
-    """The levels in reverse; the last residual block of each meets the state that entered its level."""
-    last = len(plan) - 1
-    return [
-        UpBlock(
-            plan[i],
-            plan[min(i + 1, last)].channels,
-            (plan[i].channels,) * plan[i].layers + (plan[max(i - 1, 0)].channels,),
-            common,
-            attention=UP_BLOCKS[config.up_block_types[last - i]],
-            double=i > 0,
-        )
-        for i in range(last, -1, -1)
-    ]
-
-
-def _transformers(level: Level, count: int, common: Residual, only_cross: bool | None = None) -> nn.ModuleList:
-    return nn.ModuleList(
-        SpatialTransformer(
-            level.channels,
-            level.heads,
-            level.context_width,
-            depth=level.depth,
-            groups=common.groups,
-            linear=level.linear,
-            only_cross=level.only_cross if only_cross is None else only_cross,
-        )
-        for _ in range(count)
+def _style(config: Config, time_width: int) -> Style:
+    scale_shift = config.resnet_time_scale_shift == "scale_shift"
+    return Style(
+        Residual(config.norm_num_groups, config.norm_eps, time_width, scale_shift, config.act_fn),
+        config.norm_num_groups,
+        padding=config.downsample_padding,
+        out_scale=config.resnet_out_scale_factor,
+        linear=config.use_linear_projection,
+        norm_context=config.cross_attention_norm,
     )
+
+
+def _middle(config: Config, style: Style) -> MidBlock | None:
+    kind, level = MID_BLOCKS[config.mid_block_type], down_levels(config)[-1]
+    if kind is None:
+        return None
+    only_cross = config.mid_block_only_cross_attention
+    if only_cross is None:
+        only_cross = config.only_cross_attention if isinstance(config.only_cross_attention, bool) else False
+    # A transformer in the middle looks at its own tokens first whatever the configuration says, as in diffusers.
+    level = replace(level, only_cross=only_cross and kind.attention != "transformer")
+    style = replace(style, residual=replace(style.residual, scale=config.mid_block_scale_factor))
+    return MidBlock(kind, level, style, count=2 if kind.attention else 1)
+
+
+def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """0 for tokens to look at and -10000 for the others, as attention adds it to its scores: [B, S] -> [B, 1, 1, S]."""
+    return None if mask is None else ((1 - mask.to(dtype)) * -10000.0)[:, None, None, :]
 
 
 def _added(states: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
     if len(states) != len(residuals):
         raise InputError(f"down_block_additional_residuals holds {len(residuals)} tensors, expected {len(states)}")
     return [state + residual for state, residual in zip(states, residuals, strict=True)]
-
-
-def _same_size(channels_in: int, channels_out: int, kernel: int) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, kernel, padding=(kernel - 1) // 2)

@@ -9,13 +9,10 @@ from torch.nn import functional as F
 
 from anamorph.config import Config
 from anamorph.errors import ConfigError
-from anamorph.models.attention import PixelAttention
+from anamorph.models.attention import PixelAttention, renamed
 from anamorph.models.base import Model
-from anamorph.models.blocks import Downsample2D, Residual, ResnetBlock2D, Upsample2D
+from anamorph.models.blocks import Downsample2D, Residual, ResnetBlock2D, Upsample2D, through
 from anamorph.models.outputs import AutoencoderKLOutput, DecoderOutput, DiagonalGaussianDistribution
-
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of the attention's layers in files written before diffusers 0.17."""
 
 
 class EncoderLevel(nn.Module):
@@ -27,7 +24,7 @@ class EncoderLevel(nn.Module):
         self.downsamplers = nn.ModuleList([Downsample2D(channels, padding=0)] if halve else [])
 
     def forward(self, x: Tensor) -> Tensor:
-        return _through(x, self.resnets, self.downsamplers)
+        return through(x, self.resnets, self.downsamplers)
 
 
 class DecoderLevel(nn.Module):
@@ -39,7 +36,7 @@ class DecoderLevel(nn.Module):
         self.upsamplers = nn.ModuleList([Upsample2D(channels)] if double else [])
 
     def forward(self, x: Tensor) -> Tensor:
-        return _through(x, self.resnets, self.upsamplers)
+        return through(x, self.resnets, self.upsamplers)
 
 
 class MidBlock(nn.Module):
@@ -51,7 +48,7 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(_resnets(channels, channels, 2, common))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _through(x, self.resnets[:1], self.attentions, self.resnets[1:])
+        return through(x, self.resnets[:1], self.attentions, self.resnets[1:])
 
 
 class Encoder(nn.Module):
@@ -66,11 +63,11 @@ class Encoder(nn.Module):
             for i, width in enumerate(widths)
         )
         self.mid_block = MidBlock(widths[-1], common, attention=config.mid_block_add_attention)
-        self.conv_norm_out = nn.GroupNorm(common.groups, widths[-1], eps=common.eps)
+        self.conv_norm_out = common.norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _through(self.conv_in(x), self.down_blocks)
+        x = through(self.conv_in(x), self.down_blocks)
         encoded: Tensor = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
         return encoded
 
@@ -87,11 +84,11 @@ class Decoder(nn.Module):
             DecoderLevel(widths[max(i - 1, 0)], width, layers, common, double=i < len(widths) - 1)
             for i, width in enumerate(widths)
         )
-        self.conv_norm_out = nn.GroupNorm(common.groups, widths[-1], eps=common.eps)
+        self.conv_norm_out = common.norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        z = _through(self.mid_block(self.conv_in(z)), self.up_blocks)
+        z = through(self.mid_block(self.conv_in(z)), self.up_blocks)
         decoded: Tensor = self.conv_out(F.silu(self.conv_norm_out(z)))
         return decoded
 
@@ -148,7 +145,7 @@ class AutoencoderKL(Model):
 
     @classmethod
     def rename(cls, name: str) -> str:
-        return ".".join(OLD_NAMES.get(layer, layer) for layer in name.split("."))
+        return renamed(name)
 
     def moments(self, sample: Tensor) -> tuple[Tensor]:
         """Pictures in -1..1 [B, C, H, W] -> mean and log-variance of their latents, joined: ([B, 2 c, h, w],)."""
@@ -191,10 +188,3 @@ class AutoencoderKL(Model):
 
 def _resnets(channels_in: int, channels: int, layers: int, common: Residual) -> Iterable[ResnetBlock2D]:
     return (ResnetBlock2D(channels if layer else channels_in, channels, common) for layer in range(layers))
-
-
-def _through(x: Tensor, *groups: Iterable[nn.Module]) -> Tensor:
-    for group in groups:
-        for module in group:
-            x = module(x)
-    return x
