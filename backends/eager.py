@@ -42,11 +42,9 @@ class TorchSession:
         program = self.program
         program.interface.check(inputs)
         # The scalar timestep stays in float32: bfloat16 cannot tell 999 from 1000.
-        values = [
-            inputs[port.name].to(program.dtype) if port.axes and port.dtype == "float32" else inputs[port.name]
-            for port in program.interface.inputs
-            if port.name in inputs
-        ]
+        casts = {port.name for port in program.interface.inputs if port.axes and port.dtype == "float32"}
+        given = ((port.name, inputs.get(port.name)) for port in program.interface.inputs)
+        values = [value.to(program.dtype) if value is not None and name in casts else value for name, value in given]
         with torch.inference_mode():
             results = program.function(*values)
         return {port.name: value.float() for port, value in zip(program.interface.outputs, results, strict=True)}

@@ -25,10 +25,15 @@ def artifact_of(component: Component, engine: str, formats: tuple[str, ...]) -> 
 
 
 def prepared(interface: Interface, inputs: Mapping[str, Array]) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
-    """The inputs as contiguous arrays of the declared types, and the size of each named axis; raises InputError."""
+    """All inputs as contiguous arrays of the declared types, and the size of each named axis; raises InputError."""
     sizes = interface.check(inputs)
-    ports = [port for port in interface.inputs if port.name in inputs]
-    return {port.name: np.asarray(inputs[port.name], dtype=port.dtype, order="C") for port in ports}, sizes
+    values = {
+        port.name: np.asarray(inputs[port.name], dtype=port.dtype, order="C")
+        if port.name in inputs
+        else np.zeros(interface.absent(port), port.dtype)
+        for port in interface.inputs
+    }
+    return values, sizes
 
 
 def checked(interface: Interface, sizes: Mapping[str, int], outputs: dict[str, NDArray[Any]]) -> dict[str, Array]:

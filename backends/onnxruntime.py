@@ -17,9 +17,12 @@ from anamorph.components import Component
 from anamorph.engine import Backend, Placement, Program, Target, check_target
 from anamorph.errors import ArtifactError
 from anamorph.interface import Interface
+from anamorph.linked import Linked
 from anamorph.plugins import hookimpl
 
 PROVIDER = "CPUExecutionProvider"
+BFLOAT16 = 16
+"""ONNX's number of this type (onnx.proto, TensorProto.DataType)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class OnnxProgram:
     interface: Interface
     placement: Placement
     arrays: NumpyArrays
+    weights: Mapping[str, Linked]
+    """Kept, because ONNX Runtime reads linked weights where they are mapped."""
 
     def session(self) -> "OnnxProgram":
         """A run mutates nothing, so a session is the program itself."""
@@ -86,7 +91,9 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
 
     path = artifact.open_part(part)
     _check_locations(artifact, part, path)
+    linked = artifact.open_weights(part)
     options = onnxruntime.SessionOptions()
+    options.add_external_initializers(list(linked), [_value(weight) for weight in linked.values()])
     options.intra_op_num_threads = physical_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors are raised; its warnings about unused initialisers help nobody
@@ -101,12 +108,23 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
     threads = engine.get_session_options().intra_op_num_threads
     details = {"provider": engine.get_providers()[0], "threads": str(threads)}
     placement = Placement(part, "onnxruntime", target.device, "float32", details)
-    return OnnxProgram(engine, artifact.parts[part].interface, placement, NumpyArrays())
+    return OnnxProgram(engine, artifact.parts[part].interface, placement, NumpyArrays(), linked)
+
+
+def _value(weight: Linked) -> Any:
+    """A mapped tensor as a value of ONNX Runtime, which reads it where it lies."""
+    import onnxruntime
+
+    if weight.dtype == "BF16":
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(weight.values, BFLOAT16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(weight.values)
 
 
 def _check_locations(artifact: Artifact, part: str, path: Path) -> None:
     recorded = {artifact.folder / name for name in artifact.parts[part].files}
     for location in external_locations(path):
+        if location in artifact.parts[part].linked:
+            continue  # never read from there: every such weight is handed over
         if path.parent / location not in recorded or ".." in Path(location).parts:
             raise ArtifactError(
                 f"{path} reads weights from {location!r}, which its artifact does not record; it is refused"

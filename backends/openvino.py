@@ -13,10 +13,12 @@ from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.cores import physical_cores
 from anamorph.backends.numpy_program import artifact_of, checked, prepared
+from anamorph.backends.openvino_weights import put_weights
 from anamorph.components import Component
 from anamorph.engine import Backend, Placement, Program, Target, check_target
 from anamorph.errors import ArtifactError, BackendError
 from anamorph.interface import Interface
+from anamorph.linked import Linked
 from anamorph.plugins import hookimpl
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -31,6 +33,8 @@ class OpenVinoProgram:
     interface: Interface
     placement: Placement
     arrays: NumpyArrays
+    weights: Mapping[str, Linked]
+    """Kept, because OpenVINO reads linked weights where they are mapped."""
 
     def session(self) -> "OpenVinoSession":
         """A caller with buffers of its own."""
@@ -115,6 +119,8 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
     }
     try:
         model = core().read_model(path)
+        weights = artifact.open_weights(part)
+        put_weights(model, weights)
         _take_floats(model, interface)
         if inner := [name for name in further if name not in {port.name for port in interface.outputs}]:
             model.add_outputs(inner)
@@ -122,7 +128,7 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
     except RuntimeError as error:
         raise ArtifactError(f"{path} cannot be opened by OpenVINO: {str(error).strip().splitlines()[-1]}") from None
     placement = _placement(compiled, part, target)
-    return OpenVinoProgram(compiled, interface, placement, NumpyArrays())
+    return OpenVinoProgram(compiled, interface, placement, NumpyArrays(), weights)
 
 
 def _placement(compiled: Any, part: str, target: Target) -> Placement:

@@ -98,7 +98,7 @@ def difference(value: NDArray[Any], reference: NDArray[Any]) -> Difference:
 def open_unfinished(folder: Path) -> Checkpoint:
     """An exported folder, or the draft of one, which nothing else opens."""
     opened = open_checkpoint(Source(str(folder)))
-    return opened if opened.artifact else replace(opened, artifact=read_artifact(opened.folder, DRAFT))
+    return opened if opened.artifact else replace(opened, artifact=read_artifact(opened.folder, manifest=DRAFT))
 
 
 def _compare(opened: Checkpoint, artifact: Artifact, references: Path) -> Iterator[Measured]:

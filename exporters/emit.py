@@ -12,51 +12,40 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from anamorph.errors import BackendError
 from anamorph.exporters.operators import OPERATORS, Size
+from anamorph.exporters.storing import (
+    DATA,
+    INLINE,
+    MODEL,
+    TYPES,
+    Origin,
+    Storing,
+    Weight,
+    Written,
+    linked_tensor,
+    stored_tensor,
+)
 from anamorph.exporters.taps import block_outputs
 from anamorph.interface import Axis, Dimension, Interface, Port, Scaled
+from anamorph.linked import AS_STORED, TRANSPOSED, Constant
 
 OPSET, IR_VERSION = 18, 10
-DATA = "model.onnx_data"
-ALIGNMENT = 4096
-"""Weights begin at multiples of this, so that engines can map them (bytes)."""
-INLINE = 1024
-"""Constants up to this size stay in the model file (bytes)."""
-TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
-NUMPY_TYPES = {
-    torch.float32: np.dtype(np.float32), torch.int64: np.dtype(np.int64), torch.int32: np.dtype(np.int32),
-    torch.bool: np.dtype(np.bool_),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A tensor of the checkpoint as the graph uses it; matrices of linear layers are stored transposed."""
-
-    name: str
-    value: torch.Tensor
-    transposed: bool = False
-
-    def array(self) -> NDArray[Any]:
-        """The values in the order of the file."""
-        value = self.value.detach()
-        return (value.t() if self.transposed else value).contiguous().numpy()
 
 
 @dataclass
 class Builder:
     """Collects the nodes and constants of one graph."""
 
-    storage: str = "float32"
+    storing: Storing = field(default_factory=Storing)
+    weights_as_inputs: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
     small: list[TensorProto] = field(default_factory=list)
     weights: dict[str, Weight] = field(default_factory=dict)
-    uses: dict[str, str] = field(default_factory=dict)
+    uses: dict[tuple[str, bool], str] = field(default_factory=dict)
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node with one output; returns that output's name."""
@@ -87,24 +76,55 @@ class Builder:
 
     def weight(self, weight: Weight) -> str:
         """A weight as a value of the graph, in float32 whatever the type in which it is stored."""
+        key = (weight.name, weight.transposed)
+        if key not in self.uses:
+            apart = self.as_input(weight) or self.storing.link(weight) is not None
+            self.uses[key] = self._apart(weight) if apart else self._own(weight)
+        return self.uses[key]
+
+    def as_input(self, weight: Weight) -> bool:
+        """Whether the graph takes the weight as an input."""
+        return self.weights_as_inputs and weight.value.nbytes > INLINE and weight.value.is_floating_point()
+
+    def _own(self, weight: Weight) -> str:
         name = f"{weight.name}.transposed" if weight.transposed else weight.name
-        if name not in self.weights:
-            self.weights[name] = weight
-            narrow = self.storage != "float32" and weight.value.is_floating_point()
-            self.uses[name] = self.op("Cast", name, to=TensorProto.FLOAT) if narrow else name
-        return self.uses[name]
+        self.weights[name] = weight
+        narrow = self.storing.dtype != "float32" and weight.value.is_floating_point()
+        return self.op("Cast", name, to=TensorProto.FLOAT) if narrow else name
+
+    def _apart(self, weight: Weight) -> str:
+        """A tensor as the checkpoint holds it; the graph casts and transposes."""
+        self.weights[weight.name] = Weight(weight.name, weight.value)
+        narrow = self.storing.type_of(weight) != TensorProto.FLOAT
+        value = self.op("Cast", weight.name, to=TensorProto.FLOAT) if narrow else weight.name
+        return self.op("Transpose", value, perm=[1, 0]) if weight.transposed else value
+
+    def provenance(self) -> dict[str, Constant]:
+        """Where each weight of the graph comes from."""
+        found = {}
+        for name, weight in self.weights.items():
+            origin = self.storing.origins.get(weight.name, Origin(weight.name))
+            transform = TRANSPOSED if weight.transposed else AS_STORED
+            linked = self.storing.link(weight) is not None
+            found[name] = Constant(origin.tensor, tuple(weight.value.shape), transform, linked)
+        return found
 
 
 def emit(
-    program: torch.export.ExportedProgram, interface: Interface, folder: Path, storage: str = "float32"
-) -> dict[str, str]:
-    """Write `model.onnx` and `model.onnx_data` into `folder`; returns block -> name of the value that it ends with.
+    program: torch.export.ExportedProgram,
+    interface: Interface,
+    folder: Path,
+    storing: Storing,
+    weights_as_inputs: bool = False,
+) -> Written:
+    """Write `model.onnx` and, for weights that are not linked, `model.onnx_data` into `folder`.
 
-    `interface` names the inputs and outputs in the order of the program's. `storage` is the type of the weights on
-    disk; the graph computes in float32.
-    Raises BackendError: the graph holds an operation that has no entry in the table.
+    `interface` names the inputs and outputs in the order of the program's. The graph computes in float32. Linked
+    weights are external data in the checkpoint's files. Converters that would fold weights get all large ones as
+    further inputs, in the order of the checkpoint and in the type of `storing`, and put them back themselves.
+    Raises BackendError: the graph holds an operation that has no entry in the table, or a weight does not fit its type.
     """
-    builder = Builder(storage)
+    builder = Builder(storing, weights_as_inputs)
     values = _Values(builder, program)
     inputs = iter(interface.inputs)
     outputs: dict[str, str] = {}
@@ -120,7 +140,8 @@ def emit(
                 outputs[values.tensor(result)] = port.name
     _write(builder, interface, folder)
     # Formats may drop the name of a value in favour of the output's.
-    return {path: outputs.get(name, name) for path, name in values.taps({port.name for port in interface.inputs})}
+    taps = dict(values.taps({port.name for port in interface.inputs}))
+    return Written(MODEL, {path: outputs.get(name, name) for path, name in taps.items()}, builder.provenance())
 
 
 class _Values:
@@ -240,41 +261,33 @@ def _known_now(value: Any) -> bool:
 
 def _write(builder: Builder, interface: Interface, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    initialisers = list(builder.small)
+    initialisers, further = list(builder.small), []
     with (folder / DATA).open("wb") as file:
         for name, weight in builder.weights.items():
-            array = weight.array()
-            if builder.storage == "float16" and array.dtype == np.float32:
-                array = _narrowed(array, name)
-            tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
-            if array.nbytes <= INLINE:
-                tensor.raw_data = array.tobytes()
+            if builder.as_input(weight):
+                shape = list(weight.value.shape)
+                further.append(helper.make_tensor_value_info(name, builder.storing.type_of(weight), shape))
+            elif builder.storing.link(weight) is None:
+                initialisers.append(stored_tensor(name, weight.stored(builder.storing.dtype), file))
             else:
-                file.write(b"\0" * (-file.tell() % ALIGNMENT))
-                tensor.data_location = TensorProto.EXTERNAL
-                place = {"location": DATA, "offset": file.tell(), "length": array.nbytes}
-                for key, value in place.items():
-                    tensor.external_data.add(key=key, value=str(value))
-                file.write(array.data)
-            initialisers.append(tensor)
+                initialisers.append(linked_tensor(name, weight, builder.storing.origins[weight.name]))
+    if not (folder / DATA).stat().st_size:
+        (folder / DATA).unlink()
     inputs, outputs = ([_value_info(port) for port in ports] for ports in (interface.inputs, interface.outputs))
-    graph = helper.make_graph(builder.nodes, interface.component, inputs, outputs, initialisers)
+    graph = helper.make_graph(builder.nodes, interface.component, [*inputs, *further], outputs, initialisers)
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="anamorph"
     )
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-
-
-def _narrowed(array: NDArray[Any], name: str) -> NDArray[Any]:
-    with np.errstate(over="ignore"):
-        narrow = array.astype(np.float16)
-    if not np.isfinite(narrow).all():
-        raise BackendError(f"weight {name} has values beyond float16's range; export with dtype fp32")
-    return narrow
+    (folder / MODEL).write_bytes(model.SerializeToString())
 
 
 def _value_info(port: Port) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(port.name, TYPES[port.dtype], [_dimension(axis) for axis in port.axes])
+    kind = TYPES[getattr(torch, port.dtype)]
+    # A missing optional input has other sizes than the rest: its dimensions must not count as the same.
+    prefix = f"{port.name}." if port.optional else ""
+    dimensions = [_dimension(axis) for axis in port.axes]
+    shape = [prefix + size if isinstance(size, str) else size for size in dimensions]
+    return helper.make_tensor_value_info(port.name, kind, shape)
 
 
 def _dimension(axis: Dimension) -> int | str:

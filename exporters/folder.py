@@ -18,24 +18,28 @@ from anamorph.exporters import certificate
 from anamorph.exporters.drafts import drafted
 from anamorph.exporters.references import load, write_picture, write_probes
 from anamorph.exporters.trace import part_interface, trace, with_scalars
-from anamorph.exporting import PICTURE, Check, ExportOptions, Report
+from anamorph.exporting import LINKED, PICTURE, Check, ExportOptions, Report
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import read_component, read_tokenizer, settle_variant
 from anamorph.tokenizer import ClipTokenizer
+from anamorph.weights import find_weights
 
 if TYPE_CHECKING:
     import torch
 
-TOLERANCE = {"float32": (1e-4, 1e-4), "float16": (1e-2, 1e-1)}
+    from anamorph.exporters.storing import Storing, Written
+    from anamorph.models.base import Model
+
+TOLERANCE = {"float32": (1e-4, 1e-4), LINKED: (1e-4, 1e-4), "float16": (1e-2, 1e-1), "bfloat16": (5e-2, 3e-1)}
 """Storage -> largest relative L2 difference of a part's output, and of the latents after any step of a picture."""
-LAYOUT = 1
+LAYOUT = 2
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """What distinguishes one format: `write(program, interface, folder, storage)` returns the file to open and taps.
+    """What distinguishes one format: `write(program, interface, folder, storing)` writes one part.
 
     `scalars` are the dimensions that its files give to single numbers, `root_files(storage)` further files;
     `write_tokenizer(tokenizer, folder)` adds a form of the tokenizer that its readers want, or returns why it cannot.
@@ -44,7 +48,7 @@ class Format:
     name: str
     packages: tuple[str, ...]
     scalars: tuple[int, ...]
-    write: Callable[["torch.export.ExportedProgram", Interface, Path, str], tuple[str, Mapping[str, str]]]
+    write: Callable[["torch.export.ExportedProgram", Interface, Path, "Storing"], "Written"]
     unavailable: Callable[[], str | None]
     root_files: Callable[[str], Mapping[str, str]]
     write_tokenizer: Callable[[ClipTokenizer, Path], str | None]
@@ -101,19 +105,16 @@ class FolderExporter:
         parts: dict[str, Part] = {}
         for component, functions in interfaces:
             module = load(component)
+            storing = _storing(checkpoint, component, module, options, report)
             for name, interface in functions.items():
                 report(f"exporting {name}")
                 place = draft / name if component.name == "vae" else draft / component.name
                 program = trace(module, module.PARTS[name], interface, component.config)
-                opened, taps = self.kind.write(
-                    program, with_scalars(interface, self.kind.scalars), place, options.storage
-                )
+                written = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, storing)
                 del program
-                files = {path.relative_to(draft).as_posix(): FileRecord.of(path) for path in sorted(place.iterdir())}
+                parts[name] = _part(component, written, place, draft, interface, storing)
                 (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")
-                file = (place / opened).relative_to(draft).as_posix()
-                parts[name] = Part(component.name, file, files, interface, options.storage, _PENDING, taps=taps)
-                write_probes(probes, name, interface, module, component.config, taps)
+                write_probes(probes, name, interface, module, component.config, written.taps)
             del module
             gc.collect()  # traced graphs refer to themselves, and to the weights
         _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
@@ -122,7 +123,7 @@ class FolderExporter:
         for name, text in self.kind.root_files(options.storage).items():
             (draft / name).write_text(text, encoding="utf-8")
         source = {"name": str(checkpoint.folder), "sha256": checkpoint.digest()}
-        return Artifact(draft, self.format, parts, source, {}, self.fingerprint())
+        return Artifact(draft, self.format, options.signature, parts, source, {}, self.fingerprint())
 
     def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report, blocks: bool = False) -> Sequence[Check]:
         """Repeat the certificate; see `anamorph.exporting.Exporter`."""
@@ -147,6 +148,50 @@ class FolderExporter:
             differing = {check.part for check in checks if not check.passed}
             chosen = [name for name in exported.parts if blocks or name in differing]
             return [*checks, *_block_checks(exported, certificate.compare_blocks(exported, place, chosen))]
+
+
+def _storing(
+    checkpoint: Checkpoint, component: Component, module: "Model", options: ExportOptions, report: Report
+) -> "Storing":
+    """How one component's weights are stored, with their names and places in the checkpoint."""
+    from anamorph.exporters.storing import Origin, Storing
+
+    weights = find_weights(component.stored, component.stem, component.variant)
+    if weights.pickled:
+        origins = {name: Origin(module.stored_name(name)) for name in module.state_dict()}
+        if options.storage == LINKED:
+            report(f"{component.name}: its weights are pickles, which cannot be mapped; they are copied")
+            return Storing("float32", origins=origins)
+    else:
+        origins = {
+            module.rename(name): Origin(name, entry.file.relative_to(checkpoint.folder).as_posix(), entry)
+            for name, entry in weights.entries().items()
+        }
+    linked = options.storage == LINKED
+    return Storing("float32" if linked else options.storage, linked, origins)
+
+
+def _part(
+    component: Component, written: "Written", place: Path, draft: Path, interface: Interface, storing: "Storing"
+) -> Part:
+    """The record of a part that has just been written into `place`."""
+    files = {path.relative_to(draft).as_posix(): FileRecord.of(path) for path in sorted(place.iterdir())}
+    links = {
+        origin.file: origin.entry.file
+        for origin in storing.origins.values()
+        if storing.linked and origin.file is not None and origin.entry is not None
+    }
+    return Part(
+        component.name,
+        (place / written.file).relative_to(draft).as_posix(),
+        files,
+        interface,
+        LINKED if storing.linked else storing.dtype,
+        _PENDING,
+        taps=written.taps,
+        constants=written.constants,
+        linked={name: FileRecord.of(path) for name, path in links.items()},
+    )
 
 
 _PENDING = f"{UNVERIFIED}: the export has not finished"

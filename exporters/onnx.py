@@ -14,14 +14,14 @@ from anamorph.tokenizer import ClipTokenizer
 if TYPE_CHECKING:
     import torch
 
+    from anamorph.exporters.storing import Storing, Written
 
-def write(
-    program: "torch.export.ExportedProgram", interface: Interface, folder: Path, storage: str
-) -> tuple[str, Mapping[str, str]]:
-    """Write `model.onnx` and its weights; returns the name of the file to open, and its tap points."""
+
+def write(program: "torch.export.ExportedProgram", interface: Interface, folder: Path, storing: "Storing") -> "Written":
+    """Write `model.onnx` and those of its weights that are not linked."""
     from anamorph.exporters.emit import emit
 
-    return "model.onnx", emit(program, interface, folder, storage)
+    return emit(program, interface, folder, storing)
 
 
 def unavailable() -> str | None:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,30 +19,35 @@ from anamorph.tokenizer import ClipTokenizer
 if TYPE_CHECKING:
     import torch
 
+    from anamorph.exporters.storing import Storing, Written
+
 NAME = "openvino_model.xml"
 
 
-def write(
-    program: "torch.export.ExportedProgram", interface: Interface, folder: Path, storage: str
-) -> tuple[str, Mapping[str, str]]:
-    """Write `openvino_model.xml` and `.bin`; returns the name of the file to open, and its tap points."""
+def write(program: "torch.export.ExportedProgram", interface: Interface, folder: Path, storing: "Storing") -> "Written":
+    """Write `openvino_model.xml` and `.bin`; linked weights are parameters of the model, to be replaced on opening."""
     import openvino
 
+    from anamorph.backends.openvino_weights import put_weights
     from anamorph.exporters.emit import emit
+    from anamorph.exporters.storing import Weight
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as draft:
-        taps = emit(program, interface, Path(draft))
-        model = _with_whole_timestep(openvino.convert_model(Path(draft) / "model.onnx"))
-        _keep_names(model, interface)
-        try:
-            # Left to itself, OpenVINO halves the weights' precision here.
-            openvino.save_model(model, folder / NAME, compress_to_fp16=storage == "float16")
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise OutputError(f"OpenVINO cannot write {folder / NAME} ({reason}); free the disk") from None
-        del model  # its weights are mapped from the draft
-    return NAME, _kept(taps, folder / NAME)
+        written = emit(program, interface, Path(draft), storing, weights_as_inputs=True)
+        model = _with_whole_timestep(openvino.convert_model(Path(draft) / written.file))
+    _keep_names(model, interface)
+    asked = [port.any_name for port in model.inputs if port.any_name in written.constants]
+    own = [name for name in asked if not written.constants[name].linked]
+    weights = {name: storing.values(Weight(name, program.state_dict[f"model.{name}"])) for name in own}
+    put_weights(model, weights)
+    try:
+        # Left to itself, OpenVINO halves the weights' precision here.
+        openvino.save_model(model, folder / NAME, compress_to_fp16=False)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise OutputError(f"OpenVINO cannot write {folder / NAME} ({reason}); free the disk") from None
+    return replace(written, file=NAME, taps=_kept(written.taps, folder / NAME))
 
 
 def _kept(taps: Mapping[str, str], file: Path) -> dict[str, str]:
@@ -83,7 +89,7 @@ def unavailable() -> str | None:
 def root_files(storage: str) -> Mapping[str, str]:
     """The file by which optimum-intel knows its folders."""
     values = {
-        "dtype": "fp16" if storage == "float16" else "fp32",
+        "dtype": {"float16": "fp16", "bfloat16": "bf16"}.get(storage, "fp32"),
         "quantization_config": None,
         "save_onnx_model": False,
     }

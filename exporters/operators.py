@@ -9,19 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from onnx import TensorProto
 
 from anamorph.errors import BackendError
+from anamorph.exporters.storing import TYPES, Weight
 
 if TYPE_CHECKING:
     from anamorph.exporters.emit import Call
 
 END = 2**63 - 1
-TYPES = {
-    torch.float32: TensorProto.FLOAT, torch.int64: TensorProto.INT64, torch.int32: TensorProto.INT32,
-    torch.bool: TensorProto.BOOL,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,8 +137,6 @@ def _pair(value: list[int]) -> list[int]:
 
 @rule("aten.linear.default")
 def _linear(call: "Call") -> str:
-    from anamorph.exporters.emit import Weight
-
     builder, weight = call.builder, call["weight"]
     matrix = builder.weight(Weight(weight.name, weight.value, transposed=True))
     product = builder.op("MatMul", call.tensor("input"), matrix)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from anamorph.components import Component, unet_multiple
 from anamorph.config import Config
 from anamorph.errors import BackendError, InputError
-from anamorph.exporting import ExportOptions
+from anamorph.exporting import PORTABLE, ExportOptions
 from anamorph.interface import Axis, Dimension, Interface, Port, size_of
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def part_interface(component: Component, part: str, options: ExportOptions, fact
     Raises InputError: the fixed size is none that the model takes.
     """
     interface = component.interface(part)
+    if options.signature == PORTABLE:
+        interface = interface.required
     limits: dict[str, Axis] = {}
     if part == "unet":
         multiple = unet_multiple(component.config)

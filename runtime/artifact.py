@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from anamorph.errors import ArtifactError
 from anamorph.interface import Axis, Dimension, Interface, Port, Scaled
+from anamorph.linked import Constant, Linked, open_linked
 
 MANIFEST = "anamorph.json"
 DRAFT = "anamorph.draft.json"
@@ -42,9 +43,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Part:
-    """One exported function: `file` is opened by the engine, `files` (relative to the artifact) is all it consists of.
+    """One exported function: `file` is opened by the engine, `files` (relative to the artifact) are its own.
 
-    `storage` is the type of the weights on disk. `status` is "verified", "failed" or "unverified: why"; `errors` are
+    `constants` say from which tensor of the checkpoint each weight of the graph comes. Those that are linked stay
+    there, in the files `linked` (relative to the checkpoint). `storage` is the type of the weights on disk, "linked"
+    where they are the checkpoint's own. `status` is "verified", "failed" or "unverified: why"; `errors` are
     the largest differences per output that were measured when it was written, with float32 execution. `taps` names
     the value of the graph that each block of the model ends with, in the order in which they are computed.
     """
@@ -57,18 +60,22 @@ class Part:
     status: str
     errors: Mapping[str, Difference] = field(default_factory=dict)
     taps: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Constant] = field(default_factory=dict)
+    linked: Mapping[str, FileRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Artifact:
     """An exported pipeline.
 
-    `source` names the checkpoint that it was made from and the SHA-256 over its weights; `image` holds the
-    certificate of the whole pipeline; `versions` those of the packages that wrote it.
+    `signature` is "portable" (what other tools feed) or "native" (with the optional inputs of our own). `source`
+    names the checkpoint that it was made from and the SHA-256 over its weights; `image` holds the certificate of the
+    whole pipeline; `versions` those of the packages that wrote it.
     """
 
     folder: Path
     format: str
+    signature: str
     parts: Mapping[str, Part]
     source: Mapping[str, str]
     image: Mapping[str, Any]
@@ -82,32 +89,40 @@ class Artifact:
         if name not in self.parts:
             raise ArtifactError(f"{self.folder} holds no {name}; it holds {', '.join(self.parts)}; export it again")
         part = self.parts[name]
-        for relative, record in part.files.items():
-            self._check_size(relative, record)
-            if FileRecord.of(self.folder / relative) != record:
-                raise ArtifactError(
-                    f"{self.folder / relative} is not the file that was exported (SHA-256); export again"
-                )
+        for path, record in self._records(part):
+            _check_size(path, record)
+            if FileRecord.of(path) != record:
+                raise ArtifactError(f"{path} is not the file of the export (SHA-256); export again")
         return self.folder / part.file
+
+    def open_weights(self, name: str) -> dict[str, Linked]:
+        """The weights that a part takes from the checkpoint, mapped; call it after `open_part`, which checks them."""
+        part = self.parts[name]
+        return open_linked({file: self.checkpoint / file for file in part.linked}, part.constants)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint that it was made from, where linked weights lie."""
+        return Path(self.source["name"])
 
     def check_sizes(self) -> None:
         """Raise ArtifactError where a file is missing or has another size than when it was written."""
         for part in self.parts.values():
-            for relative, record in part.files.items():
-                self._check_size(relative, record)
+            for path, record in self._records(part):
+                _check_size(path, record)
 
-    def _check_size(self, relative: str, record: FileRecord) -> None:
-        path = self.folder / relative
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing; the artifact is incomplete; export it again")
-        if (size := path.stat().st_size) != record.size:
-            raise ArtifactError(f"{path} has {size} bytes, {MANIFEST} records {record.size}; export it again")
+    def _records(self, part: Part) -> Iterator[tuple[Path, FileRecord]]:
+        for relative, record in part.files.items():
+            yield self.folder / relative, record
+        for relative, record in part.linked.items():
+            yield self.checkpoint / relative, record
 
     def to_json(self) -> str:
         """The text of the manifest."""
         values = {
             "schema": SCHEMA,
             "format": self.format,
+            "signature": self.signature,
             "source": dict(self.source),
             "versions": dict(self.versions),
             "image": dict(self.image),
@@ -119,15 +134,23 @@ class Artifact:
         return json.dumps(values, indent=1) + "\n"
 
 
+def _check_size(path: Path, record: FileRecord) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing; the artifact is incomplete; export it again")
+    if (size := path.stat().st_size) != record.size:
+        raise ArtifactError(f"{path} has {size} bytes, {MANIFEST} records {record.size}; export it again")
+
+
 def is_artifact(folder: Path) -> bool:
     """Whether a folder was exported, as opposed to a checkpoint."""
     return (folder / MANIFEST).is_file()
 
 
-def read_artifact(folder: Path, manifest: str = MANIFEST) -> Artifact:
+def read_artifact(folder: Path, made_from: Path | None = None, manifest: str = MANIFEST) -> Artifact:
     """Read the manifest and compare the files' sizes with it; contents are compared when a part is opened.
 
-    Only the exporter opens a draft, by its `manifest`'s name.
+    Linked weights are looked for in `made_from`, or where the checkpoint lay when it was exported. Only the exporter
+    opens a draft, by its `manifest`'s name.
     Raises ArtifactError: the manifest is of a newer schema, damaged, or names files outside its folder; a file is
     missing or has another size.
     """
@@ -143,7 +166,10 @@ def read_artifact(folder: Path, manifest: str = MANIFEST) -> Artifact:
         )
     try:
         parts = {str(name): _part(value) for name, value in values["parts"].items()}
-        artifact = Artifact(folder, str(values["format"]), parts, values["source"], values["image"], values["versions"])
+        source = {**values["source"], **({} if made_from is None else {"name": str(made_from)})}
+        artifact = Artifact(
+            folder, str(values["format"]), str(values["signature"]), parts, source, values["image"], values["versions"]
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
             f"{path} is damaged ({type(error).__name__}: {error}); export the checkpoint again"
@@ -157,20 +183,30 @@ def _part(value: Mapping[str, Any]) -> Part:
     return Part(
         value["component"],
         value["file"],
-        {str(name): FileRecord(int(record["size"]), str(record["sha256"])) for name, record in value["files"].items()},
+        _files(value["files"]),
         interface_from_dict(value["interface"]),
         value["storage"],
         value["status"],
         {name: Difference(**measured) for name, measured in value["errors"].items()},
         {str(block): str(name) for block, name in value["taps"].items()},
+        {str(name): _constant(constant) for name, constant in value["constants"].items()},
+        _files(value["linked"]),
     )
+
+
+def _files(value: Mapping[str, Any]) -> dict[str, FileRecord]:
+    return {str(name): FileRecord(int(record["size"]), str(record["sha256"])) for name, record in value.items()}
+
+
+def _constant(value: Mapping[str, Any]) -> Constant:
+    return Constant(**{**value, "shape": tuple(int(size) for size in value["shape"])})
 
 
 def _check_paths(artifact: Artifact) -> None:
     for name, part in artifact.parts.items():
         if part.file not in part.files:
             raise ArtifactError(f"{artifact.folder}/{MANIFEST} does not record {part.file} of {name}; it is refused")
-        for relative in part.files:
+        for relative in (*part.files, *part.linked):
             if not inside(relative):
                 raise ArtifactError(
                     f"{artifact.folder}/{MANIFEST} names {relative!r}, outside its folder; it is refused"

@@ -65,8 +65,10 @@ class Checkpoint:
         return total.hexdigest()
 
 
-def open_checkpoint(source: Source) -> Checkpoint:
+def open_checkpoint(source: Source, made_from: Path | None = None) -> Checkpoint:
     """Find the folder (downloading a hub id into its cache) and read its `model_index.json`.
+
+    `made_from` is where the checkpoint of an artifact lies now, if not where it lay when it was exported.
 
     Raises CheckpointError: no such folder or id, or the index is missing or malformed.
     Raises ArtifactError: the folder is an artifact that is damaged, incomplete or of a newer schema.
@@ -87,7 +89,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
             components[key] = (str(value[0]), str(value[1])) if value[0] and value[1] else None
         else:
             settings[key] = value
-    artifact = read_artifact(folder) if is_artifact(folder) else None
+    artifact = read_artifact(folder, made_from) if is_artifact(folder) else None
     return Checkpoint(folder, class_name, components, settings, source.variant, artifact)
 
 

@@ -19,22 +19,34 @@ CACHE = "ANAMORPH_CACHE"
 """Environment variable: the folder that takes the place of the user's cache."""
 PICTURE = "picture"
 """What certificates call the comparison of a whole picture, beside the names of parts."""
-STORAGE = ("float32", "float16")
+STORAGE = ("float32", "float16", "bfloat16")
+LINKED = "linked"
+"""Storage of weights that stay in the checkpoint."""
+PORTABLE, NATIVE = "portable", "native"
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`storage`: type of the weights on disk. `size`: the only height and width (pixels), `batch`: the only number
-    of pictures of a call; None leaves them open.
-    """  # fmt: skip
+    """What an artifact shall hold.
+
+    `storage`: type of the weights on disk, or "linked" to leave them in the checkpoint (pickles are copied).
+    `size`: the only height and width (pixels), `batch`: the only number of pictures of a call; None leaves them open.
+    `signature`: "portable" takes the inputs that other tools feed, "native" also our optional ones.
+    Raises InputError: a value is none of these, or linked weights are wanted in a portable folder.
+    """
 
     storage: str = "float32"
     size: tuple[int, int] | None = None
     batch: int | None = None
+    signature: str = PORTABLE
 
     def __post_init__(self) -> None:
-        if self.storage not in STORAGE:
+        if self.storage not in (*STORAGE, LINKED):
             raise InputError(f"weights cannot be stored as {self.storage!r}; expected one of {', '.join(STORAGE)}")
+        if self.signature not in (PORTABLE, NATIVE):
+            raise InputError(f"signature is {self.signature!r}, expected {PORTABLE} or {NATIVE}")
+        if self.storage == LINKED and self.signature == PORTABLE:
+            raise InputError("a portable folder holds its own weights; linked ones need the native signature")
         if self.batch is not None and self.batch < 1:
             raise InputError(f"batch is {self.batch}, expected 1 or more")
 
@@ -103,7 +115,7 @@ def cached_export(checkpoint: Checkpoint, exporter: Exporter) -> Checkpoint:
 
     Raises what `Exporter.export` raises.
     """
-    options = ExportOptions()
+    options = ExportOptions(storage=LINKED, signature=NATIVE)
     versions = "".join(f"{key}={value};" for key, value in sorted(exporter.fingerprint().items()))
     content = _content(checkpoint.folder, checkpoint.variant, _stamps(checkpoint.folder))
     name = f"{content[:32]}-{exporter.format}-{options.storage}-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
@@ -113,7 +125,7 @@ def cached_export(checkpoint: Checkpoint, exporter: Exporter) -> Checkpoint:
     else:
         log.info("%s: exporting to %s once, into %s", checkpoint.folder, exporter.format, place)
         _export_into_cache(checkpoint, exporter, place, options)
-    return open_checkpoint(Source(str(place)))
+    return open_checkpoint(Source(str(place)), made_from=checkpoint.folder)
 
 
 def _export_into_cache(checkpoint: Checkpoint, exporter: Exporter, place: Path, options: ExportOptions) -> None:

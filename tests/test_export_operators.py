@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from anamorph.errors import BackendError
 from anamorph.exporters.emit import emit
+from anamorph.exporters.storing import Storing
 from anamorph.interface import Axis, Interface, Port
 
 
@@ -43,7 +44,7 @@ def written(folder: Path, model: nn.Module, values: tuple[Tensor, ...], dynamic:
         Port(f"y{i}", tuple(Axis(f"b{i}{d}") for d in range(value.ndim)), str(value.dtype).removeprefix("torch."))
         for i, value in enumerate(model(*values))
     )
-    emit(program, Interface("test", ports, results), folder, storage)
+    emit(program, Interface("test", ports, results), folder, Storing(storage))
 
 
 def check(

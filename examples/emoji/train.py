@@ -2,7 +2,9 @@
 
     python examples/emoji/train.py [--work FOLDER] [--out FOLDER] [--start CHECKPOINT]
 
-With `--start`, the autoencoder, the vocabulary and the first weights come from a finished checkpoint folder. Everything is seeded. Each stage is skipped when its result is there, and the two trainings go on from their last
+With `--start`, the autoencoder, the vocabulary and the first weights come from a finished checkpoint folder.
+
+Everything is seeded. Each stage is skipped when its result is there, and the two trainings go on from their last
 checkpoint, so an interrupted run is started again with the same command.
 """
 

@@ -185,7 +185,18 @@ def _export(commands: "Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("model", help="checkpoint folder in diffusers' layout, hub id, or the word bundled")
     command.add_argument("out", help="folder to write; it must not exist")
     command.add_argument("--to", required=True, metavar="FORMAT", help="onnx or openvino (see `anamorph doctor`)")
-    command.add_argument("--dtype", default="fp32", help="type of the weights on disk: fp32 or fp16 (default: fp32)")
+    command.add_argument("--dtype", help="type of the weights on disk: fp32, fp16 or bf16 (default: fp32)")
+    command.add_argument(
+        "--signature",
+        choices=("portable", "native"),
+        default="portable",
+        help="the inputs that other tools feed, or also our own optional ones (default: portable)",
+    )
+    command.add_argument(
+        "--link",
+        action="store_true",
+        help="write graphs alone and leave the weights in the checkpoint, which must stay (native signature)",
+    )
     command.add_argument("--static", metavar="HxW", help="take this size alone, in pixels (default: any size)")
     command.add_argument("--batch", type=int, metavar="N", help="take N pictures at a time alone (default: any number)")
     command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")

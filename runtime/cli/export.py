@@ -12,7 +12,7 @@ from typing import Any
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.cli import OK
 from anamorph.errors import InputError
-from anamorph.exporting import Check, ExportOptions
+from anamorph.exporting import LINKED, NATIVE, Check, ExportOptions
 from anamorph.pipelines.loading import precision_name
 from anamorph.plugins import get_exporter
 
@@ -55,7 +55,11 @@ def table(checks: Sequence[Check]) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Export, certify, print the certificate."""
-    wishes = ExportOptions(precision_name(options.dtype), static_size(options.static), options.batch)
+    if options.link and options.dtype:
+        raise InputError("--link keeps the checkpoint's own type of weights; leave out --dtype or --link")
+    storage = LINKED if options.link else precision_name(options.dtype or "fp32")
+    signature = NATIVE if options.link else options.signature
+    wishes = ExportOptions(storage, static_size(options.static), options.batch, signature)
     exporter = get_exporter([options.to])
     model = str(BUNDLED) if options.model == "bundled" else options.model
     checkpoint = open_checkpoint(Source(model, variant=options.variant))
