@@ -16,6 +16,8 @@ DRAFT = "anamorph.draft.json"
 """What the manifest is called until the folder is certified: a draft does not load."""
 SCHEMA = 1
 """Version of the manifest; a newer one is refused."""
+PORTABLE, NATIVE = "portable", "native"
+"""Signatures: the inputs that other tools feed, or also our own optional ones."""
 VERIFIED, FAILED, UNVERIFIED = "verified", "failed", "unverified"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from anamorph.artifact import Difference
+from anamorph.artifact import NATIVE, PORTABLE, Difference
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.errors import InputError, OutputError
 
@@ -22,7 +22,6 @@ PICTURE = "picture"
 STORAGE = ("float32", "float16", "bfloat16")
 LINKED = "linked"
 """Storage of weights that stay in the checkpoint."""
-PORTABLE, NATIVE = "portable", "native"
 
 
 @dataclass(frozen=True)

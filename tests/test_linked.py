@@ -17,10 +17,10 @@ from parity import relative
 from safetensors.torch import load_file, save_file
 
 from anamorph import DiffusionPipeline, StableDiffusionPipeline
-from anamorph.artifact import Artifact, read_artifact
+from anamorph.artifact import NATIVE, Artifact, read_artifact
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.errors import ArtifactError, CheckpointError, InputError
-from anamorph.exporting import LINKED, NATIVE, ExportOptions
+from anamorph.exporting import LINKED, ExportOptions
 from anamorph.linked import Constant
 
 CALL: dict[str, Any] = {"num_inference_steps": 2, "seed": 0, "guidance_scale": 5.0, "output_type": "latent"}

@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from anamorph.artifact import NATIVE
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.cli import OK
 from anamorph.errors import InputError
-from anamorph.exporting import LINKED, NATIVE, Check, ExportOptions
+from anamorph.exporting import LINKED, Check, ExportOptions
 from anamorph.pipelines.loading import precision_name
 from anamorph.plugins import get_exporter
 
