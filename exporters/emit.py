@@ -131,7 +131,7 @@ def emit(
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if node.name not in values.weights:
-                values[node] = next(inputs).name
+                values.enter(node, next(inputs))
         elif node.op == "call_function":
             values.call(node)
         elif node.op == "output":
@@ -150,6 +150,8 @@ class _Values:
     def __init__(self, builder: Builder, program: torch.export.ExportedProgram) -> None:
         self.builder = builder
         self.known: dict[Any, Any] = {}
+        self.required: list[Any] = []
+        self.optional: list[Any] = []
         signature = program.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.weights = {
@@ -157,6 +159,24 @@ class _Values:
         }
         for key, name in signature.inputs_to_lifted_tensor_constants.items():
             self.weights[key] = program.constants[name]
+
+    def enter(self, node: Any, port: Port) -> None:
+        """An input of the graph."""
+        self.known[node] = port.name
+        (self.optional if port.optional else self.required).append(node)
+
+    def size(self, node: Any, dimension: int) -> Size:
+        """A size of a tensor; that of an optional input, which is 1 where it is absent, follows from another input."""
+        for other in self.required if node in self.optional else ():
+            for index, size in enumerate(other.meta["val"].shape):
+                ratio = _ratio(node.meta["val"].shape[dimension], size)
+                if ratio is not None:
+                    product = self.builder.op("Mul", self._size(other, index).name, self.builder.constant([ratio[0]]))
+                    return Size(self.builder.op("Div", product, self.builder.constant([ratio[1]])))
+        return self._size(node, dimension)
+
+    def _size(self, node: Any, dimension: int) -> Size:
+        return Size(self.builder.op("Shape", self.tensor(node), start=dimension, end=dimension + 1))
 
     def __setitem__(self, node: Any, value: Any) -> None:
         self.known[node] = value
@@ -253,6 +273,14 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield from _leaves(list(value.values()))
     else:
         yield value
+
+
+def _ratio(size: Any, other: Any) -> tuple[int, int] | None:
+    """Numerator and denominator of size / other, where both are symbolic and one is a fixed share of the other."""
+    if isinstance(size, int) or isinstance(other, int):
+        return None
+    share = size.node.expr / other.node.expr
+    return (int(share.p), int(share.q)) if share.is_Rational else None
 
 
 def _known_now(value: Any) -> bool:

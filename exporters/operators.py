@@ -94,8 +94,7 @@ def _cast(call: "Call") -> str:
 
 @rule("aten.sym_size.int")
 def _sym_size(call: "Call") -> Size:
-    start = call["dim"] % len(call.shape("self"))
-    return Size(call.builder.op("Shape", call.tensor("self"), start=start, end=start + 1))
+    return call.values.size(call.arguments["self"], call["dim"] % len(call.shape("self")))
 
 
 def _arithmetic(kind: str) -> Rule:
@@ -143,6 +142,11 @@ def _linear(call: "Call") -> str:
     return product if call["bias"] is None else builder.op("Add", product, call.tensor("bias"))
 
 
+@rule("aten.matmul.default")
+def _matmul(call: "Call") -> str:
+    return call.builder.op("MatMul", call.tensor("self"), call.tensor("other"))
+
+
 @rule("aten.group_norm.default")
 def _group_norm(call: "Call") -> str:
     """Instance normalisation over the groups as rows, then scale and shift per channel."""
@@ -158,7 +162,9 @@ def _group_norm(call: "Call") -> str:
 
 @rule("aten.layer_norm.default")
 def _layer_norm(call: "Call") -> str:
-    inputs = [call.tensor(name) for name in ("input", "weight", "bias")]
+    given = [name for name in ("weight", "bias") if call[name] is not None]
+    scale = [] if given else [call.builder.constant(np.ones(call["normalized_shape"], np.float32))]
+    inputs = [call.tensor("input"), *scale, *(call.tensor(name) for name in given)]
     axis = -len(call["normalized_shape"])
     return call.builder.op("LayerNormalization", *inputs, axis=axis, epsilon=call["eps"])
 
@@ -171,11 +177,14 @@ def _silu(call: "Call") -> str:
 
 @rule("aten.gelu.default")
 def _gelu(call: "Call") -> str:
-    """x (1 + erf(x / sqrt 2)) / 2, in the form that engines recognise."""
-    if call["approximate"] != "none":
-        raise BackendError(f"the exporter has no rule for gelu with approximate={call['approximate']!r}")
+    """x (1 + erf(x / sqrt 2)) / 2, in the form that engines recognise, or its approximation by tanh."""
     builder, x = call.builder, call.tensor("self")
-    wave = builder.op("Erf", builder.op("Div", x, builder.constant(2**0.5, np.float32)))
+    if call["approximate"] == "tanh":  # sqrt(2 / pi) (x + 0.044715 x^3), arXiv:1606.08415
+        cube = builder.op("Mul", builder.op("Mul", x, x), builder.op("Mul", x, builder.constant(0.044715, np.float32)))
+        inner = builder.op("Mul", builder.op("Add", x, cube), builder.constant((2 / np.pi) ** 0.5, np.float32))
+        wave = builder.op("Tanh", inner)
+    else:
+        wave = builder.op("Erf", builder.op("Div", x, builder.constant(2**0.5, np.float32)))
     total = builder.op("Mul", x, builder.op("Add", wave, builder.constant(1, np.float32)))
     return builder.op("Mul", total, builder.constant(0.5, np.float32))
 

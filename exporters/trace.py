@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anamorph.artifact import PORTABLE
 from anamorph.components import Component, unet_multiple
 from anamorph.config import Config
 from anamorph.errors import BackendError, InputError
-from anamorph.exporting import PORTABLE, ExportOptions
-from anamorph.interface import Axis, Dimension, Interface, Port, size_of
+from anamorph.exporting import ExportOptions
+from anamorph.interface import Axis, Interface, Port, Scaled, size_of
 
 if TYPE_CHECKING:
     import torch
@@ -45,26 +46,13 @@ def part_interface(component: Component, part: str, options: ExportOptions, fact
             limits[side] = _fixed(Axis(side, factor, factor), pixels)
     if options.batch is not None and part != "text_encoder":
         limits["batch"] = _fixed(Axis("batch"), options.batch * (2 if part == "unet" else 1))
-    return with_axes(interface, limits)
+    return interface.limited(limits)
 
 
 def _fixed(axis: Axis, size: int) -> Axis:
     if (refusal := axis.refusal(size)) is not None:
         raise InputError(f"this model cannot be exported for that size: {refusal}")
     return replace(axis, minimum=size, maximum=size)
-
-
-def with_axes(interface: Interface, limits: Mapping[str, Axis]) -> Interface:
-    """The interface with some of its axes replaced by name."""
-
-    def limited(dimension: Dimension) -> Dimension:
-        return limits.get(dimension.name, dimension) if isinstance(dimension, Axis) else dimension
-
-    def port(value: Port) -> Port:
-        return replace(value, axes=tuple(limited(dimension) for dimension in value.axes))
-
-    inputs, outputs = (tuple(port(value) for value in ports) for ports in (interface.inputs, interface.outputs))
-    return Interface(interface.component, inputs, outputs)
 
 
 def with_scalars(interface: Interface, axes: tuple[int, ...]) -> Interface:
@@ -105,6 +93,8 @@ def _probe_port(port: Port, sizes: Mapping[str, int], config: Config, random: np
         return np.full(shape, TIMESTEP, np.float32)
     if port.dtype == "float32":
         return random.standard_normal(shape, np.float32)
+    if len(shape) == 1:
+        return random.integers(0, int(config["num_embeds_ada_norm"]), shape)  # classes
     words = int(config["vocab_size"])
     end = words - 1 if config.get("eos_token_id", LEGACY_EOS) == LEGACY_EOS else int(config["eos_token_id"])
     tokens = random.integers(0, words, shape)
@@ -125,7 +115,7 @@ def trace(
 
     sizes = {name: _example(axis, index) for index, (name, axis) in enumerate(interface.axes.items())}
     values = tuple(torch.from_numpy(value) for value in probe(interface, sizes, config).values())
-    shapes = tuple(dict(_dynamic(port)) for port in interface.inputs)
+    shapes = tuple(dict(_dynamic(port, interface.axes)) for port in interface.inputs)
     try:
         with torch.no_grad():
             return torch.export.export(as_module(module, method), values, dynamic_shapes=(shapes,), strict=False)
@@ -143,16 +133,27 @@ def _example(axis: Axis, index: int) -> int:
     return size if axis.maximum is None else min(size, axis.maximum)
 
 
-def _dynamic(port: Port) -> Iterator[tuple[int, Any]]:
+def _dynamic(port: Port, axes: Mapping[str, Axis]) -> Iterator[tuple[int, Any]]:
+    """Number of a dimension that varies -> how it varies: a multiple of a size that stands for its axis."""
+    for index, dimension in enumerate(port.axes):
+        if isinstance(dimension, int):
+            continue
+        axis = dimension if isinstance(dimension, Axis) else axes[dimension.axis]
+        if axis.minimum == axis.maximum:
+            continue
+        times = axis.multiple
+        if isinstance(dimension, Scaled):
+            times = times * dimension.numerator // dimension.denominator
+        size = _symbol(axis)
+        yield index, size if times == 1 else times * size
+
+
+def _symbol(axis: Axis) -> Any:
     from torch.export import Dim
 
-    for index, axis in enumerate(port.axes):
-        if not isinstance(axis, Axis) or axis.minimum == axis.maximum:
-            continue
-        least = max(1, axis.minimum // axis.multiple)
-        most = None if axis.maximum is None else axis.maximum // axis.multiple
-        dim = Dim(axis.name if axis.multiple == 1 else f"_{axis.name}", min=least, max=most)
-        yield index, dim if axis.multiple == 1 else axis.multiple * dim
+    least = max(1, axis.minimum // axis.multiple)
+    most = None if axis.maximum is None else axis.maximum // axis.multiple
+    return Dim(axis.name if axis.multiple == 1 else f"_{axis.name}", min=least, max=most)
 
 
 def as_module(module: "torch.nn.Module", method: str) -> "torch.nn.Module":

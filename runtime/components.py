@@ -7,6 +7,7 @@ from typing import Any
 
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint
+from anamorph.conditions import condition_ports, residual_ports
 from anamorph.config import Config
 from anamorph.errors import ConfigError
 from anamorph.interface import Axis, Interface, Port, Scaled
@@ -82,16 +83,18 @@ def text_encoder_interface(config: Config) -> Interface:
 
 
 def unet_interface(config: Config) -> Interface:
-    """One denoiser call: x_t [B, C, h, w], t (scalar) and text [B, S, D] -> prediction [B, C_out, h, w]."""
+    """One denoiser call: x_t [B, C, h, w], t (scalar) and what the model is conditioned on -> [B, C_out, h, w].
+
+    The residuals of a ControlNet are optional.
+    """
     height, width = Axis("latent_height"), Axis("latent_width")
-    cross = config["cross_attention_dim"]
-    text_width = cross if isinstance(cross, int) else cross[0]
     return Interface(
         "unet",
         (
             Port("sample", (BATCH, config["in_channels"], height, width)),
             Port("timestep", ()),
-            Port("encoder_hidden_states", (BATCH, Axis("sequence"), text_width)),
+            *condition_ports(config),
+            *residual_ports(config),
         ),
         (Port("out_sample", (BATCH, config["out_channels"], height, width)),),
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from anamorph.interface import Axis, Port
+from anamorph.interface import Axis, Port, Scaled
 
 ADDED: Mapping[str | None, tuple[str, ...]] = MappingProxyType(
     {
@@ -59,6 +59,30 @@ def condition_ports(config: Mapping[str, Any], time_ids: int = 6) -> tuple[Port,
     times = 2 if config.get("time_embedding_type") == "fourier" else 4
     width = config.get("time_embedding_dim") or times * config["block_out_channels"][0]
     return (*ports, *class_ports(config, width))
+
+
+def residual_ports(config: Mapping[str, Any]) -> tuple[Port, ...]:
+    """What a ControlNet adds (arXiv:2302.05543): one residual per state of the way down, then one for the middle.
+
+    All are optional. Level k works at 1 / 2^k of the latents' size and begins with what the level above hands down.
+    UNets of other blocks than Stable Diffusion's take none.
+    """
+    if set(config["down_block_types"]) - {"CrossAttnDownBlock2D", "DownBlock2D"}:
+        return ()
+    channels = tuple(config["block_out_channels"])
+    layers = config["layers_per_block"]
+    layers = [layers] * len(channels) if isinstance(layers, int) else list(layers)
+    states = [(channels[0], 0)]
+    for level, (width, count) in enumerate(zip(channels, layers, strict=True)):
+        states += [(width, level)] * count
+        states += [(width, level + 1)] * (level + 1 < len(channels))
+    names = [f"down_block_additional_residuals.{index}" for index in range(len(states))]
+    named = [*zip(names, states, strict=True), ("mid_block_additional_residual", states[-1])]
+    return tuple(Port(name, (Axis("batch"), width, *_level(level)), optional=True) for name, (width, level) in named)
+
+
+def _level(level: int) -> tuple[Scaled, Scaled]:
+    return Scaled("latent_height", 1, 2**level), Scaled("latent_width", 1, 2**level)
 
 
 def unconditional_ports(config: Mapping[str, Any]) -> tuple[Port, ...]:

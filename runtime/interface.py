@@ -5,7 +5,7 @@ computed from these declarations.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anamorph.errors import InputError
@@ -32,7 +32,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A dimension that follows from another input's: `axis` times `numerator` over `denominator`."""
+    """A dimension that follows from another input's: `axis` times `numerator` over `denominator`, rounded up."""
 
     axis: str
     numerator: int = 1
@@ -48,7 +48,7 @@ def size_of(dimension: Dimension, sizes: Mapping[str, int]) -> int:
         return dimension
     if isinstance(dimension, Axis):
         return sizes[dimension.name]
-    return sizes[dimension.axis] * dimension.numerator // dimension.denominator
+    return -(-sizes[dimension.axis] * dimension.numerator // dimension.denominator)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Port:
     `dtype` is what callers pass ("float32", "int64"). In which precision an engine computes inside, and in which
     type an artifact stores its weights, are facts of the engine and the artifact and do not show here.
     An `optional` input is a term that is added or multiplied into others: where a caller leaves it out, zeros of the
-    shape `Interface.absent` take its place and broadcast, so that one graph serves with and without it.
+    shape `Interface.absent` take its place and broadcast, so that one graph serves with and without it. An optional
+    output may be missing from graphs that other tools have exported.
     """
 
     name: str
@@ -117,6 +118,15 @@ class Interface:
         """The same without its optional inputs: the signature that the loaders of other tools feed."""
         inputs = tuple(port for port in self.inputs if not port.optional)
         return Interface(self.component, inputs, self.outputs)
+
+    def limited(self, limits: Mapping[str, Axis]) -> "Interface":
+        """The same with some of its axes replaced by name."""
+
+        def port(value: Port) -> Port:
+            axes = (limits.get(axis.name, axis) if isinstance(axis, Axis) else axis for axis in value.axes)
+            return replace(value, axes=tuple(axes))
+
+        return Interface(self.component, tuple(map(port, self.inputs)), tuple(map(port, self.outputs)))
 
     def _check_port(self, port: Port, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
         where = f"{self.component}: input {port.name} of shape {list(shape)}"

@@ -79,6 +79,9 @@ CASES: dict[str, tuple[Model, tuple[Tensor, ...]]] = {
     "group norm of rows": (Model(lambda norm, x: norm(x), nn.GroupNorm(2, 6, eps=1e-3)), (normal(2, 6, 5),)),
     "layer norm over two dimensions": (Model(lambda norm, x: norm(x), nn.LayerNorm((3, 5))), (normal(2, 3, 5),)),
     "exact gelu": (Model(lambda x: F.gelu(x)), (4 * normal(3, 50),)),
+    "gelu by tanh": (Model(lambda x: F.gelu(x, approximate="tanh")), (4 * normal(3, 50),)),
+    "product of matrices": (Model(lambda x, y: x @ y), (normal(2, 3, 5), normal(5, 4, seed=1))),
+    "layer norm without scale": (Model(lambda x: F.layer_norm(x, (8,))), (normal(2, 3, 8),)),
     "silu": (Model(lambda x: F.silu(x)), (4 * normal(3, 50),)),
     "attention": (
         Model(lambda q, k, v: F.scaled_dot_product_attention(q, k, v)),

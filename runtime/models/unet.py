@@ -36,7 +36,7 @@ class Conditions:
     class_labels: Tensor | None = None
     added: Mapping[str, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
-    down: Sequence[Tensor] | None = None
+    down: Sequence[Tensor | None] = ()
     mid: Tensor | None = None
     inside: Sequence[Tensor] = ()
 
@@ -92,12 +92,17 @@ class UNet2DConditionModel(Model):
     def rename(cls, name: str) -> str:
         return renamed(name)
 
-    def denoise(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> tuple[Tensor]:
-        """One call of the denoiser: [B, C, h, w], t (scalar or [B]), `condition_ports` -> ([B, C_out, h, w],)."""
+    def denoise(self, sample: Tensor, timestep: Tensor, *inputs: Tensor | None) -> tuple[Tensor]:
+        """One call of the denoiser: [B, C, h, w], t (scalar or [B]), then what `condition_ports` and `residual_ports`
+        list, the latter None or left out where there is no control -> ([B, C_out, h, w],).
+        """  # fmt: skip
         names = [port.name for port in condition_ports(self.config)]
-        given = dict(zip(names, conditions, strict=True))
+        given = {name: value for name, value in zip(names, inputs, strict=False) if value is not None}
+        residuals = inputs[len(names) :]
         added = {name: given[name] for name in added_names(self.config)}
         extra = Conditions(given.get("timestep_cond"), given.get("class_labels"), added)
+        if residuals:
+            extra = replace(extra, down=residuals[:-1], mid=residuals[-1])
         return (self._predict(sample, timestep, given.get("encoder_hidden_states"), extra),)
 
     @overload
@@ -170,7 +175,7 @@ class UNet2DConditionModel(Model):
             class_labels,
             added_cond_kwargs or {},
             _bias(encoder_attention_mask, sample.dtype),
-            down_block_additional_residuals,
+            down_block_additional_residuals or (),
             mid_block_additional_residual,
             down_intrablock_additional_residuals or (),
         )
@@ -217,8 +222,9 @@ class UNet2DConditionModel(Model):
         if self.mid_block is not None:
             x = self.mid_block(x, time, text, extra.mask)
         x = x if inside[-1] is None else x + inside[-1]
-        if extra.down is not None and extra.mid is not None:
-            skips, x = _added(skips, extra.down), x + extra.mid
+        if extra.down:
+            skips = _added(skips, extra.down)
+        x = x if extra.mid is None else x + extra.mid
         for block, count, size in zip(self.up_blocks, self.taken, up_sizes(sample, skips, self.taken), strict=True):
             x = block(x, skips[len(skips) - count :], time, text, extra.mask, size)
             del skips[len(skips) - count :]
@@ -280,7 +286,8 @@ def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if mask is None else ((1 - mask.to(dtype)) * -10000.0)[:, None, None, :]
 
 
-def _added(states: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
+def _added(states: Sequence[Tensor], residuals: Sequence[Tensor | None]) -> list[Tensor]:
     if len(states) != len(residuals):
         raise InputError(f"down_block_additional_residuals holds {len(residuals)} tensors, expected {len(states)}")
-    return [state + residual for state, residual in zip(states, residuals, strict=True)]
+    pairs = zip(states, residuals, strict=True)
+    return [state if residual is None else state + residual for state, residual in pairs]
