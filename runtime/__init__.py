@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anamorph import errors as errors
-    from anamorph.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+    from anamorph.clip_image import CLIPImageProcessor
+    from anamorph.models import (
+        AutoencoderKL,
+        AutoencoderTiny,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPVisionModel,
+        CLIPVisionModelWithProjection,
+        DiTTransformer2DModel,
+        LDMBertModel,
+        StableDiffusionSafetyChecker,
+        UNet2DConditionModel,
+        UNet2DModel,
+        VQModel,
+    )
     from anamorph.pipelines import DiffusionPipeline, StableDiffusionPipeline
     from anamorph.plugins import hookimpl, list_backends
     from anamorph.schedulers import (
@@ -22,9 +36,19 @@ if TYPE_CHECKING:
     from anamorph.tokenizer import ClipTokenizer
 
 _HOMES = {
+    "CLIPImageProcessor": "clip_image",
     "AutoencoderKL": "models",
+    "AutoencoderTiny": "models",
     "CLIPTextModel": "models",
+    "CLIPTextModelWithProjection": "models",
+    "CLIPVisionModel": "models",
+    "CLIPVisionModelWithProjection": "models",
+    "DiTTransformer2DModel": "models",
+    "LDMBertModel": "models",
+    "StableDiffusionSafetyChecker": "models",
     "UNet2DConditionModel": "models",
+    "UNet2DModel": "models",
+    "VQModel": "models",
     "DiffusionPipeline": "pipelines",
     "StableDiffusionPipeline": "pipelines",
     "list_backends": "plugins",
@@ -40,17 +64,27 @@ _HOMES = {
 
 __all__ = [
     "AutoencoderKL",
+    "AutoencoderTiny",
+    "CLIPImageProcessor",
     "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
     "ClipTokenizer",
     "DDIMScheduler",
     "DDPMScheduler",
     "DPMSolverMultistepScheduler",
+    "DiTTransformer2DModel",
     "DiffusionPipeline",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "LDMBertModel",
     "PNDMScheduler",
     "StableDiffusionPipeline",
+    "StableDiffusionSafetyChecker",
     "UNet2DConditionModel",
+    "UNet2DModel",
+    "VQModel",
     "errors",
     "hookimpl",
     "list_backends",
