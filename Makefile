@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+PEERS := optimum-onnx optimum-intel openvino-genai
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types interop clean
 
 demo: $(STAMP)
 	$(BIN)/anamorph demo --out out/demo.png
@@ -19,6 +20,16 @@ types: $(STAMP)
 	rm -rf build/typecheck build/lib
 	$(BIN)/pip install -q . --no-deps --no-build-isolation --target build/typecheck
 	MYPYPATH=build/typecheck $(BIN)/mypy -p anamorph
+
+# Other tools open our folders and we theirs, each in an environment of its own: their packages exclude one another.
+interop: $(STAMP) $(PEERS:%=build/interop/%/installed)
+	$(BIN)/python -m anamorph.benchmarks.interop
+
+# The lists are complete, so nothing is resolved: a resolver would bring in torch's packages for CUDA.
+build/interop/%/installed: benchmarks/interop/%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --no-deps -r $<
+	touch $@
 
 # The stamp is written last: an interrupted installation starts again.
 $(STAMP): pyproject.toml constraints.txt

@@ -1,5 +1,6 @@
 """What engines that take and return NumPy arrays share: casting inputs, and checking calls and results."""
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,22 @@ from numpy.typing import NDArray
 from anamorph.arrays import Array
 from anamorph.artifact import Artifact
 from anamorph.components import Component
-from anamorph.errors import BackendError
+from anamorph.errors import BackendError, BackendUnavailable
 from anamorph.interface import Interface
+
+
+def imported(package: str, extra: str) -> Any:
+    """An engine's package, which `extra` of anamorph installs.
+
+    Raises BackendUnavailable: it is installed but broken.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"{package} is installed but cannot be imported ({error}); "
+            f"run: pip install --force-reinstall 'anamorph[{extra}]'"
+        ) from None
 
 
 def artifact_of(component: Component, engine: str, formats: tuple[str, ...]) -> Artifact:

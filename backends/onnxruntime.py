@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.cores import physical_cores
-from anamorph.backends.numpy_program import artifact_of, checked, prepared
+from anamorph.backends.numpy_program import artifact_of, checked, imported, prepared
 from anamorph.backends.onnx_files import external_locations, with_outputs
 from anamorph.components import Component
 from anamorph.engine import Backend, Placement, Program, Target, check_target
@@ -87,8 +87,7 @@ def inner_values(
 
 def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] = ()) -> OnnxProgram:
     """Open a part; `further` values of its graph become outputs."""
-    import onnxruntime
-
+    onnxruntime = imported("onnxruntime", "onnx")
     path = artifact.open_part(part)
     _check_locations(artifact, part, path)
     linked = artifact.open_weights(part)

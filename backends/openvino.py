@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.cores import physical_cores
-from anamorph.backends.numpy_program import artifact_of, checked, prepared
+from anamorph.backends.numpy_program import artifact_of, checked, imported, prepared
+from anamorph.backends.openvino_files import check_ir
 from anamorph.backends.openvino_weights import put_weights
 from anamorph.components import Component
 from anamorph.engine import Backend, Placement, Program, Target, check_target
@@ -88,9 +89,7 @@ class OpenVino:
 @functools.cache
 def core() -> Any:
     """OpenVINO's entry point; one per process, because each loads the plug-ins of all devices."""
-    import openvino
-
-    return openvino.Core()
+    return imported("openvino", "openvino").Core()
 
 
 def inner_values(
@@ -109,6 +108,7 @@ def inner_values(
 def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] = ()) -> OpenVinoProgram:
     """Open a part; `further` values of its graph become outputs."""
     path, interface = artifact.open_part(part), artifact.parts[part].interface
+    check_ir(artifact, part, path)
     settings = {
         "INFERENCE_PRECISION_HINT": HINTS[target.precision],
         "EXECUTION_MODE_HINT": "ACCURACY" if target.precision == "float32" else "PERFORMANCE",

@@ -1,6 +1,6 @@
 """Proof that an artifact computes what PyTorch computes: compared with references in a process of its own.
 
-    python -m anamorph.exporters.certificate ARTIFACT REFERENCES [PART ...]
+    python -m anamorph.exporters.certificate ARTIFACT CHECKPOINT REFERENCES [PART ...]
 
 opens every part through its engine, without PyTorch, and prints one JSON line per comparison; with names of parts it
 compares the outputs of their blocks instead.
@@ -66,7 +66,7 @@ def compare_blocks(artifact: Artifact, references: Path, parts: Sequence[str]) -
 
 def _in_a_child(artifact: Artifact, references: Path, *parts: str) -> list[Measured]:
     failure = "the exported folder could not be run in a fresh process"
-    printed = run_child(failure, "certificate", artifact.folder, references, *parts)
+    printed = run_child(failure, "certificate", artifact.folder, artifact.checkpoint, references, *parts)
     rows = (json.loads(line) for line in printed.splitlines())
     return [Measured(**{**row, "difference": Difference(**row["difference"])}) for row in rows]
 
@@ -95,10 +95,10 @@ def difference(value: NDArray[Any], reference: NDArray[Any]) -> Difference:
     return Difference(float(np.linalg.norm(delta)) / (norm or 1.0), float(np.abs(delta).max()))
 
 
-def open_unfinished(folder: Path) -> Checkpoint:
-    """An exported folder, or the draft of one, which nothing else opens."""
-    opened = open_checkpoint(Source(str(folder)))
-    return opened if opened.artifact else replace(opened, artifact=read_artifact(opened.folder, manifest=DRAFT))
+def open_unfinished(folder: Path, checkpoint: Path) -> Checkpoint:
+    """An exported folder, or the draft of one, which nothing else opens; linked weights lie in `checkpoint`."""
+    opened = open_checkpoint(Source(str(folder)), checkpoint)
+    return opened if opened.artifact else replace(opened, artifact=read_artifact(opened.folder, checkpoint, DRAFT))
 
 
 def _compare(opened: Checkpoint, artifact: Artifact, references: Path) -> Iterator[Measured]:
@@ -142,9 +142,9 @@ def _sizes(part: Part, probe: Probe) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Compare and print; failures are one sentence on the error stream."""
-    folder, references, *parts = arguments
+    folder, checkpoint, references, *parts = arguments
     try:
-        opened = open_unfinished(Path(folder))
+        opened = open_unfinished(Path(folder), Path(checkpoint))
         artifact = opened.artifact
         assert artifact is not None
         place = Path(references)

@@ -86,7 +86,6 @@ TILED: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "one row": ({}, (16, 41)),
     "wide": ({}, (12, 70)),
     "small tiles": ({"sample_size": 8}, (30, 22)),
-    "no overlap": ({"sample_size": 6}, (16, 12)),
     "whole": ({}, (16, 16)),
 }
 

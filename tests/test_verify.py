@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from exported import FORMATS, export, exported
 from perturbed import copied, scale_weight
 
 from anamorph import StableDiffusionPipeline
-from anamorph.artifact import Difference, read_artifact
+from anamorph.artifact import NATIVE, Difference, read_artifact
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.cli import main
 from anamorph.cli.verify import divergence
@@ -24,7 +25,7 @@ from anamorph.exporters.children import run_child
 from anamorph.exporters.folder import read_components
 from anamorph.exporters.references import load, write_picture, write_probes
 from anamorph.exporters.taps import is_block
-from anamorph.exporting import PICTURE, Check
+from anamorph.exporting import LINKED, PICTURE, Check
 
 BOUND = 1e-4
 ENGINES = tuple(FORMATS)
@@ -154,6 +155,25 @@ def test_a_picture_that_differs_alone_is_named_by_its_step(
     assert not any("DIFFERS" in line for line in said if "block" in line)
 
 
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_export_whose_checkpoint_has_moved_is_verified_with_it(
+    sd2: Path, tmp_path: Path, engine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that stayed in the checkpoint are looked for where it lies now."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(sd2, first)
+    export(first, engine, tmp_path / "artifact", storage=LINKED, signature=NATIVE)
+    first.rename(second)
+    assert main(["verify", str(tmp_path / "artifact"), "--model", str(second), "--blocks", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["first_difference"] is None
+    blocks = {(row["part"], row["block"]) for row in found["certificate"]}
+    assert {("unet", "mid_block.resnets.1"), ("text_encoder", "encoder.layers.1")} <= blocks
+    assert main(["verify", str(tmp_path / "artifact")]) == 1
+    assert str(first) in capsys.readouterr().err
+
+
 def test_an_export_beyond_its_tolerance_names_the_block(
     sd2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +210,7 @@ def test_the_reference_picture_is_drawn_elsewhere_and_is_eager_s(
 
 @pytest.mark.parametrize(("module", "arguments", "reason"), [
     ("references", ("{place}", "", "{place}"), "model_index.json"),
-    ("certificate", ("{place}", "{place}"), "model_index.json"),
+    ("certificate", ("{place}", "{place}", "{place}"), "model_index.json"),
     ("nothing", (), "No module named"),
 ])  # fmt: skip
 def test_a_process_that_fails_is_one_sentence(
@@ -207,4 +227,4 @@ def test_a_stranger_s_file_in_the_working_folder_is_not_imported(
     (tmp_path / "json.py").write_text("raise SystemExit('imported')")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match=r"model_index\.json"):
-        run_child("it failed", "certificate", tmp_path, tmp_path)
+        run_child("it failed", "certificate", tmp_path, tmp_path, tmp_path)

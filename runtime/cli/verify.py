@@ -54,10 +54,11 @@ def _figure(check: Check) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Repeat the certificate; the first part, block and step that diverge are named."""
-    folder = open_checkpoint(Source(options.folder, local_files_only=True))
+    given = open_checkpoint(Source(options.model, variant=options.variant)) if options.model else None
+    folder = open_checkpoint(Source(options.folder, local_files_only=True), given and given.folder)
     if folder.artifact is None:
         raise InputError(f"{options.folder} is no exported folder; name one that `anamorph export` wrote")
-    source = open_checkpoint(Source(options.model or folder.artifact.source["name"], variant=options.variant))
+    source = given or open_checkpoint(Source(str(folder.artifact.checkpoint), variant=options.variant))
     checks = get_exporter([folder.artifact.format]).verify(folder, source, say, options.blocks)
     found = divergence(checks)
     if options.json:

@@ -5,7 +5,10 @@ from types import MappingProxyType
 
 from anamorph.models.base import Model
 from anamorph.models.clip import CLIPTextModel, CLIPTextModelWithProjection
+from anamorph.models.clip_vision import CLIPVisionModel, CLIPVisionModelWithProjection
 from anamorph.models.dit import DiTTransformer2DModel
+from anamorph.models.ldm_bert import LDMBertModel
+from anamorph.models.safety import StableDiffusionSafetyChecker
 from anamorph.models.tiny import AutoencoderTiny
 from anamorph.models.unet import UNet2DConditionModel
 from anamorph.models.unet2d import UNet2DModel
@@ -25,6 +28,10 @@ MODELS: Mapping[str, type[Model]] = MappingProxyType(
                 VQModel,
                 CLIPTextModel,
                 CLIPTextModelWithProjection,
+                CLIPVisionModel,
+                CLIPVisionModelWithProjection,
+                LDMBertModel,
+                StableDiffusionSafetyChecker,
             )
         },
         # What diffusers called the class-conditional transformer before it had a class of its own.
@@ -39,8 +46,12 @@ __all__ = [
     "AutoencoderTiny",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
     "DiTTransformer2DModel",
+    "LDMBertModel",
     "Model",
+    "StableDiffusionSafetyChecker",
     "UNet2DConditionModel",
     "UNet2DModel",
     "VQModel",

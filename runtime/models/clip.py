@@ -11,7 +11,7 @@ from anamorph.errors import ConfigError, InputError
 from anamorph.models.activations import Activation, quick_gelu
 from anamorph.models.attention import multi_head
 from anamorph.models.base import Model
-from anamorph.models.outputs import TextEncoderOutput, TextProjectionOutput
+from anamorph.models.outputs import PooledOutput, TextProjectionOutput
 
 FOREIGN = (
     "add_cross_attention", "architectures", "attn_implementation", "bad_words_ids", "begin_suppress_tokens",
@@ -48,20 +48,19 @@ class Embeddings(nn.Module):
         return embedded
 
 
-class CausalAttention(nn.Module):
-    """Each token attends to itself and to those before it."""
+class SelfAttention(nn.Module):
+    """Each token attends to all, or with `causal` to itself and to those before it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, causal: bool) -> None:
         super().__init__()
-        self.heads = config.num_attention_heads
+        self.heads, self.causal = config.num_attention_heads, causal
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.out_proj(
-            multi_head(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True)
-        )
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        mixed: Tensor = self.out_proj(multi_head(q, k, v, self.heads, causal=self.causal))
         return mixed
 
 
@@ -82,10 +81,10 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention and MLP, each normed before and added after."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, causal: bool) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = CausalAttention(config)
+        self.self_attn = SelfAttention(config, causal=causal)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config)
 
@@ -98,9 +97,9 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """The stack of layers; returns the states before the first and after each."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, causal: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, causal=causal) for _ in range(config.num_hidden_layers))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         states = [x]
@@ -145,7 +144,7 @@ class CLIPTextModel(Model):
         super().__init__(**config)
         full = self.config
         self.embeddings = Embeddings(full)
-        self.encoder = Encoder(full)
+        self.encoder = Encoder(full, causal=True)
         self.final_layer_norm = nn.LayerNorm(full.hidden_size, eps=full.layer_norm_eps)
 
     @classmethod
@@ -153,11 +152,7 @@ class CLIPTextModel(Model):
         full = super().complete({"architectures": [cls.__name__], "model_type": "clip_text_model", **config})
         if not isinstance(full.eos_token_id, int):
             raise ConfigError(f"{cls.__name__} does not serve eos_token_id={full.eos_token_id!r}; it serves one id")
-        if full.hidden_size % full.num_attention_heads:
-            raise ConfigError(
-                f"{cls.__name__}: hidden_size={full.hidden_size} does not divide into "
-                f"num_attention_heads={full.num_attention_heads}"
-            )
+        check_heads(cls.__name__, full)
         return full
 
     @classmethod
@@ -187,20 +182,20 @@ class CLIPTextModel(Model):
     @overload
     def forward(
         self, input_ids: Tensor, *, output_hidden_states: bool = False, return_dict: Literal[True] = True
-    ) -> TextEncoderOutput: ...
+    ) -> PooledOutput: ...
     @overload
     def forward(
         self, input_ids: Tensor, *, output_hidden_states: bool = False, return_dict: bool
-    ) -> TextEncoderOutput | tuple[Any, ...]: ...
+    ) -> PooledOutput | tuple[Any, ...]: ...
     def forward(
         self, input_ids: Tensor, *, output_hidden_states: bool = False, return_dict: bool = True
-    ) -> TextEncoderOutput | tuple[Any, ...]:
+    ) -> PooledOutput | tuple[Any, ...]:
         """Encode token ids, int64 [B, S].
 
         Raises InputError: more tokens than `max_position_embeddings`.
         """
         last, pooled, *hidden = self.states(input_ids)
-        output = TextEncoderOutput(last, pooled, tuple(hidden) if output_hidden_states else None)
+        output = PooledOutput(last, pooled, tuple(hidden) if output_hidden_states else None)
         return output if return_dict else output.to_tuple()
 
 
@@ -251,3 +246,12 @@ class CLIPTextModelWithProjection(Model):
 def _at(states: Tensor, positions: Tensor) -> Tensor:
     """states[b, positions[b]]: [B, S, D], [B] -> [B, D]."""
     return states.gather(1, positions[:, None, None].expand(-1, -1, states.shape[-1])).squeeze(1)
+
+
+def check_heads(class_name: str, config: Config) -> None:
+    """Raise ConfigError where the states do not divide into the heads."""
+    if config.hidden_size % config.num_attention_heads:
+        raise ConfigError(
+            f"{class_name}: hidden_size={config.hidden_size} does not divide into "
+            f"num_attention_heads={config.num_attention_heads}"
+        )

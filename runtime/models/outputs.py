@@ -67,8 +67,12 @@ class VQEncoderOutput(Output):
 
 
 @dataclass(frozen=True)
-class TextEncoderOutput(Output):
-    """States [B, S, D] after the final norm, those of the end token [B, D], and every layer's before that norm."""
+class PooledOutput(Output):
+    """States [B, S, D], the one that stands for all [B, D], and every layer's.
+
+    Of a text: after the final norm, the end token's, and before that norm. Of a picture: before the final norm, and
+    the whole picture's after it.
+    """
 
     last_hidden_state: Tensor
     pooler_output: Tensor
@@ -76,8 +80,24 @@ class TextEncoderOutput(Output):
 
 
 @dataclass(frozen=True)
+class EncoderOutput(Output):
+    """`last_hidden_state`: states after the final norm, [B, S, D]."""
+
+    last_hidden_state: Tensor
+
+
+@dataclass(frozen=True)
+class ImageProjectionOutput(Output):
+    """`image_embeds`: the projected state of the whole picture [B, P]; the rest as in `PooledOutput`."""
+
+    image_embeds: Tensor
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
 class TextProjectionOutput(Output):
-    """`text_embeds`: the projected states of the end token [B, P]; the rest as in `TextEncoderOutput`."""
+    """`text_embeds`: the projected states of the end token [B, P]; the rest as in `PooledOutput`."""
 
     text_embeds: Tensor
     last_hidden_state: Tensor

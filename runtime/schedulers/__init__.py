@@ -7,31 +7,67 @@ The same classes also have diffusers' stateful face: `set_timesteps`, `scale_mod
 """
 
 from anamorph.schedulers.base import Scheduler, StepOutput
-from anamorph.schedulers.ddim import DDIMScheduler, DDPMScheduler
-from anamorph.schedulers.dpmsolver import DPMSolverMultistepScheduler
+from anamorph.schedulers.consistency import LCMScheduler, TCDScheduler
+from anamorph.schedulers.ddim import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
+from anamorph.schedulers.dpmsolver import (
+    DPMSolverMultistepInverseScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+)
+from anamorph.schedulers.edm import CMStochasticIterativeScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from anamorph.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
-from anamorph.schedulers.pndm import PNDMScheduler
+from anamorph.schedulers.flow import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from anamorph.schedulers.kdiffusion import (
+    DPMSolverSDEScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+)
+from anamorph.schedulers.multistep import DEISMultistepScheduler, SASolverScheduler, UniPCMultistepScheduler
+from anamorph.schedulers.pndm import IPNDMScheduler, PNDMScheduler
 from anamorph.schedulers.registry import SCHEDULERS, load_scheduler, scheduler_from_folder
-from anamorph.schedulers.table import Clip, History, Row, Table, Threshold, add_noise, advance, estimate
+from anamorph.schedulers.repaint import RePaintScheduler
+from anamorph.schedulers.table import Clip, History, Row, Table, Threshold, add_noise, advance, clean_estimate
 
 __all__ = [
     "SCHEDULERS",
+    "CMStochasticIterativeScheduler",
     "Clip",
+    "DDIMInverseScheduler",
     "DDIMScheduler",
     "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "HeunDiscreteScheduler",
     "History",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
     "PNDMScheduler",
+    "RePaintScheduler",
     "Row",
+    "SASolverScheduler",
     "Scheduler",
     "StepOutput",
+    "TCDScheduler",
     "Table",
     "Threshold",
+    "UniPCMultistepScheduler",
     "add_noise",
     "advance",
-    "estimate",
+    "clean_estimate",
     "load_scheduler",
     "scheduler_from_folder",
 ]

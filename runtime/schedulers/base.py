@@ -3,66 +3,68 @@
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from anamorph.config import Config, complete
-from anamorph.errors import ConfigError, InputError
+from anamorph.config import Config
+from anamorph.errors import InputError
 from anamorph.files import replacing
 from anamorph.schedulers.arrays import Array, cast, coefficients, draw, numbers, widen
-from anamorph.schedulers.grids import FAMILIES, Grid
-from anamorph.schedulers.keys import COMPATIBLE, FAMILY
-from anamorph.schedulers.noise import alphas_bar
+from anamorph.schedulers.configuration import carried, completed, stored
+from anamorph.schedulers.grids import Grid, Request
+from anamorph.schedulers.keys import COMPATIBLE
+from anamorph.schedulers.noise import F32, alphas_bar
+from anamorph.schedulers.position import Position
 from anamorph.schedulers.registry import FILE, SCHEDULERS, read_config
-from anamorph.schedulers.table import History, Table, advance, estimate
-
-NOISE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-}
-"""Defaults of the keys that describe the training schedule."""
-
-SPACINGS = ("linspace", "leading", "trailing")
-CURVES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+from anamorph.schedulers.table import Table, advance, clean_estimate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepOutput:
-    """The next sample, and the estimate of the clean one (None for solvers that never form it)."""
+    """The next sample, and the estimate of the clean one, which is computed when it is asked for."""
 
     prev_sample: Array
-    pred_original_sample: Array | None
+    _inputs: tuple[Table, int, Array, Array]
+
+    @cached_property
+    def pred_original_sample(self) -> Array:
+        """D as the solver's own last call sees it, clipped as the configuration says."""
+        table, n, x, out = self._inputs
+        return cast(clean_estimate(table, n, x, out), self.prev_sample)
 
 
 class Scheduler:
     """A noise schedule and a solver, described by diffusers' configuration keys.
 
-    A subclass states `DEFAULTS` (diffusers' keys and defaults), `ONLY` (key -> the values it serves), which calls it
-    takes (`ETA`, `TIMESTEPS`, `SIGMAS`), `STATELESS` (a step depends on its timestep alone), `TRANSLATE` (values of
-    other classes' vocabulary that `from_config` replaces), and writes `plan` and `solve`.
+    A subclass states `DEFAULTS` (diffusers' keys and defaults), `ONLY` (key -> the values it serves), what it takes
+    (`ETA` with its default, `TIMESTEPS`, `SIGMAS`), `STATELESS` (a step depends on its timestep alone),
+    `TRANSLATE` (values of other classes' vocabulary that `from_config` replaces), `order` (model calls per step),
+    `SUMMARY` (one line on when to use it), and writes `plan` and `solve`.
     """
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     TRANSLATE: ClassVar[Mapping[tuple[str, str], str]] = {}
-    ETA: ClassVar[bool] = False
+    SUMMARY: ClassVar[str]
+    ETA: ClassVar[float | None] = None
     TIMESTEPS: ClassVar[bool] = False
     SIGMAS: ClassVar[bool] = False
     STATELESS: ClassVar[bool] = False
+    WIDE_NOISE: ClassVar[bool] = False
+    """Noise is drawn in float32 also for half-precision samples, as diffusers does in one of its classes."""
     order: ClassVar[int] = 1
 
     def __init__(self, **config: Any) -> None:
         self.config = self.complete(config)
-        self.alphas_cumprod = alphas_bar(self.config)
-        self.alphas_cumprod.flags.writeable = False
+        self.own = Config({key: self.config[key] for key in self.DEFAULTS})  # without the foreign keys
         self.num_inference_steps: int | None = None
-        self._reset(None)
+        self._position = Position(None)
+        if "beta_schedule" in self.DEFAULTS:
+            self.alphas_cumprod  # noqa: B018  (a schedule that does not fit is refused here and now)
 
     # ---- configuration -------------------------------------------------------------------------------------------
 
@@ -72,35 +74,12 @@ class Scheduler:
 
         Raises ConfigError: a key that no scheduler knows, a value that this class does not serve, or two at odds.
         """
-        plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in config.items()}
-        defaulted = sorted(key for key in cls.DEFAULTS if key not in plain)
-        full = complete(cls.__name__, {**plain, "_use_default_values": defaulted}, cls.DEFAULTS, FAMILY)
-        for key, allowed in cls.ONLY.items():
-            if full[key] not in allowed:
-                raise ConfigError(
-                    f"{cls.__name__} does not serve {key}={full[key]!r}; it serves {', '.join(map(repr, allowed))}"
-                )
-        steps = full["num_train_timesteps"]
-        if not isinstance(steps, int) or steps < 1:
-            raise ConfigError(f"{cls.__name__}: num_train_timesteps={steps!r}, expected a whole number from 1")
-        chosen = [key for key in FAMILIES if key in cls.DEFAULTS and full[key]]
-        if len(chosen) > 1:
-            raise ConfigError(f"{cls.__name__}: {' and '.join(chosen)} exclude each other; turn on at most one of them")
-        return full
+        return completed(cls.__name__, config, cls.DEFAULTS, cls.ONLY)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
-        """Build from a configuration, also another class's; `overrides` replace single keys.
-
-        Keys that the other class had merely filled in with its defaults (`_use_default_values`) take this class's.
-        Values in `TRANSLATE`, which only other classes know, become the nearest of this class, as in diffusers.
-        """
-        defaulted = config.get("_use_default_values", ())
-        given = {key: value for key, value in config.items() if key not in defaulted and key != "_use_default_values"}
-        for (key, foreign), own in cls.TRANSLATE.items():
-            if given.get(key) == foreign:
-                given[key] = own
-        return cls(**{**given, **overrides})
+        """Build from a configuration, also another class's (see `carried`); `overrides` replace single keys."""
+        return cls(**carried(config, overrides, cls.TRANSLATE))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, subfolder: str | None = None) -> Self:
@@ -109,30 +88,47 @@ class Scheduler:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `scheduler_config.json` as diffusers does: sorted keys, `_class_name`, foreign keys kept."""
-        stored = Config({key: value for key, value in self.config.items() if key != "_use_default_values"})
+        text = stored(self.config)
         with replacing(Path(folder) / FILE) as draft:
-            draft.write_text(stored.to_json(), encoding="utf-8")
+            draft.write_text(text, encoding="utf-8")
 
     @property
     def compatibles(self) -> list[type["Scheduler"]]:
         """The classes that `from_config` may take this configuration to."""
         return [SCHEDULERS[name] for name in COMPATIBLE if name in SCHEDULERS]
 
+    @cached_property
+    def alphas_cumprod(self) -> F32:
+        """alpha_bar of every training timestep."""
+        bar = alphas_bar(self.own)
+        bar.flags.writeable = False
+        return bar
+
     def __len__(self) -> int:
-        return int(self.config["num_train_timesteps"])
+        return int(self.own["num_train_timesteps"])
 
     def __repr__(self) -> str:
-        changed = (f"{key}={self.config[key]!r}" for key, value in self.DEFAULTS.items() if self.config[key] != value)
+        plain = Config(self.DEFAULTS)
+        changed = (f"{key}={value!r}" for key, value in self.own.items() if value != plain[key])
         return f"{type(self).__name__}({', '.join(changed)})"
 
     # ---- the pure core -------------------------------------------------------------------------------------------
 
-    def plan(self, steps: int | None, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Grid:
-        """The grid for a checked request: exactly one argument is not None."""
+    def plan(self, request: Request) -> Grid:
+        """The grid for a checked request."""
         raise NotImplementedError
 
     def solve(self, grid: Grid, eta: float) -> Table:
         """The table of a grid; coefficients in float64."""
+        raise NotImplementedError
+
+    def at_most(self, steps: int, most: int, key: str) -> None:
+        """Raises InputError: more steps than a configuration key allows."""
+        if steps > most:
+            raise InputError(f"num_inference_steps is {steps}, expected at most {key}={most}")
+
+    def idle(self) -> Grid:
+        """The grid of all training timesteps, which holds before `set_timesteps`."""
         raise NotImplementedError
 
     def table(
@@ -141,18 +137,26 @@ class Scheduler:
         *,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
-        eta: float = 0.0,
+        mu: float | None = None,
+        eta: float | None = None,
         begin: int = 0,
     ) -> Table:
         """Everything that a run needs, as plain numbers; this object stays unchanged, so threads may share it.
 
         Give the number of steps, or your own `timesteps` or `sigmas` where the class takes them. `eta` in 0..1 scales
-        the noise of DDIM. `begin` leaves out the first steps (image-to-image); solvers with a history start afresh.
+        the noise of DDIM and TCD; `mu` is the shift of a flow for the size of the picture. `begin` leaves out the
+        first rows (image-to-image); solvers with a history start afresh.
         Raises InputError: an argument out of range, missing, doubled, or unknown to this class.
         """
-        return self._table(self._grid(num_inference_steps, timesteps, sigmas), eta, begin)
+        return self._table(self._grid(num_inference_steps, timesteps, sigmas, mu), eta, begin)
 
-    def _grid(self, steps: int | None, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Grid:
+    def _grid(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        mu: float | None,
+    ) -> Grid:
         name = type(self).__name__
         for given, taken, word in ((timesteps, self.TIMESTEPS, "timesteps"), (sigmas, self.SIGMAS, "sigmas")):
             if given is not None and not taken:
@@ -167,16 +171,25 @@ class Scheduler:
                 raise InputError(f"num_inference_steps is {steps!r}, expected a whole number from 1") from None
             if steps < 1:
                 raise InputError(f"num_inference_steps is {steps}, expected 1 or more")
-        return self.plan(steps, timesteps, sigmas)
+        dynamic = bool(self.own.get("use_dynamic_shifting"))
+        if (mu is not None) != dynamic:
+            reason = "needs mu, because its use_dynamic_shifting is on" if dynamic else f"has no use for mu={mu}"
+            raise InputError(f"{name} {reason}; pass mu exactly where use_dynamic_shifting=True")
+        return self.plan(Request(steps, timesteps, sigmas, mu))
 
-    def _table(self, grid: Grid, eta: float, begin: int) -> Table:
-        if eta and not self.ETA:
+    def _table(self, grid: Grid, eta: float | None, begin: int) -> Table:
+        if eta is not None and self.ETA is None and eta:
             raise InputError(f"{type(self).__name__} has no eta, got {eta}; leave it at 0 or use DDIMScheduler")
-        if not 0 <= eta <= 1:
+        scale = float((self.ETA or 0.0) if eta is None else eta)
+        if not 0 <= scale <= 1:
             raise InputError(f"eta is {eta}, expected 0 to 1")
         if not 0 <= begin < len(grid.timesteps):
             raise InputError(f"begin is {begin}, expected 0 to {len(grid.timesteps) - 1} for this number of steps")
-        return self.solve(grid.begin(begin), float(eta))
+        if self.order > 1 and begin % self.order:
+            raise InputError(
+                f"begin is {begin}, which lies inside a step of {type(self).__name__}; give a multiple of {self.order}"
+            )
+        return self.solve(grid.begin(begin), scale)
 
     # ---- diffusers' face -----------------------------------------------------------------------------------------
 
@@ -186,24 +199,19 @@ class Scheduler:
         device: object = None,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> None:
         """Prepare a run; see `table` for the arguments and errors.
 
         `device` is accepted for diffusers' sake: timesteps are NumPy numbers, which serve every device alike.
         """
         del device
-        grid = self._grid(num_inference_steps, timesteps, sigmas)
-        self._table(grid, 0.0, 0)
+        grid = self._grid(num_inference_steps, timesteps, sigmas, mu)
         self.num_inference_steps = grid.steps
-        self._reset(grid)
+        self._position = Position(grid)
 
-    def _reset(self, grid: Grid | None) -> None:
-        self._planned = grid
-        self._begin_index: int | None = None
-        self._step_index: int | None = None
-        self._first = 0
-        self._history: History = ()
-        self._tables: dict[float, Table] = {}
+    def _levels(self) -> Grid:
+        return self._position.grid or self.idle()
 
     @property
     def timesteps(self) -> npt.NDArray[Any]:
@@ -220,73 +228,38 @@ class Scheduler:
         """Standard deviation of the first sample of text-to-image."""
         return self._levels().init_noise_sigma
 
-    def _levels(self) -> Grid:
-        return self.idle() if self._planned is None else self._planned
-
-    def idle(self) -> Grid:
-        """The grid of all training timesteps, which holds before `set_timesteps`."""
-        raise NotImplementedError
-
     @property
     def step_index(self) -> int | None:
         """Position in `timesteps` of the next step; None before the first."""
-        return self._step_index
+        return self._position.step
 
     @property
     def begin_index(self) -> int | None:
         """What `set_begin_index` was given."""
-        return self._begin_index
+        return self._position.begin
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start the run at this position in `timesteps` (image-to-image); call it before the first step."""
-        self._begin_index = begin_index
+        self._position.begin = begin_index
 
-    def _position(self, timestep: float) -> int:
-        found = np.flatnonzero(self._levels().timesteps == timestep)
-        if not found.size:
-            raise InputError(f"timestep {timestep:g} is none of this run's; pass one of `scheduler.timesteps`")
-        # Where a timestep occurs twice, image-to-image means its second call; a run from the start means its first.
-        return int(found[1] if found.size > 1 and found[0] else found[0])
-
-    def _locate(self, timestep: float) -> int:
-        """Position of the call at hand; fixes where the run begins when this is its first."""
-        grid = self._levels()
-        index = self._step_index
-        if self.STATELESS:
-            index = self._position(timestep)
-        elif index is None:
-            index = self._position(timestep) if self._begin_index is None else self._begin_index
-            self._first, self._history, self._tables = index, (), {}
-        if index >= len(grid.timesteps):
-            raise InputError(f"all {len(grid.timesteps)} steps are done; call set_timesteps before the next run")
-        expected = float(grid.timesteps[index])
-        if timestep != expected:
-            raise InputError(
-                f"step {index} belongs to timestep {expected:g}, got {timestep:g}; go through "
-                f"`scheduler.timesteps` in order, after set_begin_index when the run starts later"
-            )
-        self._step_index = index
-        return index
-
-    def _current(self, eta: float) -> Table:
-        grid = self._require_steps()
-        if eta not in self._tables:
-            self._tables[eta] = self._table(grid, eta, self._first)
-        return self._tables[eta]
-
-    def _require_steps(self) -> Grid:
-        if self._planned is None:
+    def _current(self, timestep: Any, eta: float | None) -> tuple[Table, int]:
+        """The table of this run, and the row that belongs to a timestep."""
+        position = self._position
+        if position.grid is None:
             raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
-        return self._planned
+        (value,) = numbers(timestep)
+        index = position.locate(position.grid, value, self.STATELESS)
+        key = -1.0 if eta is None else float(eta)
+        if key not in position.tables:
+            position.tables[key] = self._table(position.grid, eta, position.first)
+        return position.tables[key], index - position.first
 
     def scale_model_input(self, sample: Array, timestep: Any) -> Array:
         """What the model receives for `sample`: scale x, of the same shape and type."""
         if self.STATELESS:
             return sample
-        self._require_steps()
-        (value,) = numbers(timestep)
-        index = self._locate(value)
-        scale = self._current(0.0).rows[index - self._first].scale
+        table, n = self._current(timestep, None)
+        scale = table.rows[n].scale
         return sample if scale == 1.0 else cast(scale * widen(sample), sample)
 
     def step(
@@ -295,7 +268,7 @@ class Scheduler:
         timestep: Any,
         sample: Array,
         *,
-        eta: float = 0.0,
+        eta: float | None = None,
         generator: Any = None,
         variance_noise: Array | None = None,
         return_dict: bool = True,
@@ -307,22 +280,16 @@ class Scheduler:
         """
         if variance_noise is not None and generator is not None:
             raise InputError("step got both generator and variance_noise; give one of them")
-        (value,) = numbers(timestep)
-        self._require_steps()
-        index = self._locate(value)
-        table = self._current(float(eta))
-        n = index - self._first
+        table, n = self._current(timestep, eta)
+        x, out = widen(sample), widen(model_output)
         noise = variance_noise
         if noise is None and table.rows[n].draws:
-            noise = draw(model_output, generator)
-        x, out = widen(sample), widen(model_output)
-        result, self._history = advance(table, n, x, out, self._history, None if noise is None else widen(noise))
-        self._step_index = index + 1
-        clean = None
-        if table.estimates_clean:
-            raw = estimate(table, n, x, out)
-            clean = cast(raw if table.clip is None else table.clip(raw), model_output)
-        output = StepOutput(cast(result, model_output), clean)
+            like = model_output if table.variance is None else model_output[:, : sample.shape[1]]
+            noise = draw(widen(like) if self.WIDE_NOISE else like, generator)
+        noise = None if noise is None else widen(noise)
+        result, self._position.history = advance(table, n, x, out, self._position.history, noise)
+        self._position.step = self._position.first + n + 1
+        output = StepOutput(cast(result, model_output), (table, n, x, out))
         return output if return_dict else (output.prev_sample, output.pred_original_sample)
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any) -> Array:
@@ -330,11 +297,6 @@ class Scheduler:
         alpha, sigma = self._noise_levels(numbers(timesteps))
         return coefficients(alpha, original_samples) * original_samples + coefficients(sigma, noise) * noise
 
-    def _noise_levels(self, timesteps: Sequence[float]) -> tuple[list[float], list[float]]:
-        """alpha and sigma of each timestep, looked up in the run's grid."""
-        grid = self._levels()
-        if self._begin_index is None:
-            where = [self._position(timestep) for timestep in timesteps]
-        else:
-            where = [self._begin_index if self._step_index is None else self._step_index] * len(timesteps)
-        return grid.alpha[where].tolist(), grid.sigma[where].tolist()
+    def _noise_levels(self, timesteps: list[float]) -> tuple[list[float], list[float]]:
+        """alpha and sigma of each timestep."""
+        return self._position.levels(self._levels(), timesteps)

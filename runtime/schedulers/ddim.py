@@ -1,152 +1,161 @@
-"""DDPM and DDIM: one first-order formula on the levels of the training schedule."""
+"""DDPM, DDIM and its inverse: one first-order formula on the levels of the training schedule."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from anamorph.config import Config
-from anamorph.errors import InputError
-from anamorph.schedulers.arrays import Array, coefficients, numbers
-from anamorph.schedulers.base import CURVES, NOISE, SPACINGS, Scheduler
-from anamorph.schedulers.grids import Grid, as_indices, custom_timesteps, spaced, variance_preserving
+from anamorph.schedulers.configuration import CURVES, NOISE, PREDICTIONS, SPACINGS, THRESHOLD, clip_of
+from anamorph.schedulers.grids import Grid, Request, as_indices, custom_timesteps, spaced, variance_preserving
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import first_order, rows_of, single, to_clean
-from anamorph.schedulers.table import Clip, Table, Threshold
+from anamorph.schedulers.solvers import columns, first_order, rows_of, to_clean, to_noise
+from anamorph.schedulers.table import Table
+from anamorph.schedulers.training import TrainingLevels
 
-
-class TrainingLevels(Scheduler):
-    """Schedulers whose steps lie on the levels of the training schedule, looked up by timestep."""
-
-    def idle(self) -> Grid:
-        """All training timesteps, each leading to the one before."""
-        timesteps = np.arange(len(self))[::-1]
-        return variance_preserving(timesteps, timesteps - 1, self.alphas_cumprod, 1.0, len(self))
-
-    def indices(self, steps: int) -> np.typing.NDArray[np.int64]:
-        """Descending timesteps by `timestep_spacing`; InputError with more steps than training has."""
-        if steps > len(self):
-            raise InputError(f"num_inference_steps is {steps}, expected at most num_train_timesteps={len(self)}")
-        return as_indices(spaced(self.config, steps), len(self))
-
-    def _noise_levels(self, timesteps: Sequence[float]) -> tuple[list[float], list[float]]:
-        bar = self.alphas_cumprod[as_indices(np.asarray(timesteps), len(self))].astype(np.float64)
-        return np.sqrt(bar).tolist(), np.sqrt(1 - bar).tolist()
-
-
-def clip_of(config: Config) -> Clip | Threshold | None:
-    """What the configuration does to the estimate of the clean sample."""
-    if config["thresholding"]:
-        return Threshold(config["dynamic_thresholding_ratio"], config["sample_max_value"])
-    return Clip(config["clip_sample_range"]) if config.get("clip_sample") else None
-
-
-class _Velocity(TrainingLevels):
-    """Adds the training target of v-prediction."""
-
-    def get_velocity(self, sample: Array, noise: Array, timesteps: Any) -> Array:
-        """v = alpha noise - sigma sample, the target of v-prediction (arXiv:2202.00512); timesteps as in add_noise."""
-        alpha, sigma = self._noise_levels(numbers(timesteps))
-        return coefficients(alpha, noise) * noise - coefficients(sigma, sample) * sample
+CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
 
 
 @register
-class DDPMScheduler(_Velocity):
+class DDPMScheduler(TrainingLevels):
     """Ancestral sampling: the posterior of each step, with noise (Ho et al. 2020, arXiv:2006.11239, eq. 7).
 
-    `variance_type` chooses the noise: "fixed_small" the posterior's, "fixed_large" the step's own beta.
+    `variance_type` chooses the noise: "fixed_small" the posterior's, "fixed_large" the step's own beta, "learned" and
+    "learned_range" what the model predicts beside the mean (arXiv:2102.09672, eq. 15).
     """
 
+    SUMMARY: ClassVar = "the original sampler; wants hundreds of steps, and is the yardstick for training"
     DEFAULTS: ClassVar = {
         **NOISE,
+        **CLIP,
+        **THRESHOLD,
         "variance_type": "fixed_small",
-        "clip_sample": True,
         "prediction_type": "epsilon",
-        "thresholding": False,
-        "dynamic_thresholding_ratio": 0.995,
-        "clip_sample_range": 1.0,
-        "sample_max_value": 1.0,
         "timestep_spacing": "leading",
         "steps_offset": 0,
         "rescale_betas_zero_snr": False,
     }
     ONLY: ClassVar = {
         "beta_schedule": (*CURVES, "sigmoid", "laplace"),
-        "prediction_type": ("epsilon", "sample", "v_prediction"),
+        "prediction_type": PREDICTIONS,
         "timestep_spacing": SPACINGS,
-        "variance_type": ("fixed_small", "fixed_small_log", "fixed_large"),
+        "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range"),
     }
     TIMESTEPS: ClassVar = True
     STATELESS: ClassVar = True
 
-    def plan(self, steps: int | None, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Grid:
+    def plan(self, request: Request) -> Grid:
         """Each call leads to the next timestep of the list, the last one to the clean sample."""
-        del sigmas  # refused before
-        if steps is None:
-            assert timesteps is not None
-            places = as_indices(custom_timesteps(timesteps, len(self)), len(self))
+        if request.timesteps is not None:
+            places = as_indices(custom_timesteps(request.timesteps, len(self)), len(self))
         else:
-            places = self.indices(steps)
+            places = self.indices(request.count)
         return variance_preserving(places, np.append(places[1:], -1), self.alphas_cumprod, 1.0, len(places))
 
     def solve(self, grid: Grid, eta: float) -> Table:
         """The first-order step with eta = 1; noise of the chosen variance, none at timestep 0."""
         del eta  # refused before
         a, b, c = first_order(grid, 1.0)
-        if self.config["variance_type"] == "fixed_large":
-            c = np.sqrt(1 - (grid.alpha / grid.alpha_next) ** 2)
-        else:
-            c = np.maximum(c, 1e-10)  # diffusers keeps the variance above 1e-20
-        c = np.where(grid.timesteps > 0, c, 0.0)
-        estimate = to_clean(self.config["prediction_type"], grid.alpha, grid.sigma)
-        rows = rows_of(grid, estimate, (a, single(b), c), draws=grid.timesteps > 0)
-        return Table(rows, grid.timesteps, clip=clip_of(self.config))
+        kind, noisy = self.own["variance_type"], grid.timesteps > 0
+        small = np.maximum(c, 1e-10)  # diffusers keeps the variance above 1e-20
+        large = np.sqrt(1 - (grid.alpha / grid.alpha_next) ** 2)
+        steps = columns(X=a, D=b, Z=np.where(noisy, large if kind == "fixed_large" else small, 0.0))
+        learned = kind.startswith("learned")
+        log_c = None
+        if learned:  # log c is linear in v, from log(small) at v = -1 to log(large) at v = 1
+            log_c = (np.log(small) + np.log(large)) / 2, (np.log(large) - np.log(small)) / 2
+        estimate = to_clean(self.own["prediction_type"], grid.alpha, grid.sigma)
+        rows = rows_of(grid, estimate, steps, draws=noisy, log_c=log_c)
+        return Table(rows, grid.timesteps, clip=clip_of(self.own), variance=kind if learned else None)
 
 
 @register
-class DDIMScheduler(_Velocity):
+class DDIMScheduler(TrainingLevels):
     """Denoising diffusion implicit models (Song et al. 2021, arXiv:2010.02502, eq. 12); `eta` scales the noise.
 
-    With `clip_sample` or `thresholding` the clean sample is clipped but the noise estimate is not, as in diffusers:
-    x' = alpha' clip(D) + sqrt(sigma'^2 - c^2) (x - alpha D) / sigma + c noise.
+    With `clip_sample` or `thresholding` the clean sample is clipped but the noise estimate E is not, as in diffusers:
+    x' = alpha' clip(D) + sqrt(sigma'^2 - c^2) E + c noise.
     """
 
+    SUMMARY: ClassVar = "deterministic and invertible; 50 steps; the safe choice for old checkpoints"
     DEFAULTS: ClassVar = {
         **NOISE,
-        "clip_sample": True,
+        **CLIP,
+        **THRESHOLD,
         "set_alpha_to_one": True,
         "steps_offset": 0,
         "prediction_type": "epsilon",
-        "thresholding": False,
-        "dynamic_thresholding_ratio": 0.995,
-        "clip_sample_range": 1.0,
-        "sample_max_value": 1.0,
+        "timestep_spacing": "leading",
+        "rescale_betas_zero_snr": False,
+    }
+    ONLY: ClassVar = {"beta_schedule": CURVES, "prediction_type": PREDICTIONS, "timestep_spacing": SPACINGS}
+    ETA: ClassVar = 0.0
+    STATELESS: ClassVar = True
+
+    def plan(self, request: Request) -> Grid:
+        """Each call leads num_train_timesteps // steps timesteps on, which may miss the next one by rounding."""
+        steps = request.count
+        places = self.indices(steps)
+        return variance_preserving(
+            places, places - len(self) // steps, self.alphas_cumprod, self.final_alpha_bar, steps
+        )
+
+    def solve(self, grid: Grid, eta: float) -> Table:
+        """The first-order step; with clipping, its two parts have a column each."""
+        kind, clip = self.own["prediction_type"], clip_of(self.own)
+        a, b, c = first_order(grid, eta)
+        if clip is None:
+            steps = columns(X=a, D=b, Z=c)
+        else:
+            p, q = to_noise(kind, grid.alpha, grid.sigma)
+            steps = columns(X=a * grid.sigma * p, D=grid.alpha_next, O=a * grid.sigma * q, Z=c)
+        rows = rows_of(grid, to_clean(kind, grid.alpha, grid.sigma), steps, draws=eta > 0)
+        return Table(rows, grid.timesteps, clip=clip)
+
+
+@register
+class DDIMInverseScheduler(TrainingLevels):
+    """DDIM backwards, from a picture to the noise that gives it (arXiv:2010.02502, section 4.3).
+
+    At timestep t the sample still has the level of t minus a stride; the network is asked as if it were at t.
+    """
+
+    SUMMARY: ClassVar = "runs DDIM backwards: finds the noise behind a given picture, for editing"
+    DEFAULTS: ClassVar = {
+        **NOISE,
+        **CLIP,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "prediction_type": "epsilon",
         "timestep_spacing": "leading",
         "rescale_betas_zero_snr": False,
     }
     ONLY: ClassVar = {
         "beta_schedule": CURVES,
-        "prediction_type": ("epsilon", "sample", "v_prediction"),
-        "timestep_spacing": SPACINGS,
+        "prediction_type": PREDICTIONS,
+        "timestep_spacing": ("leading", "trailing"),
     }
-    ETA: ClassVar = True
     STATELESS: ClassVar = True
 
-    def plan(self, steps: int | None, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Grid:
-        """Each call leads num_train_timesteps // steps timesteps on, which may miss the next one by rounding."""
-        del timesteps, sigmas  # refused before
-        assert steps is not None
-        places = self.indices(steps)
-        final = 1.0 if self.config["set_alpha_to_one"] else float(self.alphas_cumprod[0])
-        return variance_preserving(places, places - len(self) // steps, self.alphas_cumprod, final, steps)
+    def idle(self) -> Grid:
+        """All training timesteps, ascending."""
+        timesteps = np.arange(len(self))
+        return variance_preserving(timesteps, timesteps, self.alphas_cumprod, 1.0, len(self))
+
+    def plan(self, request: Request) -> Grid:
+        """Ascending timesteps; each call starts num_train_timesteps // steps below its timestep."""
+        steps = request.count
+        self.at_most(steps, len(self), "num_train_timesteps")
+        places = as_indices(spaced(self.own, steps)[::-1], len(self))
+        there = variance_preserving(places, places, self.alphas_cumprod, 1.0, steps)
+        here = variance_preserving(
+            places, places - len(self) // steps, self.alphas_cumprod, self.final_alpha_bar, steps
+        )
+        return Grid(places, here.alpha_next, here.sigma_next, there.alpha, there.sigma, steps)
 
     def solve(self, grid: Grid, eta: float) -> Table:
-        """The first-order step; with clipping, its two parts have a column each."""
-        a, b, c = first_order(grid, eta)
-        clip = clip_of(self.config)
-        estimate = to_clean(self.config["prediction_type"], grid.alpha, grid.sigma)
-        e = None
-        if clip is not None:
-            b, e = grid.alpha_next, b - grid.alpha_next
-        rows = rows_of(grid, estimate, (a, single(b), c), e=e, draws=eta > 0)
-        return Table(rows, grid.timesteps, clip=clip)
+        """x' = alpha' clip(D) + sigma' E with E the noise estimate; the first level may have no noise at all."""
+        del eta  # refused before
+        kind = self.own["prediction_type"]
+        p, q = to_noise(kind, grid.alpha, grid.sigma)
+        steps = columns(X=grid.sigma_next * p, D=grid.alpha_next, O=grid.sigma_next * q)
+        rows = rows_of(grid, to_clean(kind, grid.alpha, grid.sigma), steps)
+        return Table(rows, grid.timesteps, clip=clip_of(self.own))

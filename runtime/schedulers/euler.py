@@ -1,26 +1,19 @@
 """Euler's method in sigma, plain and ancestral, as in k-diffusion: x = x_0 + sigma noise."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from anamorph.errors import InputError
-from anamorph.schedulers.base import CURVES, NOISE, SPACINGS, Scheduler
-from anamorph.schedulers.grids import (
-    Grid,
-    custom_sigmas,
-    custom_timesteps,
-    family,
-    family_sigmas,
-    sigma_to_timestep,
-    spaced,
-)
-from anamorph.schedulers.noise import F32, LOWEST, schedule_sigmas
+from anamorph.schedulers.base import Scheduler
+from anamorph.schedulers.configuration import CURVES, FINAL, NOISE, PREDICTIONS, SIGMAS, SPACINGS, clip_of
+from anamorph.schedulers.grids import F64, Grid, Request, custom_sigmas, custom_timesteps, sigma_to_timestep, spaced
+from anamorph.schedulers.levels import exponential, family, family_sigmas, finite_sigmas
+from anamorph.schedulers.noise import F32
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import first_order, rows_of, single, to_clean
-from anamorph.schedulers.table import Table
+from anamorph.schedulers.solvers import Terms, columns, first_order, rows_of, to_clean
+from anamorph.schedulers.table import Clip, Table, Threshold
 
 
 class SigmaLevels(Scheduler):
@@ -35,26 +28,53 @@ class SigmaLevels(Scheduler):
         timesteps = np.arange(len(self), dtype=np.float32)[::-1]
         return self.grid_of(timesteps, np.append(self.training_sigmas[::-1], np.float32(0)))
 
+    def levels(self, request: Request) -> tuple[npt.NDArray[Any], F64]:
+        """Timesteps and noise levels of a request, descending, without the final one.
+
+        The schedule's levels, interpolated at the timesteps, or one family of `use_*_sigmas` and its timesteps.
+        Raises InputError: timesteps of one's own beside a family.
+        """
+        chosen = family(self.own)
+        if request.timesteps is None:
+            places = spaced(self.own, request.count).astype(np.float32)
+        elif chosen:
+            raise InputError(f"timesteps of your own cannot go with {chosen}=True; turn that off or give sigmas")
+        else:
+            places = custom_timesteps(request.timesteps, len(self)).astype(np.float32)
+        values = self.interpolated(places)
+        if not chosen:
+            return places, values
+        values = family_sigmas(chosen, self.config, values, len(places))
+        return sigma_to_timestep(values, np.log(self.training_sigmas)), values
+
+    def interpolated(self, places: F32) -> F64:
+        """The training schedule's noise levels between its timesteps."""
+        return np.interp(places, np.arange(len(self)), self.training_sigmas)
+
     def grid_of(self, timesteps: npt.NDArray[Any], sigmas: F32) -> Grid:
         """The grid with alpha = 1 through these noise levels, of which there is one more than timesteps."""
         levels, ones = sigmas.astype(np.float64), np.ones(len(timesteps))
-        highest = float(levels.max())
-        spacing = self.config["timestep_spacing"]
-        start = highest if spacing in ("linspace", "trailing") else (highest**2 + 1) ** 0.5
-        return Grid(timesteps, ones, levels[:-1], ones, levels[1:], len(timesteps), sigmas, start)
+        return Grid(
+            timesteps, ones, levels[:-1], ones, levels[1:], len(timesteps), sigmas, self.start(float(levels.max()))
+        )
 
-    def euler(self, grid: Grid, eta: float) -> Table:
-        """x' = (sigma_down / sigma) x + (1 - sigma_down / sigma) D + sigma_up noise; eta = 1 is ancestral, 0 plain."""
-        a, b, c = first_order(grid, eta)
-        estimate = to_clean(self.config["prediction_type"], grid.alpha, grid.sigma)
-        scale = 1 / np.hypot(1.0, grid.sigma)
-        rows = rows_of(grid, estimate, (a, single(b), c), scale=scale, draws=eta > 0)
-        return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma)
+    def start(self, highest: float) -> float:
+        """Standard deviation of the first sample; "leading" does not begin with pure noise."""
+        return highest if self.own["timestep_spacing"] in ("linspace", "trailing") else (highest**2 + 1) ** 0.5
 
+    def estimate(self, grid: Grid) -> tuple[F64, F64]:
+        """p, q of the clean estimate."""
+        return to_clean(self.own["prediction_type"], grid.alpha, grid.sigma)
 
-def finite_sigmas(bar: F32) -> F32:
-    """sigma of every training timestep; a level without signal counts as alpha_bar = 2^-24."""
-    return schedule_sigmas(np.where(bar > 0, bar, np.float32(LOWEST)))
+    @property
+    def clip(self) -> Clip | Threshold | None:
+        """What the configuration does to the clean estimate."""
+        return clip_of(self.own)
+
+    def table_of(self, grid: Grid, steps: list[Terms], draws: npt.NDArray[np.bool_] | bool = False) -> Table:
+        """A table of steps in the clean estimate, clipped where the class has such a key."""
+        rows = rows_of(grid, self.estimate(grid), steps, scale=1 / np.hypot(1.0, grid.sigma), draws=draws)
+        return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, self.clip)
 
 
 @register
@@ -64,13 +84,12 @@ class EulerDiscreteScheduler(SigmaLevels):
     Noise levels: the training schedule's, interpolated at the timesteps, or one family of `use_*_sigmas`.
     """
 
+    SUMMARY: ClassVar = "plain and predictable; 20 to 50 steps; the default of Stable Diffusion XL"
     DEFAULTS: ClassVar = {
         **NOISE,
+        **SIGMAS,
         "prediction_type": "epsilon",
         "interpolation_type": "linear",
-        "use_karras_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_beta_sigmas": False,
         "sigma_min": None,
         "sigma_max": None,
         "timestep_spacing": "linspace",
@@ -81,41 +100,40 @@ class EulerDiscreteScheduler(SigmaLevels):
     }
     ONLY: ClassVar = {
         "beta_schedule": CURVES,
-        "prediction_type": ("epsilon", "sample", "v_prediction"),
-        "interpolation_type": ("linear",),
+        "prediction_type": PREDICTIONS,
+        "interpolation_type": ("linear", "log_linear"),
         "timestep_spacing": SPACINGS,
         "timestep_type": ("discrete", "continuous"),
-        "final_sigmas_type": ("zero", "sigma_min"),
+        "final_sigmas_type": FINAL,
     }
     TIMESTEPS: ClassVar = True
     SIGMAS: ClassVar = True
 
-    def plan(self, steps: int | None, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Grid:
+    def plan(self, request: Request) -> Grid:
         """Levels at the timesteps, or timesteps at the levels; InputError: own timesteps beside a sigma family."""
-        log_schedule = np.log(self.training_sigmas)
-        if sigmas is not None:
-            levels = custom_sigmas(sigmas)
-            return self._continuous(sigma_to_timestep(levels[:-1], log_schedule), levels)
-        chosen = family(self.config)
-        if timesteps is None:
-            assert steps is not None
-            places = spaced(self.config, steps).astype(np.float32)
-        elif chosen or self._by_sigma:
-            reason = f"{chosen}=True" if chosen else "timestep_type='continuous'"
-            raise InputError(f"timesteps of your own cannot go with {reason}; turn that off or give sigmas")
-        else:
-            places = custom_timesteps(timesteps, len(self)).astype(np.float32)
-        where: npt.NDArray[Any] = places
-        values = np.interp(places, np.arange(len(self)), self.training_sigmas)
-        if chosen:
-            values = family_sigmas(chosen, self.config, values, len(places))
-            where = sigma_to_timestep(values, log_schedule)
-        final = self.training_sigmas[0] if self.config["final_sigmas_type"] == "sigma_min" else 0.0
-        return self._continuous(where, np.append(values, final).astype(np.float32))
+        if request.sigmas is not None:
+            levels = custom_sigmas(request.sigmas)
+            return self._continuous(sigma_to_timestep(levels[:-1], np.log(self.training_sigmas)), levels)
+        if self._by_sigma and request.timesteps is not None:
+            raise InputError("timesteps of your own cannot go with timestep_type='continuous'; give sigmas")
+        places, values = self.levels(request)
+        if len(values) == len(places):
+            final = self.training_sigmas[0] if self.own["final_sigmas_type"] == "sigma_min" else 0.0
+            values = np.append(values, final)
+        return self._continuous(places, values.astype(np.float32))
+
+    def interpolated(self, places: F32) -> F64:
+        """With "log_linear", the whole schedule equidistant in log sigma, the last level taking the final one's place.
+
+        That is diffusers' reading, under which such a run ends at the schedule's lowest level.
+        """
+        if self.own["interpolation_type"] == "linear":
+            return super().interpolated(places)
+        return exponential(self.training_sigmas[-1].item(), self.training_sigmas[0].item(), len(places) + 1)
 
     @property
     def _by_sigma(self) -> bool:
-        return bool(self.config["timestep_type"] == "continuous" and self.config["prediction_type"] == "v_prediction")
+        return bool(self.own["timestep_type"] == "continuous" and self.own["prediction_type"] == "v_prediction")
 
     def _continuous(self, timesteps: npt.NDArray[Any], sigmas: F32) -> Grid:
         """With continuous timesteps the network is told log(sigma) / 4 (arXiv:2206.00364, table 1)."""
@@ -124,14 +142,20 @@ class EulerDiscreteScheduler(SigmaLevels):
         return self.grid_of(timesteps.astype(np.float32), sigmas)
 
     def solve(self, grid: Grid, eta: float) -> Table:
-        """Euler's step."""
-        return self.euler(grid, eta)
+        """x' = (sigma' / sigma) x + (1 - sigma' / sigma) D."""
+        del eta  # refused before
+        a, b, _ = first_order(grid)
+        return self.table_of(grid, columns(X=a, D=b))
 
 
 @register
 class EulerAncestralDiscreteScheduler(SigmaLevels):
-    """Euler's method with ancestral noise: down to sigma_down, then up by sigma_up (k-diffusion)."""
+    """Euler's method with ancestral noise: down to sigma_down, then up by sigma_up (k-diffusion).
 
+    x' = (sigma_down / sigma) x + (1 - sigma_down / sigma) D + sigma_up noise.
+    """
+
+    SUMMARY: ClassVar = "lively pictures that change with the number of steps; 20 to 40 steps"
     DEFAULTS: ClassVar = {
         **NOISE,
         "prediction_type": "epsilon",
@@ -145,15 +169,13 @@ class EulerAncestralDiscreteScheduler(SigmaLevels):
         "timestep_spacing": SPACINGS,
     }
 
-    def plan(self, steps: int | None, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Grid:
+    def plan(self, request: Request) -> Grid:
         """The training schedule's levels, interpolated at the timesteps, then zero."""
-        del timesteps, sigmas  # refused before
-        assert steps is not None
-        places = spaced(self.config, steps).astype(np.float32)
-        values = np.interp(places, np.arange(len(self)), self.training_sigmas)
-        return self.grid_of(places, np.append(values, 0.0).astype(np.float32))
+        places, values = self.levels(request)
+        return self.grid_of(places.astype(np.float32), np.append(values, 0.0).astype(np.float32))
 
     def solve(self, grid: Grid, eta: float) -> Table:
         """Euler's step with eta = 1."""
         del eta  # refused before
-        return self.euler(grid, 1.0)
+        a, b, c = first_order(grid, 1.0)
+        return self.table_of(grid, columns(X=a, D=b, Z=c), draws=True)

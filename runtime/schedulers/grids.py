@@ -1,6 +1,5 @@
 """Grids: the timesteps and noise levels that a run passes through."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,18 +8,38 @@ import numpy as np
 import numpy.typing as npt
 
 from anamorph.config import Config
-from anamorph.errors import ConfigError, InputError
+from anamorph.errors import InputError
 from anamorph.schedulers.noise import F32
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a run was asked for: exactly one of `steps`, `timesteps` and `sigmas` is not None."""
+
+    steps: int | None = None
+    timesteps: Sequence[float] | None = None
+    sigmas: Sequence[float] | None = None
+    mu: float | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of steps, which is the length of the other two."""
+        given = self.timesteps if self.sigmas is None else self.sigmas
+        if self.steps is not None:
+            return self.steps
+        assert given is not None
+        return len(given)
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """One entry per model call: it happens at x = alpha x_0 + sigma noise and leads to the `_next` level.
 
-    `steps` is the number of steps that was asked for, also after slicing; `sigmas` as diffusers shows them, float32.
+    `steps` is the number of steps that was asked for and `first` how many entries were sliced off;
+    `sigmas` as diffusers shows them, float32.
     """
 
     timesteps: npt.NDArray[Any]
@@ -31,6 +50,7 @@ class Grid:
     steps: int
     sigmas: F32 | None = None
     init_noise_sigma: float = 1.0
+    first: int = 0
 
     def begin(self, index: int) -> "Grid":
         """The grid from entry `index` on, as image-to-image needs it."""
@@ -42,6 +62,7 @@ class Grid:
             alpha_next=self.alpha_next[index:],
             sigma_next=self.sigma_next[index:],
             sigmas=None if self.sigmas is None else self.sigmas[index:],
+            first=self.first + index,
         )
 
 
@@ -65,6 +86,10 @@ def leading(train: int, points: int) -> F64:
     if points > train:
         raise InputError(f"timestep_spacing='leading' cannot place {points} points on {train} timesteps; ask for fewer")
     return np.arange(points, dtype=np.float64) * (train // points)
+
+
+FAMILIES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
+"""Switches that each replace the noise levels; at most one may be on."""
 
 
 def trailing(start: int, stride: float, points: int) -> F64:
@@ -106,45 +131,6 @@ def sigma_to_timestep(sigmas: npt.NDArray[Any], log_schedule: F32) -> F64:
     weight = np.clip((log_schedule[low] - log_sigma) / (log_schedule[low] - log_schedule[low + 1]), 0, 1)
     timesteps: F64 = (1 - weight) * low + weight * (low + 1)
     return timesteps
-
-
-FAMILIES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
-"""Switches that each replace the noise levels; at most one may be on."""
-
-
-def family(config: Config) -> str | None:
-    """Which of FAMILIES is on, or None."""
-    return next((name for name in FAMILIES if config.get(name)), None)
-
-
-def family_sigmas(name: str, config: Config, source: npt.NDArray[Any], steps: int) -> F64:
-    """Noise levels, descending, between the ends of `source` (or sigma_max and sigma_min of the configuration).
-
-    karras       (max^(1/rho) + u (min^(1/rho) - max^(1/rho)))^rho, rho = 7   (arXiv:2206.00364, eq. 5)
-    exponential  equidistant in log sigma; "lu" is the same on the whole schedule (arXiv:2206.00927)
-    beta         quantiles of Beta(0.6, 0.6)                                  (arXiv:2407.12173)
-    """
-    given_low, given_high = config.get("sigma_min"), config.get("sigma_max")
-    low = source[-1].item() if given_low is None or name == "use_lu_lambdas" else given_low
-    high = source[0].item() if given_high is None or name == "use_lu_lambdas" else given_high
-    u = np.linspace(0, 1, steps)
-    if name == "use_karras_sigmas":
-        inverse = 1 / 7.0
-        return np.asarray((high**inverse + u * (low**inverse - high**inverse)) ** 7.0)
-    if name == "use_beta_sigmas":
-        return np.asarray(low + _beta_quantiles(1 - u) * (high - low))
-    sigmas: F64 = np.exp(np.linspace(math.log(high), math.log(low), steps))
-    return sigmas
-
-
-def _beta_quantiles(u: F64) -> F64:
-    try:
-        from scipy.stats import beta  # type: ignore[import-untyped, unused-ignore]
-    except ImportError:
-        raise ConfigError(
-            "use_beta_sigmas=True needs SciPy, which is not installed; run `pip install scipy` or turn it off"
-        ) from None
-    return np.asarray(beta.ppf(u, 0.6, 0.6), np.float64)
 
 
 def custom_timesteps(values: Sequence[float], train: int) -> F64:

@@ -75,7 +75,15 @@ def _laplace(t: float) -> float:
     return 1 / math.sqrt(1 + math.exp(-half_log_snr))
 
 
-CURVES: dict[str, Callable[[float], float]] = {"squaredcos_cap_v2": _cosine, "laplace": _laplace}
+def _exponential(t: float) -> float:
+    return math.exp(-12.0 * t)
+
+
+CURVES: dict[str, Callable[[float], float]] = {
+    "squaredcos_cap_v2": _cosine,
+    "laplace": _laplace,
+    "exp": _exponential,
+}
 """alpha_bar as a function of time 0..1 (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17; arXiv:2407.03297)."""
 
 

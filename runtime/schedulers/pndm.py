@@ -1,22 +1,32 @@
-"""PNDM: linear multistep on the network's output, with or without a Runge-Kutta warm-up."""
+"""PNDM and IPNDM: linear multistep on the network's output, with or without a Runge-Kutta warm-up."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
-from anamorph.errors import InputError
-from anamorph.schedulers.base import CURVES, NOISE, SPACINGS
-from anamorph.schedulers.ddim import TrainingLevels
-from anamorph.schedulers.grids import I64, Grid, variance_preserving
+from anamorph.config import Config
+from anamorph.errors import ConfigError, InputError
+from anamorph.schedulers.base import Scheduler
+from anamorph.schedulers.configuration import CURVES, NOISE, SPACINGS
+from anamorph.schedulers.grids import I64, Grid, Request, variance_preserving
+from anamorph.schedulers.noise import F32
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.table import Row, Table
+from anamorph.schedulers.solvers import Terms, rows_of, to_clean, to_noise
+from anamorph.schedulers.table import Table
+from anamorph.schedulers.training import TrainingLevels
 
 ADAMS = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 """Adams-Bashforth weights of the newest and earlier outputs, by their number."""
 
 WARM_UP = 12
 """Calls of the Runge-Kutta warm-up: three steps of four."""
+
+
+def adams(outputs: list[int], m: float) -> Terms:
+    """m times the Adams-Bashforth sum of the last outputs (calls, oldest first), of order 4 at most."""
+    recent = outputs[:-5:-1]
+    return {("D", call): m * weight for call, weight in zip(recent, ADAMS[len(recent)], strict=True)}
 
 
 @register
@@ -29,6 +39,7 @@ class PNDMScheduler(TrainingLevels):
     Image-to-image starts the multistep afresh on the timesteps that are left, exactly as diffusers does.
     """
 
+    SUMMARY: ClassVar = "fourth order on DDIM's grid; the default of Stable Diffusion 1; 50 steps"
     DEFAULTS: ClassVar = {
         **NOISE,
         "skip_prk_steps": False,
@@ -43,12 +54,11 @@ class PNDMScheduler(TrainingLevels):
         "timestep_spacing": SPACINGS,
     }
 
-    def plan(self, steps: int | None, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Grid:
+    def plan(self, request: Request) -> Grid:
         """One entry per call: the second timestep twice (PLMS), or twelve warm-up calls and the rest."""
-        del timesteps, sigmas  # refused before
-        assert steps is not None
+        steps = request.count
         base = self.indices(steps)
-        if self.config["skip_prk_steps"]:
+        if self.own["skip_prk_steps"]:
             calls = np.concatenate([base[:1], base[1:2], base[1:]])
         else:
             calls = np.concatenate([_warm_up(base, len(self) // steps), base[3:]])
@@ -57,69 +67,52 @@ class PNDMScheduler(TrainingLevels):
     def solve(self, grid: Grid, eta: float) -> Table:
         """Rows in terms of the raw output: p = 0, q = 1."""
         del eta  # refused before
-        if self.config["skip_prk_steps"]:
-            rows = self._multistep(grid, 0)
-        else:
-            expected = WARM_UP + grid.steps - 3
-            if len(grid.timesteps) < expected:
-                raise InputError(
-                    "PNDMScheduler cannot begin inside its Runge-Kutta warm-up; for image-to-image set "
-                    "skip_prk_steps=True in its configuration"
-                )
-            rows = self._runge_kutta(grid) + self._multistep(grid, WARM_UP)
-        return Table(tuple(rows), grid.timesteps, estimates_clean=False)
+        warm = not self.own["skip_prk_steps"]
+        if warm and grid.first:
+            raise InputError(
+                "PNDMScheduler cannot begin inside its Runge-Kutta warm-up; for image-to-image set "
+                "skip_prk_steps=True in its configuration"
+            )
+        steps = self._runge_kutta(grid) if warm else []
+        steps += self._multistep(grid, WARM_UP if warm else 0)
+        zeros = np.zeros(len(grid.timesteps))
+        clean = to_clean(self.own["prediction_type"], grid.alpha, grid.sigma)
+        return Table(rows_of(grid, (zeros, zeros + 1), steps, clean=clean), grid.timesteps)
 
     def _move(self, start: int, end: int) -> tuple[float, float]:
         """A, M of x' = A x + M m between two timesteps; a negative end is the final level."""
-        final = 1.0 if self.config["set_alpha_to_one"] else float(self.alphas_cumprod[0])
-        here, there = float(self.alphas_cumprod[start]), float(self.alphas_cumprod[end]) if end >= 0 else final
+        here = float(self.alphas_cumprod[start])
+        there = float(self.alphas_cumprod[end]) if end >= 0 else self.final_alpha_bar
         alpha, sigma, alpha_next, sigma_next = here**0.5, (1 - here) ** 0.5, there**0.5, (1 - there) ** 0.5
         a, m = alpha_next / alpha, sigma_next - sigma * alpha_next / alpha
-        if self.config["prediction_type"] == "v_prediction":
+        if self.own["prediction_type"] == "v_prediction":
             return a + m * sigma, m * alpha
         return a, m
 
-    def _row(self, grid: Grid, n: int, a: float, b: tuple[float, ...], keep: tuple[int, ...]) -> Row:
-        last = n == len(grid.timesteps) - 1
-        return Row(
-            int(grid.timesteps[n]), float(grid.alpha[n]), float(grid.sigma[n]), 0.0, 1.0, a, b,
-            keep=() if last else keep,
-        )  # fmt: skip
-
-    def _multistep(self, grid: Grid, begin: int) -> list[Row]:
+    def _multistep(self, grid: Grid, begin: int) -> list[Terms]:
         ratio = len(self) // grid.steps
-        rows, outputs = [], 3 if begin else 0  # outputs that the history holds
+        steps: list[Terms] = []
+        outputs = list(range(0, begin, 4))[:3]  # the first call of each warm-up step
         for n in range(begin, len(grid.timesteps)):
             t = int(grid.timesteps[n])
             if n == 1:  # the first step once more, from its own sample, with the mean of both outputs
                 a, m = self._move(t + ratio, t)
-                rows.append(self._row(grid, n, 0.0, (m / 2, m / 2, a), (2,)))
+                steps.append({("X", 0): a, ("D", 0): m / 2, ("D", 1): m / 2})
                 continue
             a, m = self._move(t, t - ratio)
-            weights = ADAMS[outputs + 1]
-            outputs = min(outputs + 1, 3)
-            keep = (0, 1) if n == 0 else (0, 2, 3)[:outputs]
-            rows.append(self._row(grid, n, a, tuple(m * weight for weight in weights), keep))
-        return rows
+            outputs.append(n)
+            steps.append({("X", n): a} | adams(outputs, m))
+        return steps
 
-    def _runge_kutta(self, grid: Grid) -> list[Row]:
+    def _runge_kutta(self, grid: Grid) -> list[Terms]:
         half = len(self) // grid.steps // 2
-        rows: list[Row] = []
+        steps: list[Terms] = []
         for n in range(WARM_UP):
-            stage, start = n % 4, int(grid.timesteps[n // 4 * 4])
-            a, m = self._move(start, int(grid.timesteps[n]) - (0 if n % 2 else half))
-            older = (0.0,) * (n // 4)  # first outputs of earlier steps, kept for the multistep that follows
-            rest = range(len(older))
-            # The history of stage s: outputs s-1 .. 0 of this step, the sample it started from, the older outputs.
-            if stage == 0:
-                rows.append(self._row(grid, n, a, (m, *older), (0, 1, *(2 + i for i in rest))))
-            elif stage < 3:
-                unused, keep = (0.0,) * stage, (0, *range(2, 3 + stage + len(older)))
-                rows.append(self._row(grid, n, 0.0, (m, *unused, a, *older), keep))
-            else:
-                weights = (m / 6, m / 3, m / 3, m / 6)
-                rows.append(self._row(grid, n, 0.0, (*weights, a, *older), (4, *(6 + i for i in rest))))
-        return rows
+            stage, first = n % 4, n // 4 * 4
+            a, m = self._move(int(grid.timesteps[first]), int(grid.timesteps[n]) - (0 if n % 2 else half))
+            shares = {n: 1.0} if stage < 3 else {first: 1 / 6, first + 1: 1 / 3, first + 2: 1 / 3, n: 1 / 6}
+            steps.append({("X", first): a} | {("D", k): m * w for k, w in shares.items()})
+        return steps
 
 
 def _warm_up(base: I64, ratio: int) -> I64:
@@ -131,3 +124,58 @@ def _warm_up(base: I64, ratio: int) -> I64:
         )
     calls = [(base[i], base[i + 1] + ratio // 2, base[i + 1] + ratio // 2, base[i + 1]) for i in range(3)]
     return np.array(calls, np.int64).ravel()
+
+
+@register
+class IPNDMScheduler(Scheduler):
+    """PNDM without warm-up on a cosine schedule (arXiv:2202.09778, eq. 9; order 1 to 4 as the history fills).
+
+    sigma = sin^2(pi u / 2), alpha = sqrt(1 - sigma^2) for u from 1 to 0; the output is v.
+    """
+
+    SUMMARY: ClassVar = "fourth-order multistep for v-prediction models on a cosine schedule (audio, first of its kind)"
+    DEFAULTS: ClassVar = {"num_train_timesteps": 1000, "trained_betas": None}
+
+    @classmethod
+    def complete(cls, config: Mapping[str, Any]) -> Config:
+        """Also refuses levels of one's own that are not within 0..1."""
+        full = super().complete(config)
+        given = full["trained_betas"]
+        if given is not None and not all(0 <= value <= 1 for value in given):
+            raise ConfigError("IPNDMScheduler: trained_betas are its noise levels, expected one from 1 to 0 per point")
+        return full
+
+    def idle(self) -> Grid:
+        """All training timesteps, descending."""
+        return self.plan(Request(len(self)))
+
+    def plan(self, request: Request) -> Grid:
+        """Equidistant u; the timestep is the angle of (alpha, sigma) in units of a quarter turn."""
+        steps = request.count
+        if self.own["trained_betas"] is None:
+            u = np.linspace(1, 0, steps + 1)
+            sigma = (np.sin(u.astype(np.float32) * np.float32(np.pi / 2)) ** 2).astype(np.float32)
+        else:
+            sigma = np.asarray(self.own["trained_betas"], np.float32)
+            if len(sigma) != steps + 1:
+                raise InputError(
+                    f"IPNDMScheduler has {len(sigma)} trained_betas, which serve {len(sigma) - 1} steps, got {steps}"
+                )
+        alpha: F32 = np.sqrt(np.float32(1) - sigma**2)
+        timesteps: F32 = (np.arctan2(sigma, alpha) / np.float32(np.pi) * 2).astype(np.float32)[:-1]
+        s, a = sigma.astype(np.float64), alpha.astype(np.float64)
+        return Grid(timesteps, a[:-1], s[:-1], a[1:], s[1:], steps)
+
+    def solve(self, grid: Grid, eta: float) -> Table:
+        """D = sigma x + alpha out, the noise; x' = (alpha'/alpha) x + (sigma' - sigma alpha'/alpha) adams(D)."""
+        del eta  # refused before
+        steps: list[Terms] = []
+        for n in range(len(grid.timesteps)):
+            alpha, sigma = float(grid.alpha[n]), float(grid.sigma[n])
+            # Without signal x is the noise D itself, and the first term and its counterpart cancel.
+            a = float(grid.alpha_next[n]) / alpha if alpha > 1e-8 else 0.0
+            m = float(grid.sigma_next[n]) - sigma * a
+            steps.append({("X", n): a} | adams(list(range(n + 1)), m))
+        estimate = to_noise("v_prediction", grid.alpha, grid.sigma)
+        clean = to_clean("v_prediction", grid.alpha, grid.sigma)
+        return Table(rows_of(grid, estimate, steps, clean=clean), grid.timesteps)

@@ -1,17 +1,21 @@
 """A scheduler is a table: one row of numbers per model call, and one step rule for all of them."""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from anamorph.errors import InputError
-from anamorph.schedulers.arrays import Array, per_image_quantile, spread
+from anamorph.schedulers.arrays import Array, is_tensor, per_image_quantile, spread
 
 History = tuple[Array, ...]
-"""What earlier calls left for later ones: estimates D and samples x, as the rows' `keep` chose them."""
+"""What earlier calls left for later ones: estimates D, samples x and noise, as the rows' `keep` chose them."""
+
+NOISE = -1
+"""The place of this call's noise in the pool that `keep` picks from."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,15 @@ class Row:
 
         model input   scale x
         estimate      D  = p x + q out
-        step          x' = a x + b_0 clip(D) + sum_j b_j history_j + e D + c noise
+        correction    x  = f_x x + f_0 clip(D) + sum_j f_j history_j                        (where `fix` is not empty)
+        step          x' = a x + b_0 clip(D) + sum_j b_j history_j + e out + c noise
 
     `timestep` is what the model receives; `alpha`, `sigma` are the noise level that the row expects,
     x = alpha x_0 + sigma noise. `e` is zero unless clipping tells two estimates apart. `draws` says that noise is
     drawn here, also where `c` is zero, so that the stream of random numbers stays diffusers' own.
-    `keep` picks the next history out of (clip(D), x, *history), by position.
+    `keep` picks the next history out of (clip(D), x, *history, noise), by position.
+    `clean` holds the weights of x and out in the estimate of the clean sample, where that is not D itself.
+    `log_c` replaces c where the network also predicts the variance, see `Table.variance`.
     """
 
     timestep: float
@@ -40,6 +47,9 @@ class Row:
     scale: float = 1.0
     draws: bool = False
     keep: tuple[int, ...] = ()
+    fix: tuple[float, ...] = ()
+    clean: tuple[float, float] | None = None
+    log_c: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,10 @@ class Table:
     """All rows of one sampling run.
 
     `timesteps` has one value per row, of the kind (int64 or float32) that diffusers gives the model; `sigmas` has
-    one value more (the level reached at the end) and is None where the class has none. `estimates_clean` says that
-    D is the clean sample; otherwise it is the raw output, which some solvers combine.
+    one value more (the level reached at the end) and is None where the class has none. `variance` says that the
+    output has twice the sample's channels, the second half being v: with "learned" it is the variance of a step,
+    c = sqrt(v); with "learned_range" c = exp(log_c_0 + log_c_1 v) (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15);
+    with "unused" it is dropped.
     """
 
     rows: tuple[Row, ...]
@@ -81,16 +93,18 @@ class Table:
     sigmas: npt.NDArray[np.float32] | None = None
     init_noise_sigma: float = 1.0
     clip: Clip | Threshold | None = None
-    estimates_clean: bool = True
+    variance: str | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
-def estimate(table: Table, n: int, x: Array, out: Array) -> Array:
-    """D = p x + q out, before clipping; `x` and `out` have the same shape."""
+def clean_estimate(table: Table, n: int, x: Array, out: Array) -> Array:
+    """The estimate of the clean sample, clipped as the table says; `x` and `out` as for `advance`."""
     row = table.rows[n]
-    return row.p * x + row.q * out
+    p, q = (row.p, row.q) if row.clean is None else row.clean
+    raw = p * x + q * _mean(table, x, out)
+    return raw if table.clip is None else table.clip(raw)
 
 
 def advance(
@@ -99,34 +113,71 @@ def advance(
     """One step of the rule that `Row` states: the next sample, and the history to hand to the next call.
 
     Works alike on NumPy arrays and on tensors of any device; type and shape of `x` are kept.
-    Raises InputError: the history is not the one that row n - 1 left, or noise is missing.
+    Raises InputError: the history is not the one that row n - 1 left, or noise or the predicted variance is missing.
     """
     row = table.rows[n]
     if len(history) != len(row.b) - 1:
         raise InputError(f"row {n} expects a history of {len(row.b) - 1}, got {len(history)}; start at row 0 with ()")
-    raw = row.p * x + row.q * out
-    clean = raw if table.clip is None else table.clip(raw)
-    result = row.a * x + row.b[0] * clean
+    if noise is None and (row.c or row.log_c or NOISE in row.keep):
+        raise InputError(f"row {n} adds noise, but none was given; draw it wherever `row.draws` is true")
+    c: Array = row.c
+    if table.variance is not None:
+        c, out = _deviation(table, row, x, out), _mean(table, x, out)
+    clean = None
+    if table.clip is not None or row.fix or 0 in row.keep:
+        clean = row.p * x + row.q * out
+        if table.clip is not None:
+            clean = table.clip(clean)
+    if table.clip is None and not row.fix:
+        # D is written out: where x and D nearly cancel, the sum of their weights is far more exact than their sum.
+        result = (row.a + row.b[0] * row.p) * x + (row.e + row.b[0] * row.q) * out
+    else:
+        if row.fix:
+            x = _combine(row.fix, (x, clean, *history))
+        result = row.a * x + row.b[0] * clean
+        if row.e:
+            result = result + row.e * out
     for weight, past in zip(row.b[1:], history, strict=True):
         if weight:
             result = result + weight * past
-    if row.e:
-        result = result + row.e * raw
-    if row.c:
-        if noise is None:
-            raise InputError(f"row {n} adds noise, but none was given; draw it wherever `row.draws` is true")
-        result = result + row.c * noise
-    pool = (clean, x, *history)
+    if row.log_c or row.c:
+        result = result + c * noise
+    pool = (clean, x, *history, noise)
     return result, tuple(pool[position] for position in row.keep)
+
+
+def _combine(weights: Sequence[float], values: Sequence[Array]) -> Array:
+    terms = [weight * value for weight, value in zip(weights, values, strict=True) if weight]
+    result = terms[0]
+    for term in terms[1:]:
+        result = result + term
+    return result
+
+
+def _mean(table: Table, x: Array, out: Array) -> Array:
+    """The first half of an output that also predicts the variance."""
+    if table.variance is None:
+        return out
+    channels = x.shape[1]
+    if out.shape[1] != 2 * channels:
+        raise InputError(
+            f"the configuration has a learned variance, so the model must return {2 * channels} channels for "
+            f"{channels} of the sample, got {out.shape[1]}; change variance_type"
+        )
+    return out[:, :channels]
+
+
+def _deviation(table: Table, row: Row, x: Array, out: Array) -> Array:
+    if row.log_c is None:
+        return row.c
+    predicted = out[:, x.shape[1] :]
+    if table.variance == "learned":
+        return predicted**0.5
+    exponent = row.log_c[0] + row.log_c[1] * predicted
+    return sys.modules["torch"].exp(exponent) if is_tensor(exponent) else np.exp(exponent)
 
 
 def add_noise(table: Table, n: int, clean: Array, noise: Array) -> Array:
     """The sample that row n expects: alpha clean + sigma noise."""
     row = table.rows[n]
     return row.alpha * clean + row.sigma * noise
-
-
-def chain(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Complete the `keep` of rows whose history is the plain series D_n-1, D_n-2, ...: no more than the next needs."""
-    needs = [len(row.b) - 1 for row in rows[1:]] + [0]
-    return tuple(replace(row, keep=(0, *range(2, need + 1))[:need]) for row, need in zip(rows, needs, strict=True))

@@ -1,0 +1,186 @@
+"""Run every peer on our folders and our engines on theirs; see `anamorph.benchmarks.interop`."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from anamorph.benchmarks.interop.cases import FORMATS, Case, Picture, draw, export, with_ddim, write_cases
+from anamorph.checkpoint import BUNDLED
+from anamorph.errors import AnamorphError
+from anamorph.image import psnr
+
+HERE = Path(__file__).parent
+ENOUGH = 40.0
+"""Decibels; pictures that are further apart fail."""
+SECONDS = 900
+"""Longest time that a peer may take for one command."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another tool: its environment's name, the format of its folders, the script that runs it there.
+
+    `ddim`: it has no DPM-Solver, so it gets a copy of the folder whose scheduler is DDIM.
+    """
+
+    name: str
+    form: str
+    script: tuple[str, ...]
+    ddim: bool = False
+    exports: bool = True
+
+
+PEERS = (
+    Peer("optimum-onnx", "onnx", ("peer_optimum.py", "optimum-onnx", "draw")),
+    Peer("optimum-intel", "openvino", ("peer_optimum.py", "optimum-intel", "draw")),
+    Peer("openvino-genai", "openvino", ("peer_genai.py",), ddim=True, exports=False),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: who opened whose folder, and how far its picture is from eager's and our engine's."""
+
+    folder: str
+    opener: str
+    case: str
+    opened: bool
+    decibels: tuple[float, ...] = ()
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether a picture came and is close enough to all of ours."""
+        return bool(self.decibels) and all(value >= ENOUGH for value in self.decibels)
+
+
+class References:
+    """Our own pictures, each drawn once."""
+
+    def __init__(self, folders: Path) -> None:
+        self.folders = folders
+        self.drawn: dict[tuple[str, str, bool], Picture] = {}
+
+    def of(self, engine: str, case: Case, ddim: bool) -> Picture:
+        """Eager's from the bundled checkpoint, another engine's from our export."""
+        key = (engine, case.name, ddim)
+        if key not in self.drawn:
+            form = next((form for form, name in FORMATS.items() if name == engine), None)
+            folder = BUNDLED if form is None else self.folders / form
+            self.drawn[key] = draw(folder, engine, case, ddim=ddim)
+        return self.drawn[key]
+
+    def decibels(self, picture: Picture, form: str, case: Case, *, ddim: bool, eight_bits: bool) -> tuple[float, ...]:
+        """PSNR to eager's picture and to the one of our engine for that format."""
+        ours = [self.of(engine, case, ddim) for engine in ("eager", FORMATS[form])]
+        return tuple(psnr(picture, np.round(one * 255) / 255 if eight_bits else one) for one in ours)
+
+
+def run(python: Path, arguments: Sequence[str]) -> str | None:
+    """Run a script in a peer's environment, offline; None, or why it failed."""
+    if not python.exists():
+        return f"{python} is missing; run: make interop"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    command = [str(python), "-I", *arguments]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"it took more than {SECONDS} s"
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
+
+
+def ours_in_theirs(root: Path, peer: Peer, cases: Sequence[Case], references: References) -> Iterator[Row]:
+    """The peer opens our folder, unchanged but for the scheduler where it lacks ours."""
+    folder = references.folders / peer.form
+    if peer.ddim:
+        folder = folder.with_name(f"{peer.form}-ddim")
+        with_ddim(references.folders / peer.form, folder)
+    for case in cases:
+        out = root / "artifacts" / "drawn" / peer.name / case.name
+        out.mkdir(parents=True)
+        script, *rest = peer.script
+        python = root / peer.name / "bin" / "python"
+        failure = run(python, [str(HERE / script), *rest, str(folder), str(case.folder), str(out)])
+        known = out / "opened.json"
+        versions = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
+        opener = f"{peer.name} {versions.get(peer.name, '')}".strip()
+        name = f"ours, {folder.name}"
+        if failure is not None:
+            yield Row(name, opener, case.name, bool(versions), note=failure)
+            continue
+        picture = np.load(out / "picture.npy")
+        decibels = references.decibels(picture, peer.form, case, ddim=peer.ddim, eight_bits=peer.ddim)
+        note = "8-bit pixels, DDIM: it has no DPM-Solver" if peer.ddim else ""
+        yield Row(name, opener, case.name, True, decibels, note)
+
+
+def theirs_in_ours(root: Path, peer: Peer, cases: Sequence[Case], references: References) -> Iterator[Row]:
+    """The peer exports the bundled checkpoint, and our engine opens that."""
+    folder = root / "artifacts" / "theirs" / peer.form
+    python = root / peer.name / "bin" / "python"
+    arguments = [str(HERE / peer.script[0]), peer.name, "export", str(BUNDLED), str(folder)]
+    failure = run(python, arguments)
+    engine = FORMATS[peer.form]
+    for case in cases:
+        if failure is not None:
+            yield Row(f"{peer.name}'s", engine, case.name, False, note=f"its export failed: {failure}")
+            continue
+        try:
+            picture = draw(folder, engine, case)
+        except AnamorphError as error:
+            yield Row(f"{peer.name}'s", engine, case.name, False, note=str(error))
+            continue
+        decibels = references.decibels(picture, peer.form, case, ddim=False, eight_bits=False)
+        yield Row(f"{peer.name}'s", engine, case.name, True, decibels)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text."""
+    lines = [("folder", "opened by", "picture", "opened", "dB to eager", "dB to ours", "", "")]
+    for row in rows:
+        eager, ours = [f"{value:.1f}" for value in row.decibels] or ["-", "-"]
+        opened, verdict = "yes" if row.opened else "no", "ok" if row.passed else "FAILED"
+        lines.append((row.folder, row.opener, row.case, opened, eager, ours, verdict, row.note))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def main() -> int:
+    """Run all that is asked for; 0 if every row passed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("build/interop"), help="where the environments lie")
+    parser.add_argument("--peer", choices=[peer.name for peer in PEERS], help="only this one")
+    options = parser.parse_args()
+    root = options.root.resolve()
+    artifacts = root / "artifacts"
+    shutil.rmtree(artifacts, ignore_errors=True)
+    cases = write_cases(artifacts / "cases")
+    peers = [peer for peer in PEERS if options.peer in (None, peer.name)]
+    for form in sorted({peer.form for peer in peers}):
+        print(f"exporting the bundled model to {form}", flush=True)
+        export(form, artifacts / form)
+    references, rows = References(artifacts), list[Row]()
+    for peer in peers:
+        print(f"{peer.name} opens our folder", flush=True)
+        rows += ours_in_theirs(root, peer, cases, references)
+        if peer.exports:
+            print(f"we open the folder that {peer.name} exports", flush=True)
+            rows += theirs_in_ours(root, peer, cases, references)
+    print(f"\n{table(rows)}")
+    return 0 if all(row.passed for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

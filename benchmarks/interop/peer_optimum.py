@@ -1,0 +1,58 @@
+"""Run in an environment of optimum-onnx or optimum-intel, without anamorph: export a checkpoint, or draw one picture.
+
+    python -I peer_optimum.py optimum-onnx|optimum-intel export CHECKPOINT OUT
+    python -I peer_optimum.py optimum-onnx|optimum-intel draw FOLDER CASE OUT
+
+CASE holds `call.json` (arguments of the pipeline) and `latents.npy`. `draw` writes `opened.json` (versions) into OUT
+when the pipeline is loaded, then `picture.npy` ([1, H, W, 3] in 0..1).
+"""
+
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+VERSIONS = {
+    "optimum-onnx": ("optimum-onnx", "onnxruntime", "diffusers", "transformers"),
+    "optimum-intel": ("optimum-intel", "openvino", "diffusers", "transformers"),
+}
+
+
+def load(peer: str, folder: str, **arguments: Any) -> Any:
+    """The peer's own Stable Diffusion pipeline."""
+    if peer == "optimum-onnx":
+        from optimum.onnxruntime import ORTStableDiffusionPipeline
+
+        return ORTStableDiffusionPipeline.from_pretrained(folder, **arguments)
+    from optimum.intel import OVStableDiffusionPipeline
+
+    # Left alone, OpenVINO computes in bfloat16 where the processor has it.
+    return OVStableDiffusionPipeline.from_pretrained(folder, ov_config={"INFERENCE_PRECISION_HINT": "f32"}, **arguments)
+
+
+def draw(peer: str, folder: str, case: Path, out: Path) -> None:
+    """One picture from the case's latents."""
+    pipe = load(peer, folder)
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS[peer]}
+    (out / "opened.json").write_text(json.dumps(versions), encoding="utf-8")
+    pipe.set_progress_bar_config(disable=True)
+    call = json.loads((case / "call.json").read_text(encoding="utf-8"))
+    latents = torch.from_numpy(np.load(case / "latents.npy"))
+    np.save(out / "picture.npy", pipe(**call, latents=latents, output_type="np").images)
+
+
+def main(arguments: list[str]) -> None:
+    """Parse the arguments and run."""
+    peer, command, folder, *rest = arguments
+    if command == "export":
+        load(peer, folder, export=True).save_pretrained(rest[0])
+    else:
+        draw(peer, folder, Path(rest[0]), Path(rest[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,99 @@
+"""Latent consistency and trajectory consistency: few-step samplers for distilled models."""
+
+from typing import ClassVar
+
+import numpy as np
+
+from anamorph.schedulers.configuration import CURVES, K_NOISE, PREDICTIONS, THRESHOLD, clip_of
+from anamorph.schedulers.grids import F64, Grid, Request, as_indices, custom_timesteps, variance_preserving
+from anamorph.schedulers.registry import register
+from anamorph.schedulers.solvers import columns, rows_of, to_clean
+from anamorph.schedulers.table import Table
+from anamorph.schedulers.training import TrainingLevels
+
+DISTILLED = {
+    **K_NOISE,
+    **THRESHOLD,
+    "beta_schedule": "scaled_linear",
+    "original_inference_steps": 50,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "timestep_scaling": 10.0,
+    "rescale_betas_zero_snr": False,
+}
+
+
+class _Distilled(TrainingLevels):
+    """Steps on the timesteps that the student was distilled on."""
+
+    TIMESTEPS: ClassVar = True
+
+    def plan(self, request: Request) -> Grid:
+        """Timesteps among the teacher's, evenly from the noisiest; each call leads to the next one's level."""
+        if request.timesteps is not None:
+            places = as_indices(custom_timesteps(request.timesteps, len(self)), len(self))
+        else:
+            teacher = self.own["original_inference_steps"]
+            self.at_most(teacher, len(self), "num_train_timesteps")
+            self.at_most(request.count, teacher, "original_inference_steps")
+            choices = (np.arange(1, teacher + 1) * (len(self) // teacher) - 1)[::-1]
+            places = choices[np.floor(np.linspace(0, teacher, request.count, endpoint=False)).astype(np.int64)]
+        return variance_preserving(places, np.append(places[1:], 0), self.alphas_cumprod, 1.0, len(places))
+
+
+@register
+class LCMScheduler(_Distilled):
+    """Latent consistency models: jump to the clean sample, add noise of the next level (arXiv:2310.04378, alg. 3).
+
+    The jump is f = c_skip x + c_out D with c_skip = 1/4 / (s^2 + 1/4), c_out = s / sqrt(s^2 + 1/4) and
+    s = timestep_scaling t (eq. 8).
+    """
+
+    SUMMARY: ClassVar = "only for LCM models and LoRAs: two to eight steps"
+    DEFAULTS: ClassVar = DISTILLED
+    ONLY: ClassVar = {"beta_schedule": CURVES, "prediction_type": PREDICTIONS}
+
+    def solve(self, grid: Grid, eta: float) -> Table:
+        """x' = alpha' f + sigma' noise, in the last step x' = f."""
+        del eta  # refused before
+        scaled = grid.timesteps * self.own["timestep_scaling"]
+        skip, jump = 0.25 / (scaled**2 + 0.25), scaled / np.sqrt(scaled**2 + 0.25)
+        more = np.arange(len(scaled)) < len(scaled) - 1
+        alpha = np.where(more, grid.alpha_next, 1.0)
+        steps = columns(X=alpha * skip, D=alpha * jump, Z=np.where(more, grid.sigma_next, 0.0))
+        rows = rows_of(grid, to_clean(self.own["prediction_type"], grid.alpha, grid.sigma), steps, draws=more)
+        return Table(rows, grid.timesteps, clip=clip_of(self.own))
+
+
+@register
+class TCDScheduler(_Distilled):
+    """Trajectory consistency distillation: strategic stochastic sampling (Zheng et al. 2024, arXiv:2402.19159, alg. 4).
+
+    A step goes down to s = (1 - eta) t', then up to t' by noise; eta = 0 is deterministic, 1 is LCM's way.
+    """
+
+    SUMMARY: ClassVar = "only for TCD models and LoRAs: two to twenty steps, detail set by eta"
+    DEFAULTS: ClassVar = DISTILLED
+    ONLY: ClassVar = {
+        "beta_schedule": CURVES,
+        "prediction_type": PREDICTIONS,
+        "clip_sample": (False,),
+        "thresholding": (False,),
+    }
+    ETA: ClassVar = 0.3
+
+    def solve(self, grid: Grid, eta: float) -> Table:
+        """x_s = alpha_s D + sigma_s E; x' = (alpha'/alpha_s) x_s + sqrt(1 - (alpha'/alpha_s)^2) noise."""
+        goals = np.append(grid.timesteps[1:], 0)
+        bar: F64 = self.alphas_cumprod[np.floor((1 - eta) * goals).astype(np.int64)].astype(np.float64)
+        down = np.sqrt(1 - bar) / grid.sigma  # weight of x, with E = (x - alpha D) / sigma
+        up = grid.alpha_next / np.sqrt(bar)
+        more = np.arange(len(goals)) < len(goals) - 1
+        c = np.where(more, np.sqrt(np.clip(1 - up**2, 0, None)), 0.0)
+        steps = columns(X=up * down, D=up * (np.sqrt(bar) - grid.alpha * down), Z=c)
+        estimate = to_clean(self.own["prediction_type"], grid.alpha, grid.sigma)
+        return Table(rows_of(grid, estimate, steps, draws=more & (eta > 0)), grid.timesteps)

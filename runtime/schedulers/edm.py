@@ -1,0 +1,171 @@
+"""Schedulers of the EDM family: free noise levels without a training schedule, and preconditioned networks.
+
+Karras et al. 2022, arXiv:2206.00364, table 1: with s the noise level and d = sigma_data,
+
+    D = d^2 / (s^2 + d^2) x + s d / sqrt(s^2 + d^2) out,   the network sees x / sqrt(s^2 + d^2) and log(s) / 4
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from anamorph.config import Config
+from anamorph.errors import ConfigError
+from anamorph.schedulers.base import Scheduler
+from anamorph.schedulers.configuration import FINAL, THRESHOLD, clip_of
+from anamorph.schedulers.dpmsolver import ORDERS, SOLVER, multistep
+from anamorph.schedulers.exponential import points_of
+from anamorph.schedulers.grids import F64, Grid, Request, custom_timesteps
+from anamorph.schedulers.levels import exponential, karras
+from anamorph.schedulers.logsnr import OLD_SOLVERS
+from anamorph.schedulers.registry import register
+from anamorph.schedulers.solvers import Terms, columns, first_order, rows_of
+from anamorph.schedulers.table import Clip, Table
+
+PRECONDITIONED = {
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "num_train_timesteps": 1000,
+    "rho": 7.0,
+}
+
+
+class FreeLevels(Scheduler):
+    """Noise levels between sigma_max and sigma_min, x = x_0 + sigma noise."""
+
+    def idle(self) -> Grid:
+        """As many levels as the configuration counts training timesteps."""
+        return self.plan(Request(len(self)))
+
+    def grid_of(self, timesteps: npt.NDArray[Any], levels: F64, final: float, start: float) -> Grid:
+        """The grid with alpha = 1 through levels, rounded to float32, and the final one."""
+        sigmas = np.append(levels, final).astype(np.float32)
+        exact, ones = sigmas.astype(np.float64), np.ones(len(levels))
+        return Grid(timesteps, ones, exact[:-1], ones, exact[1:], len(levels), sigmas, start)
+
+    def scale(self, grid: Grid) -> F64:
+        """c_in = 1 / sqrt(s^2 + d^2)."""
+        return 1 / np.hypot(grid.sigma, self.own["sigma_data"])
+
+
+class Preconditioned(FreeLevels):
+    """The grids of both EDM solvers."""
+
+    def plan(self, request: Request) -> Grid:
+        """Levels of Karras et al. or equidistant in log sigma; the network is told log(s) / 4."""
+        high, low, steps = self.own["sigma_max"], self.own["sigma_min"], request.count
+        if self.own["sigma_schedule"] == "karras":
+            levels = karras(high, low, np.linspace(0, 1, steps), self.own["rho"])
+        else:
+            levels = exponential(low, high, steps)[::-1]  # a single one is the lowest
+        timesteps = np.float32(0.25) * np.log(levels.astype(np.float32))
+        final = 0.0 if self.own["final_sigmas_type"] == "zero" else self.last(levels)
+        return self.grid_of(timesteps, levels, final, (high**2 + 1) ** 0.5)
+
+    def last(self, levels: F64) -> float:
+        """The final level where it is not zero."""
+        return float(levels[-1])
+
+    def estimate(self, grid: Grid) -> tuple[F64, F64]:
+        """c_skip, c_out; a network of v has the opposite sign."""
+        d, sign = self.own["sigma_data"], -1.0 if self.own["prediction_type"] == "v_prediction" else 1.0
+        square = grid.sigma**2 + d**2
+        return d**2 / square, sign * grid.sigma * d / np.sqrt(square)
+
+    def table_of(self, grid: Grid, steps: list[Terms], *, draws: bool = False) -> Table:
+        """A table of steps in the clean estimate."""
+        rows = rows_of(grid, self.estimate(grid), steps, scale=self.scale(grid), draws=draws)
+        return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, clip_of(self.own))
+
+
+SERVED = {
+    "prediction_type": ("epsilon", "v_prediction"),
+    "sigma_schedule": ("karras", "exponential"),
+    "final_sigmas_type": FINAL,
+}
+KEYS = {**PRECONDITIONED, "sigma_schedule": "karras", "prediction_type": "epsilon", "final_sigmas_type": "zero"}
+
+
+@register
+class EDMEulerScheduler(Preconditioned):
+    """Euler's method for preconditioned networks (arXiv:2206.00364, alg. 1, first half)."""
+
+    SUMMARY: ClassVar = "Euler for models trained in the EDM way (Playground 2.5); 20 to 50 steps"
+    DEFAULTS: ClassVar = KEYS
+    ONLY: ClassVar = SERVED
+
+    def solve(self, grid: Grid, eta: float) -> Table:
+        """x' = (sigma' / sigma) x + (1 - sigma' / sigma) D."""
+        del eta  # refused before
+        a, b, _ = first_order(grid)
+        return self.table_of(grid, columns(X=a, D=b))
+
+
+@register
+class EDMDPMSolverMultistepScheduler(Preconditioned):
+    """DPM-Solver++ of order 1 to 3 for preconditioned networks (arXiv:2211.01095, alg. 2, with alpha = 1)."""
+
+    SUMMARY: ClassVar = "DPM-Solver++ for models trained in the EDM way; good from 15 steps"
+    DEFAULTS: ClassVar = {**KEYS, **THRESHOLD, **SOLVER, "lower_order_final": True, "euler_at_final": False}
+    ONLY: ClassVar = {**SERVED, **ORDERS, "algorithm_type": ("dpmsolver++", "sde-dpmsolver++")}
+    TRANSLATE: ClassVar = {("algorithm_type", "deis"): "dpmsolver++", **OLD_SOLVERS}
+
+    @classmethod
+    def complete(cls, config: Mapping[str, Any]) -> Config:
+        """Also refuses the stochastic third order, as diffusers does."""
+        full = super().complete(config)
+        if full["algorithm_type"] == "sde-dpmsolver++" and full["solver_order"] == 3:
+            raise ConfigError(f"{cls.__name__}: algorithm_type='sde-dpmsolver++' has no solver_order=3; use 1 or 2")
+        return full
+
+    def last(self, levels: F64) -> float:
+        """The configuration's lowest."""
+        del levels
+        return float(self.own["sigma_min"])
+
+    def solve(self, grid: Grid, eta: float) -> Table:
+        """Rows with as many past estimates as the order of each step needs."""
+        del eta  # refused before
+        steps = multistep(self.own, grid, points_of(grid))
+        return self.table_of(grid, steps, draws=self.own["algorithm_type"].startswith("sde-"))
+
+
+@register
+class CMStochasticIterativeScheduler(FreeLevels):
+    """Consistency models: a jump to the clean sample, then noise of the next level (arXiv:2303.01469, alg. 1).
+
+    D = d^2 / ((s - s_min)^2 + d^2) x + (s - s_min) d / sqrt(s^2 + d^2) out (eq. 5), which is x itself at s_min.
+    """
+
+    SUMMARY: ClassVar = "only for consistency models: one to four steps"
+    DEFAULTS: ClassVar = {**PRECONDITIONED, "num_train_timesteps": 40, "s_noise": 1.0, "clip_denoised": True}
+    TIMESTEPS: ClassVar = True
+
+    def plan(self, request: Request) -> Grid:
+        """Levels at whole places among num_train_timesteps of Karras'; the network is told 250 log(s)."""
+        train = len(self)
+        if request.timesteps is not None:
+            places = custom_timesteps(request.timesteps, train)
+        else:
+            self.at_most(request.count, train, "num_train_timesteps")
+            places = (np.arange(request.count) * (train // request.count))[::-1].astype(np.float64)
+        high, low = self.own["sigma_max"], self.own["sigma_min"]
+        levels = karras(high, low, places[::-1] / max(train - 1, 1), self.own["rho"])
+        return self.grid_of(250 * np.log(levels), levels, low, high)
+
+    def solve(self, grid: Grid, eta: float) -> Table:
+        """x' = clip(D) + s_noise sqrt(s'^2 - s_min^2) noise."""
+        del eta  # refused before
+        d, low = self.own["sigma_data"], self.own["sigma_min"]
+        above = grid.sigma - low
+        estimate = d**2 / (above**2 + d**2), above * d / np.hypot(grid.sigma, d)
+        after = np.clip(grid.sigma_next, low, self.own["sigma_max"])
+        noisy = grid.steps > 1  # a single step is the jump alone
+        c = noisy * self.own["s_noise"] * np.sqrt(np.clip(after**2 - low**2, 0, None))
+        steps = columns(D=np.ones_like(c), Z=c)
+        rows = rows_of(grid, estimate, steps, scale=self.scale(grid), draws=noisy)
+        clip = Clip(1.0) if self.own["clip_denoised"] else None
+        return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, clip)

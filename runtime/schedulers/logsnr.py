@@ -1,0 +1,161 @@
+"""Schedulers that step in lambda = log(alpha / sigma): their grids, and the choices that their configurations share."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from anamorph.config import Config
+from anamorph.errors import ConfigError, InputError
+from anamorph.schedulers.base import Scheduler
+from anamorph.schedulers.configuration import CURVES, NOISE, PREDICTIONS, SIGMAS, SPACINGS, THRESHOLD, clip_of
+from anamorph.schedulers.exponential import through_clean
+from anamorph.schedulers.grids import (
+    F64,
+    I64,
+    Grid,
+    Request,
+    custom_timesteps,
+    leading,
+    sigma_to_timestep,
+    trailing,
+)
+from anamorph.schedulers.levels import family, family_sigmas, finite_sigmas, shifted
+from anamorph.schedulers.noise import F32
+from anamorph.schedulers.solvers import Terms, rows_of, to_clean, to_noise
+from anamorph.schedulers.table import Table
+
+FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0}
+SHIFTING = {"use_dynamic_shifting": False, "time_shift_type": "exponential"}
+MULTISTEP = {**NOISE, **SIGMAS, **THRESHOLD, **FLOW, "prediction_type": "epsilon"}
+CALLS = {"timestep_spacing": "linspace", "steps_offset": 0}
+SERVED = {"beta_schedule": CURVES, "prediction_type": (*PREDICTIONS, "flow_prediction")}
+SPACED = {"timestep_spacing": SPACINGS}
+VARIANCES = (None, "learned", "learned_range")
+OLD_SOLVERS = {("solver_type", "logrho"): "midpoint", ("solver_type", "bh1"): "midpoint",
+               ("solver_type", "bh2"): "midpoint"}  # fmt: skip
+
+
+class LogSnr(Scheduler):
+    """Levels at whole timesteps, a family of levels, or those of a flow (alpha = 1 - sigma)."""
+
+    ROUNDED: ClassVar[tuple[str, ...]] = ("use_karras_sigmas",)
+    """Families whose timesteps are rounded; those of the others are cut off."""
+    REPEATS: ClassVar[bool] = True
+    """A run that does not end at zero ends at its family's last level, which so comes twice."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        self.training_sigmas = finite_sigmas(self.alphas_cumprod)
+
+    @classmethod
+    def complete(cls, config: Mapping[str, Any]) -> Config:
+        """Also refuses predictions that do not go with the levels, and shifts without a flow."""
+        full, name = super().complete(config), cls.__name__
+        own = Config({key: full[key] for key in cls.DEFAULTS})
+        flow, kind = own["use_flow_sigmas"], own["prediction_type"]
+        if flow and kind == "v_prediction":
+            raise ConfigError(f"{name}: prediction_type='v_prediction' has no meaning with use_flow_sigmas=True")
+        if kind == "flow_prediction" and not flow:
+            raise ConfigError(f"{name}: prediction_type='flow_prediction' needs use_flow_sigmas=True")
+        if own.get("use_dynamic_shifting") and not flow:
+            raise ConfigError(f"{name}: use_dynamic_shifting=True needs use_flow_sigmas=True")
+        return full
+
+    @classmethod
+    def is_clean(cls, config: Config) -> bool:
+        """Whether the solver works on estimates of the clean sample; otherwise, of the noise."""
+        del config
+        return True
+
+    def idle(self) -> Grid:
+        """All training timesteps, descending, then zero."""
+        timesteps = np.arange(len(self))[::-1]
+        return self.grid_of(timesteps, np.append(self.training_sigmas[::-1], np.float32(0)))
+
+    def plan(self, request: Request) -> Grid:
+        """Levels at whole timesteps, one family of levels, or a flow's; InputError: own timesteps beside a family."""
+        chosen = family(self.own)
+        if request.timesteps is not None:
+            if chosen:
+                raise InputError(f"timesteps of your own cannot go with {chosen}=True; turn that off")
+            places = custom_timesteps(request.timesteps, len(self)).astype(np.int64)
+        elif chosen == "use_flow_sigmas":
+            values = self.flow(request)
+            return self.grid_of((values * len(self)).astype(np.int64), self.closed(values))
+        else:
+            places = self.spaced(request.count)
+        if chosen:
+            values = family_sigmas(chosen, self.config, self.source, request.count)
+            places = self.whole(chosen, sigma_to_timestep(values, np.log(self.training_sigmas)))
+        else:
+            values = np.interp(places, np.arange(len(self)), self.training_sigmas)
+        return self.grid_of(places, self.closed(values))
+
+    @property
+    def source(self) -> F32:
+        """The training schedule in the order of the run, whose ends are those of a family."""
+        return self.training_sigmas[::-1]
+
+    def closed(self, values: F64) -> F32:
+        """The levels with the final one, by `final_sigmas_type`; classes without that key end at the lowest."""
+        if self.own.get("final_sigmas_type") == "zero":
+            final = 0.0
+        else:
+            final = values[-1] if self.REPEATS and family(self.own) else self.training_sigmas[0]
+        return np.append(values, final).astype(np.float32)
+
+    def whole(self, chosen: str, found: F64) -> I64:
+        """A family's timesteps as whole numbers."""
+        return (found.round() if chosen in self.ROUNDED else found).astype(np.int64)
+
+    def flow(self, request: Request) -> F64:
+        """1 - 1/N down to nearly zero, shifted by `flow_shift`, or by e^mu."""
+        steps = request.count
+        rising = 1 - np.linspace(1, 1 / len(self), steps + 1)
+        shift = self.own["flow_shift"] if request.mu is None else float(np.exp(request.mu))
+        return shifted(rising, shift)[::-1][:-1]
+
+    def last_timestep(self) -> int:
+        """One more than the noisiest timestep whose lambda is above `lambda_min_clipped`."""
+        clipped = self.own.get("lambda_min_clipped", -np.inf)
+        return len(self) - int(np.searchsorted(-np.log(self.training_sigmas)[::-1], clipped))
+
+    def spaced(self, steps: int) -> I64:
+        """Descending whole timesteps: N + 1 points, less the last."""
+        last, kind = self.last_timestep(), self.own.get("timestep_spacing")
+        if kind == "leading":
+            points = leading(last, steps + 1)[::-1][:-1] + self.own["steps_offset"]
+        elif kind == "trailing":
+            points = trailing(last, len(self) / steps, steps)
+        else:
+            points = np.linspace(0, last - 1, steps + 1)[::-1][:-1]
+        return points.round().astype(np.int64)
+
+    def grid_of(self, timesteps: I64, sigmas: F32) -> Grid:
+        """The grid through these levels, of which there is one more than timesteps."""
+        levels = sigmas.astype(np.float64)
+        flow = self.own["use_flow_sigmas"]
+        alpha = 1 - levels if flow else 1 / np.hypot(1.0, levels)
+        sigma = levels if flow else levels * alpha
+        return Grid(timesteps, alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], len(timesteps), sigmas)
+
+    def table_of(
+        self, grid: Grid, steps: list[Terms], fixes: list[Terms] | None = None, *, draws: bool = False
+    ) -> Table:
+        """A table of steps in the estimate that the solver works on."""
+        kind, clip = self.own["prediction_type"], clip_of(self.own)
+        clean = to_clean(kind, grid.alpha, grid.sigma)
+        on_clean, estimate = self.is_clean(self.own), clean
+        if not on_clean and clip is not None:
+            steps = through_clean(steps, grid)
+        elif not on_clean:
+            estimate = to_noise(kind, grid.alpha, grid.sigma)
+        rows = rows_of(grid, estimate, steps, fixes=fixes, draws=draws, clean=None if on_clean else clean)
+        unused = "unused" if self.own.get("variance_type") is not None else None
+        return Table(rows, grid.timesteps, grid.sigmas, clip=clip, variance=unused)
+
+    def check_descent(self, grid: Grid) -> None:
+        """Raises InputError: two calls share a noise level, so that a step between them has no length."""
+        if (np.diff(grid.sigma / grid.alpha) == 0).any():
+            raise InputError(f"two of the {grid.steps} steps share a noise level; ask for fewer steps")

@@ -1,0 +1,112 @@
+"""Engines against PyTorch eager at awkward sizes, on the bundled model, and in bfloat16."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exported import FORMATS, exported
+from numpy.typing import NDArray
+from test_engines import DECIBEL, LATENTS, distance, load, run
+
+from anamorph.backends.openvino import OpenVino
+from anamorph.checkpoint import BUNDLED
+from anamorph.engine import Target
+from anamorph.errors import InputError
+from anamorph.image import psnr
+
+BFLOAT16 = 30.0
+"""Least PSNR of a picture in bfloat16."""
+ENGINES = tuple(FORMATS)
+SIZES = ((4, 4), (4, 64), (64, 4), (6, 10), (2, 2), (20, 12), (7, 8), (28, 44), (12, 1), (0, 8))
+"""Height x width in pixels, of a checkpoint that takes multiples of 4: smallest, elongated, uneven, and none."""
+SERVED = {(height, width) for height, width in SIZES if height and not height % 4 and not width % 4}
+PROMPTS = ("a red apple", "a rocket")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ten_sizes_are_served_as_eager_does_or_refused_before_anything_runs(
+    sd2: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused size must not cost a call, and must not disturb the next served one."""
+    eager, pipe = load(sd2, backend="eager"), load(exported(sd2, engine))
+    assert len(SIZES) == 10
+    assert len(SERVED) == 5
+    for height, width in SIZES:
+        call: dict[str, Any] = {"prompt": "a dog", "seed": 1, "height": height, "width": width}
+        if (height, width) in SERVED:
+            latents, picture = run(pipe, **call)
+            expected, reference = run(eager, **call)
+            assert distance(latents, expected) <= LATENTS, (height, width)
+            assert psnr(reference, picture) >= DECIBEL
+            assert picture.shape[1:3] == (height, width)
+            continue
+        with monkeypatch.context() as patch:
+            patch.setattr(type(pipe), "plan", None)  # nothing is encoded, drawn or run
+            with pytest.raises(InputError, match=r"height|width"):
+                pipe(**call)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_session_called_outside_its_sizes_runs_nothing(sd2: Path, engine: str) -> None:
+    """An engine may answer a wrong size with its last result: the call must not reach it."""
+    session = load(exported(sd2, engine)).components["unet"].programs["unet"].session()
+
+    def call(height: int, width: int, channels: int = 4, batch: int = 2) -> dict[str, Any]:
+        random = np.random.default_rng(0)
+        sample = random.standard_normal((batch, channels, height, width), np.float32)
+        text = random.standard_normal((2, 7, 32), np.float32)
+        return {"sample": sample, "timestep": np.float32(500.5), "encoder_hidden_states": text}
+
+    first = session(call(4, 6))["out_sample"].copy()
+    for wrong in (call(3, 6), call(4, 7), call(0, 6), call(4, 6, channels=5), call(4, 6, batch=3)):
+        with pytest.raises(InputError):
+            session(wrong)
+    np.testing.assert_array_equal(session(call(4, 6))["out_sample"], first)
+    assert session(call(6, 4))["out_sample"].shape == (2, 4, 6, 4)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> dict[tuple[int, int], tuple[list[NDArray[Any]], NDArray[Any]]]:
+    """What eager draws with the bundled model: two prompts at 64 x 64 and 96 x 64."""
+    eager = load(BUNDLED, backend="eager")
+    return {size: run(eager, **_two(size)) for size in ((64, 64), (96, 64))}
+
+
+def _two(size: tuple[int, int]) -> dict[str, Any]:
+    return {"prompt": list(PROMPTS), "seed": [4, 9], "height": size[0], "width": size[1], "num_inference_steps": 4}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_bundled_model_draws_what_eager_draws(
+    bundled: dict[tuple[int, int], tuple[list[NDArray[Any]], NDArray[Any]]], engine: str
+) -> None:
+    pipe = load(exported(BUNDLED, engine))
+    for size, (expected, reference) in bundled.items():
+        latents, picture = run(pipe, **_two(size))
+        assert distance(latents, expected) <= LATENTS, size
+        assert psnr(reference, picture) >= DECIBEL
+    # Sensitive enough to notice another guidance in the third digit.
+    other, _ = run(pipe, **{**_two((64, 64)), "guidance_scale": 5.01})
+    assert distance(other, bundled[64, 64][0]) > LATENTS
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_odd_batch_of_the_bundled_model(engine: str) -> None:
+    call: dict[str, Any] = {"prompt": "a rocket", "num_images_per_prompt": 3, "seed": 6, "height": 64, "width": 64}
+    latents, picture = run(load(exported(BUNDLED, engine)), **call)
+    expected, reference = run(load(BUNDLED, backend="eager"), **call)
+    assert len(picture) == 3
+    assert distance(latents, expected) <= LATENTS
+    assert psnr(reference, picture) >= DECIBEL
+
+
+def test_the_bundled_model_in_bfloat16(
+    bundled: dict[tuple[int, int], tuple[list[NDArray[Any]], NDArray[Any]]],
+) -> None:
+    if "bfloat16" not in OpenVino().precisions(Target().device):
+        pytest.skip("the processor has no bfloat16")
+    pipe = load(exported(BUNDLED, "openvino"), torch_dtype="bfloat16")
+    assert {placed.precision for placed in pipe.placement.values()} == {"bfloat16"}
+    for size, (_, reference) in bundled.items():
+        assert BFLOAT16 <= psnr(reference, run(pipe, **_two(size))[1]) < DECIBEL, size
