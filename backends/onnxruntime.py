@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.cores import physical_cores
-from anamorph.backends.numpy_program import artifact_of, checked, imported, prepared
+from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
 from anamorph.backends.onnx_files import external_locations, with_outputs
 from anamorph.components import Component
 from anamorph.engine import Backend, Placement, Program, Target, check_target
@@ -23,6 +23,8 @@ from anamorph.plugins import hookimpl
 PROVIDER = "CPUExecutionProvider"
 BFLOAT16 = 16
 """ONNX's number of this type (onnx.proto, TensorProto.DataType)."""
+TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+"""ONNX Runtime's names of types -> those of an interface."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,15 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
     threads = engine.get_session_options().intra_op_num_threads
     details = {"provider": engine.get_providers()[0], "threads": str(threads)}
     placement = Placement(part, "onnxruntime", target.device, "float32", details)
-    return OnnxProgram(engine, artifact.parts[part].interface, placement, NumpyArrays(), linked)
+    inputs = {port.name: _port(port) for port in engine.get_inputs()}
+    outputs = {port.name for port in engine.get_outputs()}
+    interface = agreed(path, artifact.parts[part].interface, inputs, outputs)
+    return OnnxProgram(engine, interface, placement, NumpyArrays(), linked)
+
+
+def _port(port: Any) -> GraphPort:
+    sizes = (size if isinstance(size, int) else None for size in port.shape)
+    return GraphPort(TYPES.get(port.type, port.type), tuple(sizes))
 
 
 def _value(weight: Linked) -> Any:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.cores import physical_cores
-from anamorph.backends.numpy_program import artifact_of, checked, imported, prepared
+from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
 from anamorph.backends.openvino_files import check_ir
 from anamorph.backends.openvino_weights import put_weights
 from anamorph.components import Component
@@ -24,6 +24,10 @@ from anamorph.plugins import hookimpl
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 DEVICE = "CPU"
+TYPES = {"f32": "float32", "i64": "int64"}
+"""OpenVINO's names of types -> those of an interface."""
+SCALAR = (1,)
+"""The shape of single numbers in OpenVINO's files, as other tools feed them."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,8 @@ class OpenVinoSession:
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         interface = self.program.interface
         values, sizes = prepared(interface, inputs)
-        # Files hold single numbers as one element, as other tools feed them.
         self.request.infer(
-            {name: value.reshape(value.shape or (1,)) for name, value in values.items()}, share_inputs=True
+            {name: value.reshape(value.shape or SCALAR) for name, value in values.items()}, share_inputs=True
         )
         outputs = {port.name: np.array(self.request.get_tensor(port.name).data) for port in interface.outputs}
         return checked(interface, sizes, outputs)
@@ -128,7 +131,17 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
     except RuntimeError as error:
         raise ArtifactError(f"{path} cannot be opened by OpenVINO: {str(error).strip().splitlines()[-1]}") from None
     placement = _placement(compiled, part, target)
-    return OpenVinoProgram(compiled, interface, placement, NumpyArrays(), weights)
+    declared = {port.name for port in interface.inputs}
+    inputs = {min(port.names, key=lambda name: name not in declared): _port(port) for port in compiled.inputs}
+    outputs = {name for port in compiled.outputs for name in port.names}
+    served = agreed(path, interface, inputs, outputs, SCALAR)
+    return OpenVinoProgram(compiled, served, placement, NumpyArrays(), weights)
+
+
+def _port(port: Any) -> GraphPort:
+    kind = port.element_type.to_string()
+    sizes = (size.get_length() if size.is_static else None for size in port.partial_shape)
+    return GraphPort(TYPES.get(kind, kind), tuple(sizes))
 
 
 def _placement(compiled: Any, part: str, target: Target) -> Placement:
@@ -154,11 +167,10 @@ def _take_floats(model: Any, interface: Interface) -> None:
         if not port.names & whole or port.element_type != openvino.Type.i64:
             continue
         old = port.get_node()
-        (reader,) = port.get_target_inputs()
         new = openvino.op.Parameter(openvino.Type.f32, old.get_partial_shape())
         new.output(0).set_names(port.names)
-        for consumer in reader.get_node().output(0).get_target_inputs():  # the conversion's readers
-            consumer.replace_source_output(new.output(0))
+        for reader in port.get_target_inputs():  # their conversion to float32 no longer does anything
+            reader.replace_source_output(new.output(0))
         model.remove_parameter(old)
         model.add_parameters([new])
     model.validate_nodes_and_infer_types()

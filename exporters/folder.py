@@ -86,6 +86,7 @@ class FolderExporter:
             if draft is None:
                 report(f"another process has just written {target}")
                 return []
+            (draft / DRAFT).touch()  # from its first file on: without a manifest it could be another tool's folder
             probes = Path(references)
             artifact = self._write(checkpoint, interfaces, draft, probes, options, report)
             _write_draft(artifact)

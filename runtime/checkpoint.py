@@ -1,15 +1,18 @@
 """A checkpoint in diffusers' layout: a local folder or a hub id, and what its `model_index.json` says."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from anamorph.artifact import Artifact, is_artifact, read_artifact
 from anamorph.config import Config, read_json
 from anamorph.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".model")
@@ -72,6 +75,7 @@ def open_checkpoint(source: Source, made_from: Path | None = None) -> Checkpoint
 
     Raises CheckpointError: no such folder or id, or the index is missing or malformed.
     Raises ArtifactError: the folder is an artifact that is damaged, incomplete or of a newer schema.
+    Raises ConfigError: it was exported by another tool, from a model that is not served.
     """
     folder = _folder(source)
     index = folder / "model_index.json"
@@ -90,7 +94,19 @@ def open_checkpoint(source: Source, made_from: Path | None = None) -> Checkpoint
         else:
             settings[key] = value
     artifact = read_artifact(folder, made_from) if is_artifact(folder) else None
-    return Checkpoint(folder, class_name, components, settings, source.variant, artifact)
+    opened = Checkpoint(folder, class_name, components, settings, source.variant, artifact)
+    return opened if artifact is not None else _as_foreign(opened)
+
+
+def _as_foreign(opened: Checkpoint) -> Checkpoint:
+    """The same with an artifact where another tool has exported the folder."""
+    from anamorph.foreign import foreign_format, pipeline_class, read_foreign  # it needs what stands here
+
+    if (form := foreign_format(opened.folder)) is None:
+        return opened
+    artifact = read_foreign(opened.folder, form, {name: slot[1] for name, slot in opened.components.items() if slot})
+    log.info("%s: %s", opened.folder, artifact.image["status"])
+    return replace(opened, class_name=pipeline_class(opened.class_name), artifact=artifact)
 
 
 def component_config(folder: Path) -> Config:

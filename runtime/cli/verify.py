@@ -58,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
     folder = open_checkpoint(Source(options.folder, local_files_only=True), given and given.folder)
     if folder.artifact is None:
         raise InputError(f"{options.folder} is no exported folder; name one that `anamorph export` wrote")
+    if not folder.artifact.source["name"]:
+        raise InputError(f"{options.folder} was exported by another tool, which left no certificate to repeat")
     source = given or open_checkpoint(Source(str(folder.artifact.checkpoint), variant=options.variant))
     checks = get_exporter([folder.artifact.format]).verify(folder, source, say, options.blocks)
     found = divergence(checks)
