@@ -33,10 +33,10 @@ class TorchArrays:
     def get(self, value: "torch.Tensor") -> NDArray[Any]:
         return value.detach().cpu().numpy()
 
-    def concat(self, values: Sequence["torch.Tensor"]) -> "torch.Tensor":
+    def concat(self, values: Sequence["torch.Tensor"], axis: int = 0) -> "torch.Tensor":
         import torch
 
-        return torch.cat(list(values))
+        return torch.cat(list(values), axis)
 
     def finite(self, value: "torch.Tensor") -> Any:
         import torch

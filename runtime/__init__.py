@@ -23,7 +23,12 @@ if TYPE_CHECKING:
         UNet2DModel,
         VQModel,
     )
-    from anamorph.pipelines import DiffusionPipeline, StableDiffusionPipeline
+    from anamorph.pipelines import (
+        DiffusionPipeline,
+        StableDiffusionImg2ImgPipeline,
+        StableDiffusionInpaintPipeline,
+        StableDiffusionPipeline,
+    )
     from anamorph.plugins import hookimpl, list_backends
     from anamorph.schedulers import (
         CMStochasticIterativeScheduler,
@@ -70,6 +75,8 @@ _HOMES = {
     "UNet2DModel": "models",
     "VQModel": "models",
     "DiffusionPipeline": "pipelines",
+    "StableDiffusionImg2ImgPipeline": "pipelines",
+    "StableDiffusionInpaintPipeline": "pipelines",
     "StableDiffusionPipeline": "pipelines",
     "list_backends": "plugins",
     "hookimpl": "plugins",
@@ -138,6 +145,8 @@ __all__ = [
     "PNDMScheduler",
     "RePaintScheduler",
     "SASolverScheduler",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionSafetyChecker",
     "TCDScheduler",

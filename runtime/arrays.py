@@ -28,8 +28,8 @@ class Arrays(Protocol):
     def get(self, value: Array) -> NDArray[Any]:
         """To NumPy."""
 
-    def concat(self, values: Sequence[Array]) -> Array:
-        """Join along the first axis."""
+    def concat(self, values: Sequence[Array], axis: int = 0) -> Array:
+        """Join along an axis."""
 
     def finite(self, value: Array) -> Any:
         """A truth value (maybe still on its way): no NaN and no infinity."""
@@ -50,8 +50,8 @@ class NumpyArrays:
     def get(self, value: Array) -> NDArray[Any]:
         return np.asarray(value)
 
-    def concat(self, values: Sequence[Array]) -> Array:
-        return np.concatenate(values)
+    def concat(self, values: Sequence[Array], axis: int = 0) -> Array:
+        return np.concatenate(values, axis)
 
     def finite(self, value: Array) -> Any:
         return bool(np.isfinite(value).all())

@@ -21,8 +21,15 @@ BLOCK = 16
 class NoiseSource(Protocol):
     """Where a generation takes its noise from."""
 
-    def normal(self, shape: tuple[int, ...]) -> F32:
-        """Draw the next noise of all N images; `shape` is that of one image, the result is [N, *shape]."""
+    @property
+    def separate(self) -> bool:
+        """Whether each image has a stream of its own."""
+
+    def normal(self, shape: tuple[int, ...], first: int | None = None) -> F32:
+        """Draw the next noise of all N images, or of the `first` ones alone, which leaves the others where they are.
+
+        `shape` is that of one image, the result is [N or first, *shape].
+        """
 
 
 class Stream:
@@ -101,9 +108,13 @@ class SeededNoise:
             raise InputError("there are no seeds, expected one for each image")
         self._streams = tuple(Stream(seed) for seed in seeds)
 
-    def normal(self, shape: tuple[int, ...]) -> F32:
-        """Draw [len(seeds), *shape]."""
-        return np.stack([stream.normal(shape) for stream in self._streams])
+    @property
+    def separate(self) -> bool:
+        return True
+
+    def normal(self, shape: tuple[int, ...], first: int | None = None) -> F32:
+        """Draw [len(seeds) or first, *shape]."""
+        return np.stack([stream.normal(shape) for stream in self._streams[:first]])
 
 
 class TorchNoise:
@@ -129,10 +140,15 @@ class TorchNoise:
         if not self._single and len(self._generators) != n:
             raise InputError(f"there are {len(self._generators)} generators for {n} pictures; give one per picture")
 
-    def normal(self, shape: tuple[int, ...]) -> F32:
-        """Draw [n, *shape]."""
-        images = self._n if self._single else 1
-        return np.concatenate([_torch_normal(item, (images, *shape)) for item in self._generators])
+    @property
+    def separate(self) -> bool:
+        return not self._single
+
+    def normal(self, shape: tuple[int, ...], first: int | None = None) -> F32:
+        """Draw [n or first, *shape]."""
+        if self._single:
+            return _torch_normal(self._generators[0], (self._n if first is None else first, *shape))
+        return np.concatenate([_torch_normal(item, (1, *shape)) for item in self._generators[:first]])
 
 
 def _torch_normal(generator: Any, shape: tuple[int, ...]) -> F32:

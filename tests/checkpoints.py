@@ -2,6 +2,7 @@
 
 tiny_sd1  epsilon, DDIM, 1x1-conv projections, one number of heads, quick_gelu, 3 levels; 8 pixels per latent
 tiny_sd2  v_prediction, DDIM, linear projections, heads per level, gelu, 2 levels; 2 pixels per latent
+tiny_inpaint  as tiny_sd1 with 2 levels, and a denoiser of 9 channels
 """
 
 import json
@@ -64,13 +65,26 @@ def tiny_sd2(folder: Path, *, upcast_attention: bool = False) -> Path:
     return save_pipeline(folder, {**UNET, **heads}, VAE, {**CLIP, "hidden_act": "gelu"}, "v_prediction")
 
 
+def tiny_inpaint(folder: Path) -> Path:
+    """A checkpoint of the first kind whose denoiser also sees a mask and the latents of what stays."""
+    vae = {"block_out_channels": (16, 16, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 4,
+           "up_block_types": ("UpDecoderBlock2D",) * 4, "sample_size": 64}  # fmt: skip
+    kind = diffusers.StableDiffusionInpaintPipeline
+    return save_pipeline(folder, {**UNET, "in_channels": 9}, {**VAE, **vae}, CLIP, "epsilon", kind)
+
+
 def save_pipeline(
-    folder: Path, unet: dict[str, Any], vae: dict[str, Any], clip: dict[str, Any], prediction_type: str
+    folder: Path,
+    unet: dict[str, Any],
+    vae: dict[str, Any],
+    clip: dict[str, Any],
+    prediction_type: str,
+    kind: Any = diffusers.StableDiffusionPipeline,
 ) -> Path:
-    """Write a whole StableDiffusionPipeline without a safety checker; returns the folder."""
+    """Write a whole pipeline of the class `kind` without a safety checker; returns the folder."""
     with TemporaryDirectory() as draft:
         tokenizer = tiny_tokenizer(Path(draft))
-    pipeline = diffusers.StableDiffusionPipeline(
+    pipeline = kind(
         vae=noisy(diffusers.AutoencoderKL(**vae), 1),
         text_encoder=noisy(tiny_clip(len(tokenizer), **clip), 2),
         tokenizer=tokenizer,

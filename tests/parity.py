@@ -1,5 +1,6 @@
 """Running diffusers and Anamorph side by side, step by step."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anamorph import StableDiffusionPipeline
 from anamorph.arrays import to_numpy
 
 LATENT_BOUND = 1e-5
@@ -31,26 +31,46 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def reference(folder: Path, scheduler: type | None, seeds: Sequence[int], **call: Any) -> Trace:
-    """diffusers' pictures."""
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+@functools.cache
+def _opened(kind: str, folder: Path) -> tuple[Any, Any]:
+    """diffusers' pipeline and its own scheduler; loading takes longer than a picture."""
+    pipe = getattr(diffusers, kind).from_pretrained(folder, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
+    return pipe, pipe.scheduler
+
+
+def generator(seeds: Sequence[int] | int) -> Any:
+    """One generator for all pictures, or one for each."""
+    return generators([seeds])[0] if isinstance(seeds, int) else generators(seeds)
+
+
+def reference(
+    folder: Path,
+    scheduler: type | None,
+    seeds: Sequence[int] | int,
+    kind: str = "StableDiffusionPipeline",
+    options: dict[str, Any] | None = None,
+    **call: Any,
+) -> Trace:
+    """diffusers' pictures; `options` replace entries of the scheduler's configuration."""
+    pipe, original = _opened(kind, folder)
+    pipe.scheduler = original
     if scheduler is not None:
-        pipe.scheduler = getattr(diffusers, scheduler.__name__).from_config(pipe.scheduler.config)
+        pipe.scheduler = getattr(diffusers, scheduler.__name__).from_config(original.config, **(options or {}))
     latents: list[NDArray[Any]] = []
 
     def keep(_pipe: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
         latents.append(values["latents"].numpy().copy())
         return {}
 
-    images = pipe(generator=generators(seeds), output_type="np", callback_on_step_end=keep, **call).images
+    images = pipe(generator=generator(seeds), output_type="np", callback_on_step_end=keep, **call).images
     return Trace(latents, images)
 
 
-def ours(pipe: StableDiffusionPipeline, seeds: Sequence[int], **call: Any) -> Trace:
+def ours(pipe: Any, seeds: Sequence[int] | int, **call: Any) -> Trace:
     """Our pictures from the same generators."""
     latents = []
-    for state in pipe.steps(generator=generators(seeds), **call):
+    for state in pipe.steps(generator=generator(seeds), **call):
         latents.append(to_numpy(state.latents).copy())
         last = state
     return Trace(latents, last.preview("np"))

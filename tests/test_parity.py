@@ -83,3 +83,9 @@ def test_several_pictures_of_one_prompt_equal_diffusers(sd1: Path) -> None:
     latents, pixels = compare(sd1, prompt="a cat", negative_prompt=None, num_inference_steps=3, num_images_per_prompt=2)
     assert latents <= LATENT_BOUND
     assert pixels <= IMAGE_BOUND
+
+
+def test_rescaled_guidance_equals_diffusers(sd1: Path) -> None:
+    latents, pixels = compare(sd1, num_inference_steps=6, guidance_rescale=0.7)
+    assert latents <= LATENT_BOUND
+    assert pixels <= IMAGE_BOUND

@@ -1,7 +1,19 @@
 """Pipelines: pure orchestration over engines."""
 
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.outputs import PipelineOutput
-from anamorph.pipelines.stable_diffusion import StableDiffusionPipeline
+from anamorph.pipelines.stable_diffusion import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
 
-__all__ = ["DiffusionPipeline", "PipelineOutput", "StableDiffusionPipeline"]
+__all__ = [
+    "DiffusionPipeline",
+    "LatentDiffusion",
+    "PipelineOutput",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionPipeline",
+]

@@ -15,6 +15,7 @@ from anamorph.pipelines.loading import (
     Wishes,
     as_component,
     check_slots,
+    completed,
     open_component,
     read_component,
     read_scheduler,
@@ -40,8 +41,9 @@ class DiffusionPipeline:
     """Whether a call draws a progress bar; None: only where the error stream is a terminal."""
     registry: ClassVar[dict[str, type["DiffusionPipeline"]]] = {}
 
-    def __init_subclass__(cls) -> None:
-        DiffusionPipeline.registry[cls.__name__] = cls
+    def __init_subclass__(cls, public: bool = True) -> None:
+        if public:
+            DiffusionPipeline.registry[cls.__name__] = cls
 
     def __init__(
         self,
@@ -129,10 +131,10 @@ class DiffusionPipeline:
 
     def _open(self, slot: str, value: Any) -> Loaded:
         component = as_component(slot, value, self.SLOTS[slot])
-        if isinstance(component, Loaded):
-            return component
-        names = [*self.SLOTS, *self.PARTS]
         parts = [part for part, owner in self.PARTS.items() if owner == slot]
+        if isinstance(component, Loaded):
+            return completed(component, parts)
+        names = [*self.SLOTS, *self.PARTS]
         return open_component(component, parts, Wishes.of(*self._given, names))
 
     def set_progress_bar_config(self, *, disable: bool = False) -> None:

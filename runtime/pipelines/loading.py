@@ -106,6 +106,16 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes) -
     return Loaded(component, programs)
 
 
+def completed(loaded: Loaded, parts: Sequence[str]) -> Loaded:
+    """A component that another pipeline opened, with `parts` beside what it has; they go where its first part runs."""
+    missing = [part for part in parts if part not in loaded.programs]
+    if not missing:
+        return loaded
+    placed = next(iter(loaded.programs.values())).placement
+    more = get_backend(placed.engine).open(loaded.component, missing, Target(placed.device, placed.precision))
+    return Loaded(loaded.component, {**loaded.programs, **more})
+
+
 def _readable(component: Component, backend: Backend) -> Component:
     """The component in a form that the engine opens: itself, or its export in the user's cache.
 

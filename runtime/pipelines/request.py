@@ -13,7 +13,7 @@ LARGEST_SIDE = 16384
 
 @dataclass(frozen=True)
 class Request:
-    """One call of a text-to-image pipeline.
+    """One call of a pipeline; pictures that it starts from are named by the caller who records it.
 
     `prompt` and `negative_prompt` have one entry per prompt; `seeds` one per picture (prompts times
     `num_images_per_prompt`, pictures of one prompt side by side), or none where the caller brought the noise.
@@ -30,6 +30,10 @@ class Request:
     seeds: tuple[int, ...] | None = None
     timesteps: tuple[int, ...] | None = None
     sigmas: tuple[float, ...] | None = None
+    guidance_rescale: float = 0.0
+    clip_skip: int | None = None
+    strength: float | None = None
+    padding_mask_crop: int | None = None
 
     @property
     def images(self) -> int:
@@ -37,8 +41,10 @@ class Request:
         return len(self.prompt) * self.num_images_per_prompt
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """As plain JSON types, without what only other tasks have."""
+        optional = ("clip_skip", "strength", "padding_mask_crop")
+        items = [(key, value) for key, value in asdict(self).items() if value is not None or key not in optional]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
 
 
 def as_texts(value: str | Sequence[str], name: str) -> tuple[str, ...]:
@@ -93,9 +99,21 @@ def check_size(height: int, width: int, multiple: int) -> None:
             raise InputError(f"{name} is {value}, expected at most {LARGEST_SIDE} pixels")
 
 
-def check_numbers(guidance_scale: float, num_images_per_prompt: int) -> None:
+def check_numbers(guidance_scale: float, num_images_per_prompt: int, guidance_rescale: float = 0.0) -> None:
     """Raise InputError where a number makes no sense for any model."""
+    if not 0 <= guidance_rescale <= 1:
+        raise InputError(f"guidance_rescale is {guidance_rescale}, expected 0 to 1")
     if not 0 <= guidance_scale < float("inf"):
         raise InputError(f"guidance_scale is {guidance_scale}, expected a finite number of 0 or more")
     if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
         raise InputError(f"num_images_per_prompt is {num_images_per_prompt!r}, expected 1 or more")
+
+
+def steps_left(steps: int, strength: float) -> int:
+    """How many of `steps` a picture goes through at a strength in 0..1: floor(steps strength).
+
+    Raises InputError: none is left.
+    """
+    if (left := int(steps * strength)) < 1:
+        raise InputError(f"strength {strength} leaves none of {steps} steps; expected at least 1/{steps}")
+    return left

@@ -1,6 +1,6 @@
 """The denoising loop: one generator for every task and every engine."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,14 @@ from anamorph.schedulers import Table, advance
 class Guidance:
     """Classifier-free guidance: out = u + s (c - u) over the two halves of a batch (Ho & Salimans 2022, eq. 6).
 
-    Without `active`, only the conditional half exists and passes unchanged.
+    Without `active`, only the conditional half exists and passes unchanged. `rescale` in 0..1 mixes in the same
+    output with the deviation of the conditional half, r out std(c) / std(out) + (1 - r) out, against overexposure
+    (Lin et al. 2023, arXiv:2305.08891, section 3.4).
     """
 
     scale: float
     active: bool
+    rescale: float = 0.0
 
     @property
     def branches(self) -> int:
@@ -32,18 +35,37 @@ class Guidance:
             return out
         half = out.shape[0] // 2
         unconditional, conditional = out[:half], out[half:]
-        return unconditional + self.scale * (conditional - unconditional)
+        out = unconditional + self.scale * (conditional - unconditional)
+        if not self.rescale:
+            return out
+        return self.rescale * (out * (_deviation(conditional) / _deviation(out))) + (1 - self.rescale) * out
+
+
+def _deviation(x: Array) -> Array:
+    """Standard deviation of each image, [N, 1, 1, 1], up to a constant factor."""
+    axes = tuple(range(1, x.ndim))
+    return ((x - x.mean(axes, keepdims=True)) ** 2).mean(axes, keepdims=True) ** 0.5
+
+
+AfterStep = Callable[[int, Array], Array]
+"""From the number of the step and the latents that it led to, to the latents that the next one starts from."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the loop needs, ready before it starts; nothing here changes while it runs."""
+    """Everything that the loop needs, ready before it starts; nothing here changes while it runs.
+
+    `channels` [N, C, h, w] are joined to the latents wherever the denoiser sees them; `after` has the last word on
+    the latents of a step.
+    """
 
     table: Table
     latents: Array
     conditions: Mapping[str, Array]
     guidance: Guidance
     noise: NoiseSource
+    channels: Array | None = None
+    after: AfterStep | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +129,8 @@ def denoise(plan: Plan, session: Session, arrays: Arrays) -> Generator[Step, Cha
     x, conditions, history = plan.latents, dict(plan.conditions), ()
     for n, row in enumerate(table.rows):
         sample = x if row.scale == 1.0 else row.scale * x
+        if plan.channels is not None:
+            sample = arrays.concat([sample, plan.channels], 1)
         inputs = {
             "sample": arrays.concat([sample] * guidance.branches) if guidance.active else sample,
             "timestep": arrays.put(np.array(row.timestep, dtype=np.float32)),
@@ -116,6 +140,8 @@ def denoise(plan: Plan, session: Session, arrays: Arrays) -> Generator[Step, Cha
         check.add(out, f"step {n + 1} of {len(table.rows)} (timestep {row.timestep:g})")
         noise = arrays.put(plan.noise.normal(tuple(x.shape[1:]))) if row.draws else None
         x, history = advance(table, n, x, guidance.combine(out), history, noise)
+        if plan.after is not None:
+            x = plan.after(n, x)
         changes = yield Step(n, len(table.rows), row.timestep, x, conditions)
         if changes is not None:
             x = x if changes.latents is None else changes.latents

@@ -1,0 +1,295 @@
+"""The arguments of a call: their names and defaults, and how they become a checked `Job`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anamorph.arrays import to_numpy
+from anamorph.errors import InputError
+from anamorph.pipelines.cropping import Box, region
+from anamorph.pipelines.pictures import (
+    Fit,
+    Given,
+    binary,
+    check_count,
+    is_latent,
+    own_size,
+    pixels,
+    read_masks,
+    read_pictures,
+)
+from anamorph.pipelines.request import (
+    Request,
+    as_texts,
+    check_numbers,
+    check_size,
+    negatives_for,
+    seeds_for,
+)
+from anamorph.pipelines.tasks import Sources
+
+DEFAULT_STEPS = 50
+
+
+class Common(TypedDict, total=False):
+    """The arguments of every task."""
+
+    num_inference_steps: int | None
+    timesteps: Sequence[int] | None
+    sigmas: Sequence[float] | None
+    guidance_scale: float
+    negative_prompt: str | Sequence[str] | None
+    num_images_per_prompt: int
+    eta: float
+    generator: Any
+    prompt_embeds: Any
+    negative_prompt_embeds: Any
+    guidance_rescale: float
+    clip_skip: int | None
+    seed: int | Sequence[int] | None
+
+
+class Arguments(Common, total=False):
+    """The arguments of text to image."""
+
+    height: int | None
+    width: int | None
+    latents: Any
+
+
+class Img2ImgArguments(Common, total=False):
+    """The arguments of image to image."""
+
+    image: Any
+    strength: float
+
+
+class InpaintArguments(Common, total=False):
+    """The arguments of inpainting."""
+
+    image: Any
+    mask_image: Any
+    masked_image_latents: Any
+    height: int | None
+    width: int | None
+    padding_mask_crop: int | None
+    strength: float
+    latents: Any
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Where a picture that was drawn for a part of another goes."""
+
+    original: Image.Image
+    mask: Image.Image
+    box: Box
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked call: the serialisable request, and what the caller brought instead of seeds and texts."""
+
+    request: Request
+    generator: Any = None
+    latents: NDArray[Any] | None = None
+    prompt_embeds: NDArray[Any] | None = None
+    negative_embeds: NDArray[Any] | None = None
+    sources: Sources = field(default_factory=Sources)
+    overlay: Overlay | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a pipeline's models say about arguments: sides in pixels, channels, the text's width, layers of the encoder.
+
+    `factor` is the number of pixels per latent along one side, `side` the model's own size.
+    """
+
+    factor: int
+    side: int
+    channels: int
+    latent_channels: int
+    width: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """Every argument of every task, with its default; a task's own names are checked before."""
+
+    prompt: str | Sequence[str] | None = None
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int | None = None
+    timesteps: Sequence[int] | None = None
+    sigmas: Sequence[float] | None = None
+    guidance_scale: float = 7.5
+    negative_prompt: str | Sequence[str] | None = None
+    num_images_per_prompt: int = 1
+    eta: float = 0.0
+    generator: Any = None
+    latents: Any = None
+    prompt_embeds: Any = None
+    negative_prompt_embeds: Any = None
+    guidance_rescale: float = 0.0
+    clip_skip: int | None = None
+    seed: int | Sequence[int] | None = None
+    image: Any = None
+    mask_image: Any = None
+    masked_image_latents: Any = None
+    padding_mask_crop: int | None = None
+    strength: float | None = None
+
+
+def job_of(call: Call, limits: Limits, needs: Sequence[str]) -> Job:
+    """Check a call and freeze it; `needs` are the names of the sources that the task starts from.
+
+    Raises InputError: an argument is missing, out of range or does not fit the others.
+    """
+    if (call.prompt is None) == (call.prompt_embeds is None):
+        raise InputError("give either prompt or prompt_embeds")
+    check_numbers(call.guidance_scale, call.num_images_per_prompt, call.guidance_rescale)
+    _check_clip_skip(call.clip_skip, limits.layers)
+    embeds, negatives = _embeds(call, limits.width)
+    prompts = ("",) * (0 if embeds is None else len(embeds)) if call.prompt is None else as_texts(call.prompt, "prompt")
+    images = len(prompts) * call.num_images_per_prompt
+    brought = _brought(call, limits, needs)
+    height, width = _size(call, limits, brought)
+    if call.generator is not None and call.seed is not None:
+        raise InputError("give either seed or generator, not both")
+    steps = call.num_inference_steps
+    if steps is None and call.timesteps is None and call.sigmas is None:
+        steps = DEFAULT_STEPS
+    request = Request(
+        prompts, negatives_for(len(prompts), call.negative_prompt), height, width, steps, float(call.guidance_scale),
+        call.num_images_per_prompt, float(call.eta), seeds_for(images, call.seed) if call.generator is None else None,
+        None if call.timesteps is None else tuple(call.timesteps), None if call.sigmas is None else tuple(call.sigmas),
+        float(call.guidance_rescale), call.clip_skip, _strength(call), call.padding_mask_crop,
+    )  # fmt: skip
+    shape = (limits.latent_channels, height // limits.factor, width // limits.factor)
+    overlay = _overlay(call, height, width)
+    sources = _sources(call, brought, Fit(height, width, overlay.box if overlay else None), shape, images)
+    latents = None if call.latents is None else _latents(call.latents, "latents", (images, *shape))
+    return Job(request, call.generator, latents, embeds, negatives, sources, overlay)
+
+
+def _check_clip_skip(clip_skip: int | None, layers: int) -> None:
+    if clip_skip is not None and (not isinstance(clip_skip, int) or not 0 <= clip_skip <= layers):
+        raise InputError(f"clip_skip is {clip_skip!r}, expected None or 0 to {layers} layers")
+
+
+def _embeds(call: Call, width: int) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+    if call.negative_prompt_embeds is not None and call.negative_prompt is not None:
+        raise InputError("give either negative_prompt or negative_prompt_embeds, not both")
+    if call.prompt_embeds is not None and call.clip_skip is not None:
+        raise InputError("clip_skip says how texts are encoded, but prompt_embeds are given; leave one out")
+    arrays = []
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        value = getattr(call, name)
+        array = None if value is None else to_numpy(value).astype(np.float32)
+        if array is not None and (array.ndim != 3 or array.shape[2] != width or not len(array)):
+            raise InputError(f"{name} has shape {list(array.shape)}, expected [prompts, tokens, {width}]")
+        arrays.append(array)
+    if arrays[0] is not None and arrays[1] is not None and arrays[0].shape != arrays[1].shape:
+        raise InputError("prompt_embeds and negative_prompt_embeds have different shapes; expected the same")
+    return arrays[0], arrays[1]
+
+
+def _latents(value: Any, name: str, expected: tuple[int, ...]) -> NDArray[Any]:
+    array = to_numpy(value).astype(np.float32)
+    if array.shape != expected:
+        raise InputError(f"{name} have shape {list(array.shape)}, expected {list(expected)}")
+    return array
+
+
+def _strength(call: Call) -> float | None:
+    strength = call.strength
+    if strength is None:
+        return None
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
+        raise InputError(f"strength is {strength!r}, expected 0 to 1")
+    return float(strength)
+
+
+@dataclass(frozen=True)
+class _Brought:
+    """The sources of a call as they came."""
+
+    image: Given | None = None
+    mask: Given | None = None
+
+
+def _brought(call: Call, limits: Limits, needs: Sequence[str]) -> _Brought:
+    all_of = " and ".join(needs)
+    for name in needs:
+        if getattr(call, name) is None:
+            others = [other for other in needs if getattr(call, other) is not None]
+            what = f"{' and '.join(others)} without {name}" if others else f"{name} is missing"
+            raise InputError(f"{what}; this task starts from {all_of}")
+    if "image" not in needs:
+        return _Brought()
+    image = read_pictures(call.image, limits.channels, limits.latent_channels)
+    if "mask_image" not in needs:
+        return _Brought(image)
+    mask = read_masks(call.mask_image)
+    factor = limits.factor if is_latent(image, limits.latent_channels) else 1
+    expected = (image.size[0] * factor, image.size[1] * factor)
+    if mask.size != expected:
+        raise InputError(
+            f"mask_image is {mask.size[0]}x{mask.size[1]} and image {expected[0]}x{expected[1]} pixels, "
+            "expected the same size; resize the mask"
+        )
+    return _Brought(image, mask)
+
+
+def _size(call: Call, limits: Limits, brought: _Brought) -> tuple[int, int]:
+    """Height and width of the pictures; without a mask, a source's own size counts."""
+    if brought.image is not None and is_latent(brought.image, limits.latent_channels):
+        size = (brought.image.size[0] * limits.factor, brought.image.size[1] * limits.factor)
+        if any(side not in (None, own) for side, own in zip((call.height, call.width), size, strict=True)):
+            raise InputError(f"image holds latents of {size[0]}x{size[1]} pixels; leave height and width out")
+    elif brought.image is not None and brought.mask is None:
+        size = own_size(brought.image, limits.factor)
+    else:
+        size = (limits.side if call.height is None else call.height, limits.side if call.width is None else call.width)
+    check_size(*size, limits.factor)
+    return size
+
+
+def _overlay(call: Call, height: int, width: int) -> Overlay | None:
+    pad, image, mask = call.padding_mask_crop, call.image, call.mask_image
+    if pad is None:
+        return None
+    if not isinstance(pad, int) or pad < 0:
+        raise InputError(f"padding_mask_crop is {pad!r}, expected 0 or more pixels")
+    if not isinstance(image, Image.Image) or not isinstance(mask, Image.Image):
+        raise InputError("padding_mask_crop needs one Pillow image and one Pillow mask")
+    return Overlay(image, mask, region(mask, width, height, pad))
+
+
+def _sources(call: Call, brought: _Brought, fit: Fit, shape: tuple[int, int, int], images: int) -> Sources:
+    image, mask = brought.image, brought.mask
+    if image is None:
+        return Sources()
+    for given in (image, mask):
+        if given is not None:
+            check_count(given.name, given.count, images)
+    latents = image.array if image.array is not None and is_latent(image, shape[0]) else None
+    pictures = pixels(image, fit) if latents is None else None
+    if mask is None:
+        return Sources(pictures, latents)
+    if image.count != mask.count and 1 not in (image.count, mask.count):
+        raise InputError(f"there are {image.count} pictures and {mask.count} masks; give as many, or one of a kind")
+    kept = call.masked_image_latents
+    if kept is None and pictures is None:
+        raise InputError("image holds latents; give masked_image_latents, too")
+    if kept is not None:
+        kept = to_numpy(kept)
+        check_count("masked_image_latents", len(kept), images)
+        kept = _latents(kept, "masked_image_latents", (len(kept), *shape))
+    return Sources(pictures, latents, binary(mask, fit), kept)

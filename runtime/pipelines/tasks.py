@@ -1,0 +1,176 @@
+"""What tells one task from another: where the latents start, what else the denoiser sees, what follows a step.
+
+Its heart is a function from a `Scene` (the checked call and what the loop will use) to a `Start`. New tasks are built
+from the small functions below; noise is drawn in diffusers' order, so that its generators give its pictures.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anamorph.arrays import Array, Arrays
+from anamorph.noise import NoiseSource
+from anamorph.pipelines.pictures import repeated
+from anamorph.pipelines.request import Request
+from anamorph.pipelines.sampling import AfterStep
+from anamorph.schedulers import Table, add_noise
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a task starts from, checked and brought to size.
+
+    `pictures` [B, C, H, W] in -1..1, or `latents` [B, c, h, w] that the caller encoded; `mask` [B, 1, H, W] is 1
+    where something is to be drawn; `masked_latents` [B, c, h, w] the caller's encoding of what stays.
+    """
+
+    pictures: F32 | None = None
+    latents: F32 | None = None
+    mask: F32 | None = None
+    masked_latents: F32 | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that a task may use; `encode` gives mean and log-variance [B, 2 c, h, w] of pictures."""
+
+    request: Request
+    sources: Sources
+    given: F32 | None
+    table: Table
+    noise: NoiseSource
+    shape: tuple[int, int, int]
+    """[c, h, w] of one picture's latents."""
+    scaling: float
+    """Latents of the denoiser are those of the autoencoder times this."""
+    inpainting_model: bool
+    """Whether the denoiser takes a mask and what stays as further channels."""
+    arrays: Arrays
+    encode: Callable[[F32], F32]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first latents, and what `Plan` takes beside them."""
+
+    latents: Array
+    channels: Array | None = None
+    after: AfterStep | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: its `start`, the arguments that it `takes`, those that it `needs`, and the default of its strength.
+
+    `inpainting`: its denoiser may be a model for inpainting, which takes further channels.
+    """
+
+    start: Callable[[Scene], Start]
+    takes: Collection[str]
+    needs: tuple[str, ...] = ()
+    strength: float | None = None
+    inpainting: bool = False
+
+
+LOG_VARIANCE = (-30.0, 20.0)
+"""Limits of the autoencoder's log-variance."""
+
+
+def from_noise(scene: Scene) -> Start:
+    """Text to image: x = sigma_0 z."""
+    return Start(scene.arrays.put(_pure(scene, _noise(scene))))
+
+
+def from_picture(scene: Scene) -> Start:
+    """Image to image: x = alpha x_0 + sigma z at the level of the first row (SDEdit, Meng et al. 2022)."""
+    # A single generator draws once for a picture that several start from; generators of their own draw for each.
+    clean = _clean(scene, scene.request.images if scene.noise.separate else None)
+    noisy = add_noise(scene.table, 0, clean, scene.noise.normal(scene.shape))
+    return Start(scene.arrays.put(noisy))
+
+
+def inpaint(scene: Scene) -> Start:
+    """Draw where the mask is 1, and keep the rest.
+
+    A model for inpainting sees the mask and the latents of what stays as further channels (Rombach et al. 2022,
+    appendix E); with any other, the picture's own latents take back what stays after each step, at its noise level
+    (Lugmayr et al. 2022, arXiv:2201.09865, eq. 8).
+    """
+    request, whole = scene.request, scene.request.strength == 1.0
+    # A picture must not depend on its batch where seeds name it; generators draw as diffusers has them draw.
+    draws = request.images if request.seeds is not None else None
+    latents = clean = None
+    if not scene.inpainting_model or (scene.given is None and not whole):
+        clean = _clean(scene, draws)
+    noise = _noise(scene)
+    if clean is not None and scene.given is None and not whole:
+        latents = add_noise(scene.table, 0, clean, noise)
+    start = scene.arrays.put(_pure(scene, noise) if latents is None else latents)
+    mask = _small_mask(scene)
+    kept = _kept(scene, draws)
+    if scene.inpainting_model:
+        return Start(start, scene.arrays.put(np.concatenate([mask, kept], 1)))
+    assert clean is not None
+    return Start(start, after=_putting_back(scene, mask, clean, noise))
+
+
+def _noise(scene: Scene) -> F32:
+    return scene.noise.normal(scene.shape) if scene.given is None else scene.given
+
+
+def _pure(scene: Scene, noise: F32) -> F32:
+    return np.float32(scene.table.init_noise_sigma) * noise
+
+
+def _clean(scene: Scene, draws: int | None) -> F32:
+    """Latents of the pictures, one for each that is made; `draws` of them are sampled (None: one per source)."""
+    latents = scene.sources.latents
+    if latents is None:
+        assert scene.sources.pictures is not None
+        latents = _posterior(scene, scene.sources.pictures, draws)
+    return repeated(latents, scene.request.images)
+
+
+def _posterior(scene: Scene, pictures: F32, draws: int | None) -> F32:
+    """A sample of the autoencoder's distribution: scaling (mean + exp(log variance / 2) z)."""
+    count = len(pictures) if draws is None else draws
+    moments = repeated(scene.encode(pictures), count)
+    mean, log_variance = moments[:, : scene.shape[0]], moments[:, scene.shape[0] :]
+    deviation: F32 = np.exp(np.float32(0.5) * log_variance.clip(*LOG_VARIANCE))
+    latents: F32 = np.float32(scene.scaling) * (mean + deviation * scene.noise.normal(scene.shape, count))
+    return latents
+
+
+def _small_mask(scene: Scene) -> F32:
+    """The mask at the size of the latents, one for each picture that is made."""
+    mask = scene.sources.mask
+    assert mask is not None
+    return repeated(mask[:, :, :: mask.shape[2] // scene.shape[1], :: mask.shape[3] // scene.shape[2]],
+                    scene.request.images)  # fmt: skip
+
+
+def _kept(scene: Scene, draws: int | None) -> F32:
+    """Latents of what stays; their noise is drawn also where no model looks at them."""
+    sources, images = scene.sources, scene.request.images
+    if sources.masked_latents is not None:
+        return repeated(sources.masked_latents, images)
+    assert sources.pictures is not None
+    assert sources.mask is not None
+    masked = sources.pictures * (1 - sources.mask)
+    if not scene.inpainting_model:
+        return scene.noise.normal(scene.shape, len(masked) if draws is None else draws)
+    return repeated(_posterior(scene, masked, draws), images)
+
+
+def _putting_back(scene: Scene, mask: F32, clean: F32, noise: F32) -> AfterStep:
+    table, put = scene.table, scene.arrays.put
+    drawn, stays, known, noise = put(mask), put(1 - mask), put(clean), put(noise)
+
+    def after(n: int, x: Array) -> Array:
+        return stays * (add_noise(table, n + 1, known, noise) if n + 1 < len(table) else known) + drawn * x
+
+    return after
