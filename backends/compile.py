@@ -32,11 +32,11 @@ class ShapeSpecialised:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
         self.part = part
         self.compiled: Callable[..., tuple[Any, ...]] = torch.compile(function, fullgraph=True, dynamic=False)
-        self.known: set[tuple[tuple[int, ...], ...]] = set()
+        self.known: set[tuple[tuple[int, ...] | None, ...]] = set()
         self.lock = threading.Lock()
 
     def __call__(self, *values: Any) -> tuple[Any, ...]:
-        shapes = tuple(tuple(value.shape) for value in values)
+        shapes = tuple(None if value is None else tuple(value.shape) for value in values)  # None: left out
         if shapes in self.known:
             return self.compiled(*values)
         with self.lock:

@@ -2,9 +2,11 @@
 
     python -m anamorph.benchmarks.full_size make FOLDER
     python -m anamorph.benchmarks.full_size unet FOLDER [--rounds 3] [--arms eager-float32,diffusers-float32,...]
+    python -m anamorph.benchmarks.full_size engines FOLDER [--rounds 3] [--calls 3] [--arms openvino-float32,...]
 
-The arms run interleaved (A B C A B C ...) in one process, after one call each that is not counted, so that a drift
-of the machine hits all of them; quote ratios of their minima and medians.
+`engines` gives every arm a process of its own; see `anamorph.benchmarks.engines`. The arms of `unet` share one.
+Both run them interleaved (A B C A B C ...), after one call each that is not counted, so that a drift of the machine
+hits all of them; quote ratios of their minima and medians.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from anamorph.benchmarks import engines
 from anamorph.checkpoint import BUNDLED, Source, component_config, open_checkpoint
 from anamorph.components import Component
 from anamorph.engine import Target
@@ -151,17 +154,22 @@ def unet(folder: Path, rounds: int, arms: tuple[str, ...]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parse the arguments and run one of the two commands."""
+    """Parse the arguments and run one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("make", "unet"))
+    parser.add_argument("command", choices=("make", "unet", "engines"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--calls", type=int, default=3, help="calls of each process (engines)")
+    parser.add_argument("--arms")
     options = parser.parse_args()
+    chosen = tuple(options.arms.split(",")) if options.arms else None
     if options.command == "make":
         make(options.folder)
+    elif options.command == "unet":
+        print(json.dumps(unet(options.folder, options.rounds, chosen or ARMS), indent=2))
     else:
-        print(json.dumps(unet(options.folder, options.rounds, tuple(options.arms.split(","))), indent=2))
+        result = engines.compare(options.folder, chosen or engines.ARMS, options.rounds, options.calls)
+        print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

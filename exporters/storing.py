@@ -16,11 +16,11 @@ ALIGNMENT = 4096
 """Weights begin at multiples of this, so that engines can map them (bytes)."""
 INLINE = 1024
 """Constants up to this size stay in the model file (bytes)."""
-TYPES = {
+TYPES: dict[torch.dtype, int] = {
     torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16, torch.bfloat16: TensorProto.BFLOAT16,
     torch.int64: TensorProto.INT64, torch.int32: TensorProto.INT32, torch.bool: TensorProto.BOOL,
 }  # fmt: skip
-STORED_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
+STORED_TYPES: dict[str, int] = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 NAMES = {number: name for name, number in STORED_TYPES.items()}
 
 

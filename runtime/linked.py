@@ -13,7 +13,11 @@ from anamorph.errors import ArtifactError
 from anamorph.weights import Entry, safetensors_entries
 
 AS_STORED, TRANSPOSED = "as stored", "transposed"
-LINKABLE = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(np.uint16)}
+LINKABLE: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(np.uint16),
+}
 """Stored types that graphs can take from the checkpoint, and how NumPy holds them: bfloat16 as its bits."""
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import diffusers
 import torch
 from checkpoints import noisy
-from torch import Tensor, nn
+from torch import Tensor
 
 from anamorph.models import MODELS
 
@@ -29,12 +29,3 @@ def pair(name: str, config: dict[str, Any], seed: int = 3) -> tuple[Any, Any]:
     ours = MODELS[name](**config).eval()
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
-
-
-def zeroed(module: nn.Module, name: str) -> Tensor:
-    """Set one weight to zero; returns what it was."""
-    weight = module.get_parameter(name)
-    before = weight.detach().clone()
-    with torch.no_grad():
-        weight.zero_()
-    return before

@@ -130,6 +130,13 @@ def test_functions_serve_but_are_not_saved(tmp_path: Path) -> None:
 def test_vocabulary_of_other_classes_is_translated_by_from_config_only() -> None:
     unipc = diffusers.UniPCMultistepScheduler(solver_type="bh1")
     assert DPMSolverMultistepScheduler.from_config(unipc.config).config.solver_type == "midpoint"
+    multistep = DPMSolverMultistepScheduler()
+    assert (
+        DDPMScheduler.from_config({**multistep.config, "_use_default_values": ()}).config.variance_type == "fixed_small"
+    )
+    assert SASolverScheduler.from_config({"algorithm_type": "dpmsolver"}).config.algorithm_type == "noise_prediction"
+    ancestral = diffusers.DDPMScheduler(variance_type="fixed_large")
+    assert DPMSolverMultistepScheduler.from_config(ancestral.config).config.variance_type is None
     with pytest.raises(ConfigError, match="solver_type='bh1'; it serves 'midpoint', 'heun'"):
         DPMSolverMultistepScheduler(solver_type="bh1")
 

@@ -14,6 +14,7 @@ SCHEDULER = {
     "beta_schedule": "scaled_linear",
     "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
+    "clip_sample": False,  # for schedulers that clip unless they are told otherwise: latents exceed 1
 }
 INDEX = {
     "_class_name": "StableDiffusionPipeline",

@@ -1,4 +1,4 @@
-"""Draw the loss curves of a finished training: python examples/emoji/plot.py WORK OUT (needs matplotlib)."""
+"""Draw the loss curves of trainings: python examples/emoji/plot.py OUT CSV [CSV ...] (needs matplotlib)."""
 
 import sys
 from pathlib import Path
@@ -10,15 +10,15 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 
-def main(work: Path, out: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
-    for axis, name, title in zip(axes, ("autoencoder", "denoiser"), ("autoencoder", "denoiser (v)"), strict=True):
-        steps, _, loss, *_ = np.loadtxt(work / f"{name}.csv", delimiter=",", skiprows=1, unpack=True)
+def main(out: Path, logs: list[Path]) -> None:
+    figure, axes = plt.subplots(1, len(logs), figsize=(5 * len(logs), 3.2), layout="constrained", squeeze=False)
+    for axis, log in zip(axes[0], logs, strict=True):
+        steps, _, loss, *_ = np.loadtxt(log, delimiter=",", skiprows=1, unpack=True)
         axis.plot(steps, loss, color="#3b6fd4")
-        axis.set(title=title, xlabel="step", ylabel="loss (moving average)", ylim=(0, 3 * np.median(loss)))
+        axis.set(title=log.stem, xlabel="step", ylabel="loss (moving average)", ylim=(0, 3 * np.median(loss)))
         axis.grid(alpha=0.3)
     figure.savefig(out, dpi=110)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]])

@@ -1,4 +1,4 @@
-"""The command line: `anamorph generate | demo | backends | replay | export | verify | doctor`."""
+"""The command line: `anamorph generate | demo | compare | replay | schedulers | backends | export | ...`."""
 
 import argparse
 import os
@@ -16,6 +16,7 @@ examples:
   anamorph generate "red apple" --out apple.png
   anamorph generate "rocket" "sunflower" --seed 7 --backend compile
   anamorph generate "a lighthouse at dusk" --model ./stable-diffusion-v1-5 --size 512x512 --dtype bf16
+  anamorph compare "rocket" --schedulers DDIM,UniPCMultistep --steps 4,8,16 --out compare.png
   anamorph replay apple.png --backend compile
   anamorph export ./stable-diffusion-v1-5 ./sd15-openvino --to openvino --static 512x512 --batch 1
 """
@@ -34,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
     _generate(commands)
     _demo(commands)
     _backends(commands)
+    _schedulers(commands)
+    _compare(commands)
     _replay(commands)
     _export(commands)
     _verify(commands)
@@ -79,6 +82,10 @@ def _run(options: argparse.Namespace) -> int:
         from anamorph.cli.demo import run
     elif options.command == "backends":
         from anamorph.cli.backends import run
+    elif options.command == "schedulers":
+        from anamorph.cli.schedulers import run
+    elif options.command == "compare":
+        from anamorph.cli.compare import run
     elif options.command == "export":
         from anamorph.cli.export import run
     elif options.command == "verify":
@@ -158,6 +165,39 @@ def _backends(commands: "Commands[argparse.ArgumentParser]") -> None:
         "`none`, or names joined by commas.",
     )
     command.add_argument("--json", action="store_true", help="print the list as JSON")
+
+
+def _schedulers(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "schedulers",
+        help="list the samplers, and when to use which",
+        description="List the samplers with a line each on when to use which.",
+    )
+    command.add_argument("--json", action="store_true", help="print the list as JSON")
+
+
+def _compare(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "compare",
+        help="draw a prompt with several samplers and numbers of steps",
+        description="Draw a prompt with several samplers and numbers of steps, and write a labelled contact sheet with "
+        "a plot of their distances to a reference of many steps.",
+    )
+    command.add_argument("prompt", help="what to draw")
+    command.add_argument(
+        "--schedulers", required=True, metavar="A,B,C", help="such as DDIM,UniPCMultistep,HeunDiscrete"
+    )
+    command.add_argument("--steps", default="4,8,16,32", metavar="N,N", help="numbers of steps (default: %(default)s)")
+    command.add_argument(
+        "--reference-steps", type=int, default=1000, metavar="N", help="steps of the reference (default: %(default)s)"
+    )
+    command.add_argument("--model", help="checkpoint folder or hub id (default: the bundled model)")
+    command.add_argument("--guidance", type=float, help="guidance scale (default: 7.5; 4 for the bundled model)")
+    command.add_argument("--size", metavar="HxW", help="height x width in pixels (default: the model's own)")
+    command.add_argument("--seed", type=int, default=0, help="seed of every picture (default: %(default)s)")
+    _engine(command)
+    command.add_argument("--out", default="out/compare.png", help="PNG to write (default: %(default)s)")
+    command.add_argument("--json", action="store_true", help="print the distances as JSON")
 
 
 def _replay(commands: "Commands[argparse.ArgumentParser]") -> None:

@@ -55,7 +55,7 @@ def _figure(check: Check) -> str:
 def run(options: argparse.Namespace) -> int:
     """Repeat the certificate; the first part, block and step that diverge are named."""
     given = open_checkpoint(Source(options.model, variant=options.variant)) if options.model else None
-    folder = open_checkpoint(Source(options.folder, local_files_only=True), given and given.folder)
+    folder = open_checkpoint(Source(options.folder, local_files_only=True), None if given is None else given.folder)
     if folder.artifact is None:
         raise InputError(f"{options.folder} is no exported folder; name one that `anamorph export` wrote")
     if not folder.artifact.source["name"]:

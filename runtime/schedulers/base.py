@@ -48,7 +48,7 @@ class Scheduler:
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    TRANSLATE: ClassVar[Mapping[tuple[str, str], str]] = {}
+    TRANSLATE: ClassVar[Mapping[tuple[str, Any], Any]] = {}
     SUMMARY: ClassVar[str]
     ETA: ClassVar[float | None] = None
     TIMESTEPS: ClassVar[bool] = False

@@ -58,7 +58,7 @@ def completed(
 
 
 def carried(
-    config: Mapping[str, Any], overrides: Mapping[str, Any], translate: Mapping[tuple[str, str], str]
+    config: Mapping[str, Any], overrides: Mapping[str, Any], translate: Mapping[tuple[str, Any], Any]
 ) -> dict[str, Any]:
     """What one class takes over from another's configuration.
 
@@ -68,7 +68,7 @@ def carried(
     defaulted = config.get("_use_default_values", ())
     given = {key: value for key, value in config.items() if key not in defaulted and key != "_use_default_values"}
     for (key, foreign), own in translate.items():
-        if given.get(key) == foreign:
+        if key in given and given[key] == foreign:
             given[key] = own
     return {**given, **overrides}
 

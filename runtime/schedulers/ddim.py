@@ -39,6 +39,7 @@ class DDPMScheduler(TrainingLevels):
         "timestep_spacing": SPACINGS,
         "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range"),
     }
+    TRANSLATE: ClassVar = {("variance_type", None): "fixed_small"}
     TIMESTEPS: ClassVar = True
     STATELESS: ClassVar = True
 

@@ -11,7 +11,7 @@ from anamorph.schedulers.configuration import FINAL
 from anamorph.schedulers.exponential import Points, dpm_step, points_of
 from anamorph.schedulers.grids import F64, I64, Grid, leading, trailing
 from anamorph.schedulers.levels import family
-from anamorph.schedulers.logsnr import CALLS, MULTISTEP, OLD_SOLVERS, SERVED, SHIFTING, SPACED, VARIANCES, LogSnr
+from anamorph.schedulers.logsnr import CALLS, FIXED, MULTISTEP, OLD_SOLVERS, SERVED, SHIFTING, SPACED, VARIANCES, LogSnr
 from anamorph.schedulers.noise import F32
 from anamorph.schedulers.registry import register
 from anamorph.schedulers.solvers import Terms
@@ -87,11 +87,11 @@ class DPMSolverMultistepScheduler(LogSnr):
         "variance_type": VARIANCES,
         "time_shift_type": ("exponential",),
     }
-    TRANSLATE: ClassVar = {("algorithm_type", "deis"): "dpmsolver++", **OLD_SOLVERS}
+    TRANSLATE: ClassVar = {("algorithm_type", "deis"): "dpmsolver++", **OLD_SOLVERS, **FIXED}
     TIMESTEPS: ClassVar = True
     WIDE_NOISE: ClassVar = True
     REPEATS: ClassVar = False
-    ROUNDED: ClassVar = ("use_karras_sigmas", "use_lu_lambdas")
+    ROUNDED: ClassVar[tuple[str, ...]] = ("use_karras_sigmas", "use_lu_lambdas")
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:
@@ -176,7 +176,7 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
             points = trailing(last, len(self) / steps, steps)[::-1]
         else:
             points = np.linspace(0, last - 1, steps + 1)[:-1]
-        return points.round().astype(np.int64)
+        return np.asarray(points.round(), np.int64)
 
 
 def singlestep_orders(config: Config, steps: int) -> list[int]:

@@ -48,7 +48,7 @@ class FreeLevels(Scheduler):
 
     def scale(self, grid: Grid) -> F64:
         """c_in = 1 / sqrt(s^2 + d^2)."""
-        return 1 / np.hypot(grid.sigma, self.own["sigma_data"])
+        return np.asarray(1 / np.hypot(grid.sigma, self.own["sigma_data"]))
 
 
 class Preconditioned(FreeLevels):

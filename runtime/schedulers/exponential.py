@@ -60,7 +60,8 @@ def integrals(algorithm: str, points: Points, start: int, end: int) -> tuple[flo
             a = alpha / points.alpha[start]
             values = (-k * sigma * growth, -k * sigma * (growth / h - 1), -sigma * ((growth - h) / h**2 - 0.5))
             c = sigma * np.sqrt(np.maximum(np.expm1(2 * h), 0))
-    return float(a), *(float(value) for value in values), float(c) if k == 2 else 0.0
+    phi_0, phi_1, phi_2 = (float(value) for value in values)
+    return float(a), phi_0, phi_1, phi_2, float(c) if k == 2 else 0.0
 
 
 def dpm_step(

@@ -97,4 +97,4 @@ def stretched(sigmas: F64, terminal: float) -> F64:
     rest = 1 - sigmas
     if rest[-1] == 0:
         raise InputError("shift_terminal cannot move a single level of 1; ask for two steps or more")
-    return 1 - rest * (1 - terminal) / rest[-1]
+    return np.asarray(1 - rest * (1 - terminal) / rest[-1])

@@ -32,6 +32,8 @@ CALLS = {"timestep_spacing": "linspace", "steps_offset": 0}
 SERVED = {"beta_schedule": CURVES, "prediction_type": (*PREDICTIONS, "flow_prediction")}
 SPACED = {"timestep_spacing": SPACINGS}
 VARIANCES = (None, "learned", "learned_range")
+FIXED = {("variance_type", name): None for name in ("fixed_small", "fixed_small_log", "fixed_large")}
+"""DDPM's variances, which other solvers have no use for."""
 OLD_SOLVERS = {("solver_type", "logrho"): "midpoint", ("solver_type", "bh1"): "midpoint",
                ("solver_type", "bh2"): "midpoint"}  # fmt: skip
 
@@ -130,7 +132,7 @@ class LogSnr(Scheduler):
             points = trailing(last, len(self) / steps, steps)
         else:
             points = np.linspace(0, last - 1, steps + 1)[::-1][:-1]
-        return points.round().astype(np.int64)
+        return np.asarray(points.round(), np.int64)
 
     def grid_of(self, timesteps: I64, sigmas: F32) -> Grid:
         """The grid through these levels, of which there is one more than timesteps."""

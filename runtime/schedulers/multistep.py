@@ -12,7 +12,7 @@ from anamorph.schedulers.dpmsolver import multistep_orders
 from anamorph.schedulers.exponential import deis_step, points_of, sa_step, unipc_step
 from anamorph.schedulers.grids import F64, Grid, Request
 from anamorph.schedulers.levels import shifted, shifted_for_size, stretched
-from anamorph.schedulers.logsnr import CALLS, MULTISTEP, SERVED, SHIFTING, SPACED, VARIANCES, LogSnr
+from anamorph.schedulers.logsnr import CALLS, FIXED, MULTISTEP, SERVED, SHIFTING, SPACED, VARIANCES, LogSnr
 from anamorph.schedulers.registry import register
 from anamorph.schedulers.solvers import Terms
 from anamorph.schedulers.table import Table
@@ -199,6 +199,15 @@ class SASolverScheduler(LogSnr):
         "corrector_order": (1, 2, 3, 4),
         "algorithm_type": ("data_prediction", "noise_prediction"),
         "variance_type": VARIANCES,
+    }
+
+    TRANSLATE: ClassVar = {
+        ("algorithm_type", "dpmsolver++"): "data_prediction",
+        ("algorithm_type", "sde-dpmsolver++"): "data_prediction",
+        ("algorithm_type", "dpmsolver"): "noise_prediction",
+        ("algorithm_type", "sde-dpmsolver"): "noise_prediction",
+        ("algorithm_type", "deis"): "noise_prediction",
+        **FIXED,
     }
 
     @classmethod

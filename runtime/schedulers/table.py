@@ -120,38 +120,37 @@ def advance(
         raise InputError(f"row {n} expects a history of {len(row.b) - 1}, got {len(history)}; start at row 0 with ()")
     if noise is None and (row.c or row.log_c or NOISE in row.keep):
         raise InputError(f"row {n} adds noise, but none was given; draw it wherever `row.draws` is true")
-    c: Array = row.c
-    if table.variance is not None:
-        c, out = _deviation(table, row, x, out), _mean(table, x, out)
-    clean = None
+    deviation = _deviation(table, row, x, out)
+    out = _mean(table, x, out)
+    clean: Array = None
     if table.clip is not None or row.fix or 0 in row.keep:
-        clean = row.p * x + row.q * out
+        clean = _combine((row.p, row.q), (x, out))
         if table.clip is not None:
             clean = table.clip(clean)
+    past = row.b[1:]
     if table.clip is None and not row.fix:
         # D is written out: where x and D nearly cancel, the sum of their weights is far more exact than their sum.
-        result = (row.a + row.b[0] * row.p) * x + (row.e + row.b[0] * row.q) * out
+        weights = (row.a + row.b[0] * row.p, row.e + row.b[0] * row.q, *past)
+        result = _combine(weights, (x, out, *history))
     else:
         if row.fix:
             x = _combine(row.fix, (x, clean, *history))
-        result = row.a * x + row.b[0] * clean
-        if row.e:
-            result = result + row.e * out
-    for weight, past in zip(row.b[1:], history, strict=True):
-        if weight:
-            result = result + weight * past
-    if row.log_c or row.c:
-        result = result + c * noise
+        result = _combine((row.a, row.b[0], row.e, *past), (x, clean, out, *history))
+    if deviation is not None:
+        result = result + deviation * noise
     pool = (clean, x, *history, noise)
     return result, tuple(pool[position] for position in row.keep)
 
 
 def _combine(weights: Sequence[float], values: Sequence[Array]) -> Array:
-    terms = [weight * value for weight, value in zip(weights, values, strict=True) if weight]
-    result = terms[0]
-    for term in terms[1:]:
-        result = result + term
-    return result
+    """The weighted sum, in an array of its own; what has no weight is left out."""
+    result: Array = None
+    for weight, value in zip(weights, values, strict=True):
+        if result is None:
+            result = weight * value if weight else None
+        elif weight:
+            result = result + (value if weight == 1.0 else weight * value)
+    return 0.0 * values[0] if result is None else result
 
 
 def _mean(table: Table, x: Array, out: Array) -> Array:
@@ -168,8 +167,9 @@ def _mean(table: Table, x: Array, out: Array) -> Array:
 
 
 def _deviation(table: Table, row: Row, x: Array, out: Array) -> Array:
+    """What the noise is multiplied by: a number, an array where the network predicts it, None without noise."""
     if row.log_c is None:
-        return row.c
+        return row.c or None
     predicted = out[:, x.shape[1] :]
     if table.variance == "learned":
         return predicted**0.5

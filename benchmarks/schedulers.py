@@ -1,0 +1,229 @@
+"""The schedulers beside diffusers': order of convergence, size and complexity of the code, overhead per step.
+
+python -m anamorph.benchmarks.schedulers order      measured order beside the theoretical one
+python -m anamorph.benchmarks.schedulers size       lines and complexity (needs ruff)
+python -m anamorph.benchmarks.schedulers overhead   microseconds per step on a 4x64x64 latent, interleaved
+"""
+
+import argparse
+import ast
+import importlib.util
+import json
+import math
+import re
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import anamorph.schedulers
+from anamorph.schedulers import SCHEDULERS, Row, Scheduler, advance
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+MEAN, WIDTH = 0.7, 0.5
+"""The data: a normal distribution, for which the best denoiser and the exact flow are known."""
+SMOOTH = {**SD, "use_exponential_sigmas": True}
+DPM = {**SMOOTH, "final_sigmas_type": "sigma_min", "lower_order_final": False}
+
+ORDERS: list[tuple[str, dict[str, Any], float]] = [
+    ("DDIMScheduler", {**SD, "clip_sample": False}, 1),
+    ("EulerDiscreteScheduler", SMOOTH, 1),
+    ("HeunDiscreteScheduler", SMOOTH, 2),
+    ("KDPM2DiscreteScheduler", SMOOTH, 2),
+    ("LMSDiscreteScheduler", SMOOTH, 4),
+    ("DPMSolverMultistepScheduler", {**DPM, "solver_order": 1}, 1),
+    ("DPMSolverMultistepScheduler", {**DPM, "solver_order": 2}, 2),
+    ("DPMSolverMultistepScheduler", {**DPM, "solver_order": 3}, 2),  # it takes half of D'', as its authors' code does
+    ("DPMSolverSinglestepScheduler", {**DPM, "solver_order": 2}, 2),
+    ("DPMSolverSinglestepScheduler", {**DPM, "solver_order": 3}, 3),
+    ("DEISMultistepScheduler", {**SMOOTH, "lower_order_final": False, "solver_order": 2}, 2),
+    ("DEISMultistepScheduler", {**SMOOTH, "lower_order_final": False, "solver_order": 3}, 3),
+    ("UniPCMultistepScheduler", {**SMOOTH, "final_sigmas_type": "sigma_min", "solver_order": 2}, 3),
+    ("UniPCMultistepScheduler", {**SMOOTH, "final_sigmas_type": "sigma_min", "solver_order": 3}, 4),
+    ("SASolverScheduler", {**SMOOTH, "tau_func": lambda _: 0.0}, 2),
+    ("EDMEulerScheduler", {}, 1),
+    ("EDMDPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, 2),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 1),
+    ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, 2),
+]
+"""Class, configuration, and the order of the solver once its history is full (with its corrector, one more)."""
+
+CRAMPED: list[tuple[str, dict[str, Any], float]] = [
+    ("PNDMScheduler", SD, 4),
+    ("PNDMScheduler", {**SD, "skip_prk_steps": True}, 4),
+]
+"""Solvers bound to equidistant timesteps: near the clean end the levels change too fast for their order to show."""
+
+
+def exact(x: NDArray[Any], row: Row, alpha: float, sigma: float) -> NDArray[Any]:
+    """The probability flow from a row's level: x keeps its place in standard deviations of the marginal."""
+    spread = np.hypot(alpha * WIDTH, sigma) / np.hypot(row.alpha * WIDTH, row.sigma)
+    return np.asarray(alpha * MEAN + spread * (x - row.alpha * MEAN))
+
+
+def output(x: NDArray[Any], row: Row, weights: tuple[float, float]) -> NDArray[Any]:
+    """What a perfect network would return: the `out` for which p x + q out is E[x_0 | x]."""
+    clean = (WIDTH**2 * row.alpha * x + row.sigma**2 * MEAN) / (row.alpha**2 * WIDTH**2 + row.sigma**2)
+    return np.asarray((clean - weights[0] * x) / weights[1])
+
+
+def flow_error(scheduler: Scheduler, steps: int) -> float:
+    """Largest error at the level of the last call, relative to the spread of the data."""
+    table = scheduler.table(steps)
+    first, last = table.rows[0], table.rows[-1]
+    start = x = first.alpha * MEAN + np.linspace(-2, 2, 9) * np.hypot(first.alpha * WIDTH, first.sigma)
+    history: tuple[Any, ...] = ()
+    for n, row in enumerate(table.rows[:-1]):
+        out = output(x, row, (row.p, row.q) if row.clean is None else row.clean)
+        x, history = advance(table, n, x, out, history, None if not row.draws else np.zeros_like(x))
+    if last.fix:  # the corrector of the last step belongs to it
+        clean = last.p * x + last.q * output(x, last, (last.p, last.q))
+        x = sum(weight * value for weight, value in zip(last.fix, (x, clean, *history), strict=True) if weight)
+    return float(np.abs(x - exact(start, first, last.alpha, last.sigma)).max() / WIDTH)
+
+
+def measured(name: str, config: dict[str, Any], steps: int = 50) -> tuple[float, float, float]:
+    """The order between `steps` and twice as many, and both errors."""
+    scheduler = SCHEDULERS[name](**config)
+    coarse, fine = flow_error(scheduler, steps), flow_error(scheduler, 2 * steps)
+    return math.log2(coarse / fine), coarse, fine
+
+
+def show_order() -> None:
+    """Print the table."""
+    print(f"{'scheduler':<36} {'options':<44} {'theory':>6} {'order':>6} {'error, 50':>10} {'100 steps':>10}")
+    for name, config, theory in ORDERS + CRAMPED:
+        order, coarse, fine = measured(name, config)
+        shown = ", ".join(f"{k}={v}" for k, v in config.items() if k in ("solver_order", "skip_prk_steps", "shift"))
+        print(f"{name:<36} {shown:<44} {theory:>6g} {order:>6.2f} {coarse:>10.1e} {fine:>10.1e}")
+
+
+def code_lines(path: Path) -> int:
+    """Lines that hold code: no blank ones, no comments, no docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lines: set[int] = set()
+    for node in ast.walk(tree):
+        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if isinstance(node, ast.stmt) and not text:
+            parts = (getattr(node, name, []) for name in ("body", "orelse", "finalbody", "handlers"))
+            end = min((child.lineno for part in parts for child in part), default=(node.end_lineno or node.lineno) + 1)
+            lines |= set(range(node.lineno, max(end, node.lineno + 1)))
+    source = path.read_text(encoding="utf-8").splitlines()
+    return sum(bool(source[n - 1].strip()) and not source[n - 1].strip().startswith("#") for n in lines)
+
+
+def complexity(paths: Sequence[Path]) -> list[int]:
+    """McCabe's number of every function, by ruff."""
+    command = ["ruff", "check", "--isolated", "--select", "C901", "--config", "lint.mccabe.max-complexity=0",
+               "--output-format", "json", *map(str, paths)]  # fmt: skip
+    found = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+    return [int(re.findall(r"\((\d+) > ", item["message"])[0]) for item in json.loads(found.stdout)]
+
+
+def show_size() -> None:
+    """Print lines and complexity of both sides, for the same classes."""
+    ours = sorted(Path(anamorph.schedulers.__file__).parent.glob("*.py"))
+    theirs = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+
+        for name in SCHEDULERS:
+            spec = importlib.util.find_spec(getattr(diffusers, name).__module__)
+            assert spec is not None
+            assert spec.origin is not None
+            theirs.append(Path(spec.origin))
+    theirs = sorted(set(theirs) | {theirs[0].with_name("scheduling_utils.py")})
+    for label, paths in (("anamorph", ours), ("diffusers", theirs)):
+        numbers = complexity(paths)
+        total = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+        print(
+            f"{label:<10} {len(paths):>3} files  {total:>6} lines  {sum(map(code_lines, paths)):>6} of code  "
+            f"complexity: {sum(numbers)} in all, {statistics.mean(numbers):.1f} per function, {max(numbers)} at most"
+        )
+
+
+def _per_step(run: Callable[[], int]) -> float:
+    started = time.process_time()  # other processes do not count; one thread and the CPU do all the work here
+    steps = run()
+    return (time.process_time() - started) / steps * 1e6
+
+
+def show_overhead(names: Sequence[str], rounds: int) -> None:
+    """Print microseconds of processor time per step: our table, our face, diffusers; the arms take turns."""
+    import diffusers
+    import torch
+
+    torch.set_num_threads(1)
+    steps, shape = 20, (1, 4, 64, 64)
+    x, out = torch.randn(shape), torch.randn(shape)
+
+    def table_run(scheduler: Scheduler) -> Callable[[], int]:
+        table = scheduler.table(steps)
+        noises = [torch.randn(shape) if row.draws else None for row in table.rows]
+
+        def run() -> int:
+            sample, history = x, ()
+            for n, row in enumerate(table.rows):
+                _ = sample if row.scale == 1.0 else row.scale * sample
+                sample, history = advance(table, n, sample, out, history, noises[n])
+            return len(table)
+
+        return run
+
+    def face_run(scheduler: Any) -> Callable[[], int]:
+        def run() -> int:
+            scheduler.set_timesteps(steps)
+            sample = x
+            for t in scheduler.timesteps:
+                scheduler.scale_model_input(sample, t)
+                sample = scheduler.step(out, t, sample, return_dict=True).prev_sample
+            return len(scheduler.timesteps)
+
+        return run
+
+    print(f"{'scheduler':<34} {'table':>8} {'face':>8} {'diffusers':>10} {'ratio':>6}   microseconds per step, medians")
+    for name in names:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reference = getattr(diffusers, name)(**SD)
+        arms = [table_run(SCHEDULERS[name](**SD)), face_run(SCHEDULERS[name](**SD)), face_run(reference)]
+        times: list[list[float]] = [[], [], []]
+        for turn in range(rounds + 1):
+            for place, arm in enumerate(arms):
+                value = _per_step(arm)
+                if turn:  # the first turn warms up
+                    times[place].append(value)
+        table, face, theirs = map(statistics.median, times)
+        print(f"{name:<34} {table:>8.1f} {face:>8.1f} {theirs:>10.1f} {theirs / table:>6.1f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one of the three."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("order", "size", "overhead"))
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each arm (overhead)")
+    parser.add_argument(
+        "--schedulers",
+        default="DDIM,EulerDiscrete,EulerAncestralDiscrete,HeunDiscrete,DPMSolverMultistep,UniPCMultistep",
+        help="names joined by commas (overhead)",
+    )
+    options = parser.parse_args(arguments)
+    if options.what == "order":
+        show_order()
+    elif options.what == "size":
+        show_size()
+    else:
+        names = [f"{name.strip().removesuffix('Scheduler')}Scheduler" for name in options.schedulers.split(",")]
+        show_overhead(names, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
