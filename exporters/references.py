@@ -26,7 +26,7 @@ from anamorph.exporters.taps import recorded
 from anamorph.exporters.trace import probes
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.stable_diffusion import StableDiffusionPipeline
+from anamorph.pipelines.stable_diffusion import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 
 if TYPE_CHECKING:
     from anamorph.models.base import Model
@@ -118,11 +118,21 @@ def read_call(folder: Path) -> dict[str, Any]:
 
 def trajectory(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[Any]]]:
     """The latents after each step of a request, by name of the step, and last the picture."""
-    assert isinstance(pipe, StableDiffusionPipeline)
-    for state in pipe.steps(**call):
+    assert isinstance(pipe, StableDiffusionPipeline | StableDiffusionInpaintPipeline)
+    sources = {name: _source(name, len(call["prompt"]), call["height"], call["width"]) for name in pipe.TASK.needs}
+    arguments: dict[str, Any] = {**call, **sources}
+    for state in pipe.steps(**arguments):
         yield f"step {state.index + 1} of {state.total}", np.asarray(state.latents)
         last = state
     yield "picture", np.asarray(last.preview("np"))
+
+
+def _source(name: str, count: int, height: int, width: int) -> NDArray[np.float32]:
+    """What a model for inpainting starts from: ramps [N, H, W, 3], masks [N, H, W] of the right half."""
+    y, x = np.indices((height, width), np.float32)
+    ramps = np.stack([x / width, y / height, x * y / (width * height)], -1)
+    one = (x >= width / 2).astype(np.float32) if name == "mask_image" else ramps.astype(np.float32)
+    return np.stack([one] * count)
 
 
 def main(arguments: Sequence[str]) -> int:

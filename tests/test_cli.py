@@ -1,5 +1,6 @@
 """The command line, as a person and as a program use it."""
 
+import hashlib
 import json
 import resource
 import shutil
@@ -257,3 +258,52 @@ def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
 
     assert main(["--version"]) == OK
     assert capsys.readouterr().out.strip() == importlib.metadata.version("anamorph")
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> list[str]:
+    """Options that name a picture and a mask."""
+    values = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(values).save(tmp_path / "in.png")
+    Image.fromarray(np.where(np.arange(64) < 40, 255, 0)[None].repeat(64, 0).astype(np.uint8)).save(tmp_path / "m.png")
+    return ["--image", str(tmp_path / "in.png"), "--mask", str(tmp_path / "m.png")]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_picture_from_a_picture_is_replayed_from_the_same_file(
+    sd1: Path, tmp_path: Path, inputs: list[str], masked: bool, capsys: Capture
+) -> None:
+    given = inputs if masked else inputs[:2]
+    out = tmp_path / "out.png"
+    arguments = ["a cat", "--model", str(sd1), "--steps", "4", "--seed", "5", "--backend", "eager", "--out", str(out)]
+    assert main(["generate", *arguments, *given, "--strength", "0.5"]) == OK
+    stored = read_request(out)
+    assert stored["request"]["strength"] == 0.5
+    assert stored["inputs"]["image"]["file"] == "in.png"
+    assert stored["inputs"]["image"]["sha256"] == hashlib.sha256((tmp_path / "in.png").read_bytes()).hexdigest()
+    assert ("mask_image" in stored["inputs"]) is masked
+    capsys.readouterr()
+    assert main(["replay", str(out), *given, "--json"]) == OK
+    assert json.loads(capsys.readouterr().out)["identical"] is True
+    code, message = failure(capsys, ["replay", str(out)])
+    assert code == USAGE
+    assert "started from in.png; name that file with --image to replay it" in message
+    code, message = failure(capsys, ["replay", str(out), "--image", inputs[3], *given[2:]])
+    assert code == USAGE
+    assert "is not the file that" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--strength", "0.5"], "--strength without --image"),
+        (["--mask", "m.png"], "--mask without --image"),
+        (["--image", "no.png"], "--image: there is no file no.png"),
+        (["--image", __file__], "cannot be read as a picture"),
+        (["--image", "no.png", "--size", "64x64"], "--size does not go with --image"),
+    ],
+)
+def test_wrong_pictures_get_one_sentence(arguments: list[str], words: str, capsys: Capture) -> None:
+    code, message = failure(capsys, ["generate", "a cat", "--backend", "null", *arguments])
+    assert code == USAGE
+    assert words in message

@@ -119,6 +119,10 @@ def _generate(commands: "Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("--negative", default="", metavar="TEXT", help="what to stay away from")
     command.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     command.add_argument("--guidance", type=float, help="guidance scale (default: 7.5; 4 for the bundled model)")
+    _sources(command)
+    command.add_argument(
+        "--strength", type=float, help="how much of the picture is drawn anew, 0 to 1 (default: 0.8; 1 with a mask)"
+    )
     command.add_argument(
         "--size", metavar="HxW", help="height x width in pixels, such as 512x768 (default: the model's own)"
     )
@@ -133,6 +137,11 @@ def _generate(commands: "Commands[argparse.ArgumentParser]") -> None:
         "--out", default="out/anamorph.png", help="PNG to write; several are numbered (default: %(default)s)"
     )
     command.add_argument("--json", action="store_true", help="print what was made as JSON")
+
+
+def _sources(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--image", metavar="FILE", help="picture to start from (RGB)")
+    command.add_argument("--mask", metavar="FILE", help="white where the picture is to be drawn anew")
 
 
 def _engine(command: argparse.ArgumentParser) -> None:
@@ -208,6 +217,7 @@ def _replay(commands: "Commands[argparse.ArgumentParser]") -> None:
         "close it came.",
     )
     command.add_argument("picture", help="PNG written by `anamorph generate`")
+    _sources(command)
     command.add_argument("--model", help="where the checkpoint lies now (default: where it was)")
     _engine(command)
     command.add_argument("--out", help="PNG to write (default: NAME-replay.png beside the picture)")

@@ -36,17 +36,22 @@ def backend_option(value: str | None) -> str | dict[str, str]:
     return {name.strip(): engine.strip() for name, _, engine in pairs}
 
 
-def load_pipeline(
-    model: str | None, options: argparse.Namespace, variant: str | None = None
-) -> StableDiffusionPipeline:
-    """Open the checkpoint on the wished engine."""
-    pipe = DiffusionPipeline.from_pretrained(
+def open_pipeline(
+    kind: type[DiffusionPipeline], model: str | None, options: argparse.Namespace, variant: str | None = None
+) -> DiffusionPipeline:
+    """Open the checkpoint as a pipeline of `kind`, on the wished engine."""
+    return kind.from_pretrained(
         model,
         backend=backend_option(options.backend),
         device=options.device,
         torch_dtype=options.dtype,
         variant=variant,
     )
+
+
+def load_pipeline(model: str | None, options: argparse.Namespace) -> StableDiffusionPipeline:
+    """Open a text-to-image checkpoint on the wished engine."""
+    pipe = open_pipeline(DiffusionPipeline, model, options)
     if not isinstance(pipe, StableDiffusionPipeline):
         raise InputError(f"{type(pipe).__name__} makes no pictures from prompts; name a text-to-image checkpoint")
     return pipe
@@ -71,12 +76,16 @@ def single(request: Request, index: int) -> Request:
     )
 
 
-def record(pipe: StableDiffusionPipeline, request: Request, digest: str) -> dict[str, Any]:
-    """What the PNG carries: request, model with its hash, scheduler, engines and versions."""
+def record(
+    pipe: DiffusionPipeline, request: Request, digest: str, inputs: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What the PNG carries: request, task, model with its hash, scheduler, engines, versions, and the pictures used."""
     checkpoint = pipe.origin
     return {
         "schema": SCHEMA,
         "request": request.to_dict(),
+        "pipeline": type(pipe).__name__,
+        "inputs": dict(inputs or {}),
         "model": {"name": model_name(checkpoint), "sha256": digest},
         "scheduler": dict(pipe.scheduler.config),
         "engines": {part: str(placed) for part, placed in pipe.placement.items()},

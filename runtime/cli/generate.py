@@ -5,9 +5,11 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 from anamorph.cli import OK
-from anamorph.cli.common import load_pipeline, numbered, record, scheduler_class, single
+from anamorph.cli.common import numbered, open_pipeline, record, scheduler_class, single
+from anamorph.cli.sources import drawing, read_sources, task_of
 from anamorph.errors import InputError
 from anamorph.image import write_png
 
@@ -32,17 +34,19 @@ def run(options: argparse.Namespace) -> int:
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {options.out} does not end in .png; the request is recorded in PNG files only")
     height, width = size(options.size)
+    kind = task_of(options)
+    pictures, inputs = read_sources(options)
     started = time.perf_counter()
-    pipe = load_pipeline(options.model, options, options.variant)
+    pipe = drawing(open_pipeline(kind, options.model, options, options.variant))
     loaded = time.perf_counter()
     if options.scheduler:
         pipe.scheduler = scheduler_class(options.scheduler, pipe.scheduler.config)
     usual = BUNDLED_GUIDANCE if options.model is None else USUAL_GUIDANCE
+    given: dict[str, Any] = {"height": height, "width": width, "strength": options.strength, **pictures}
     job = pipe.job(
         options.prompt,
+        **{name: value for name, value in given.items() if value is not None},
         negative_prompt=options.negative,
-        height=height,
-        width=width,
         num_inference_steps=options.steps,
         guidance_scale=usual if options.guidance is None else options.guidance,
         num_images_per_prompt=options.count,
@@ -55,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     for index, image in enumerate(images):
         request = single(job.request, index)
         path = numbered(out, index, len(images))
-        write_png(image, path, record(pipe, request, digest))
+        write_png(image, path, record(pipe, request, digest, inputs))
         made.append({"file": str(path), "prompt": request.prompt[0], "seed": (request.seeds or (None,))[0]})
     placement = [str(placed) for placed in pipe.placement.values()]
     if options.json:

@@ -9,10 +9,12 @@ import numpy as np
 from PIL import Image
 
 from anamorph.cli import DIFFERENT, OK
-from anamorph.cli.common import SCHEMA, load_pipeline, record
+from anamorph.cli.common import SCHEMA, open_pipeline, record
+from anamorph.cli.sources import Drawing, drawing, same_sources
 from anamorph.errors import InputError
 from anamorph.image import psnr, read_request, write_png
-from anamorph.pipelines.stable_diffusion import Job, StableDiffusionPipeline
+from anamorph.pipelines import DiffusionPipeline
+from anamorph.pipelines.arguments import Job
 from anamorph.schedulers import load_scheduler
 
 
@@ -24,21 +26,28 @@ def recorded(path: Path) -> dict[str, Any]:
     values = read_request(path)
     if not isinstance(schema := values.get("schema"), int) or schema > SCHEMA:
         raise InputError(f"{path} has request schema {schema!r}, this version reads up to {SCHEMA}; update anamorph")
-    for key in ("request", "model", "scheduler", "backends"):
+    for key in ("request", "model", "scheduler", "backends", "inputs"):
         if not isinstance(values.get(key), dict):
             raise InputError(f"{path} has an incomplete request: no {key}")
+    if values.get("pipeline") not in list(DiffusionPipeline.registry):
+        known = ", ".join(DiffusionPipeline.registry)
+        raise InputError(f"{path} was made by {values.get('pipeline')!r}, which is none of {known}")
     if values["request"].get("seeds") is None:
         raise InputError(f"{path} was made from noise that the caller brought; only seeded pictures can be replayed")
     return values
 
 
-def job_of(pipe: StableDiffusionPipeline, values: dict[str, Any]) -> Job:
+def job_of(pipe: Drawing, values: dict[str, Any], pictures: dict[str, Image.Image]) -> Job:
     """The recorded request as a job, checked like any call: a PNG may come from a stranger.
 
     Raises InputError: an entry is unknown, missing, or of a wrong type or range.
     """
+    own = () if {"height", "width"} <= set(pipe.TASK.takes) else ("height", "width")  # the picture says its size
+    named: dict[str, Any] = {
+        "seed" if key == "seeds" else key: value for key, value in values.items() if key not in own
+    }
     try:
-        return pipe.job(**{"seed" if key == "seeds" else key: value for key, value in values.items()})
+        return pipe.job(**(named | pictures))
     except TypeError as error:
         raise InputError(f"the recorded request is damaged: {error}") from None
 
@@ -49,7 +58,9 @@ def run(options: argparse.Namespace) -> int:
     values = recorded(path)
     if options.backend is None:
         options.backend = ",".join(f"{part}={engine}" for part, engine in values["backends"].items())
-    pipe = load_pipeline(options.model or values["model"].get("name"), options)
+    pictures = same_sources(values["inputs"], options, path)
+    kind = DiffusionPipeline.registry[values["pipeline"]]
+    pipe = drawing(open_pipeline(kind, options.model or values["model"].get("name"), options))
     digest = pipe.origin.digest() if pipe.origin else ""
     if digest != values["model"].get("sha256"):
         raise InputError(
@@ -57,10 +68,10 @@ def run(options: argparse.Namespace) -> int:
             f"{pipe.origin.folder if pipe.origin else 'this one'} has {digest[:12]}...); name it with --model"
         )
     pipe.scheduler = load_scheduler(values["scheduler"])
-    job = job_of(pipe, values["request"])
+    job = job_of(pipe, values["request"], pictures)
     image = pipe.generate(job)[0]
     out = Path(options.out) if options.out else path.with_name(f"{path.stem}-replay.png")
-    write_png(image, out, record(pipe, job.request, digest))
+    write_png(image, out, record(pipe, job.request, digest, values["inputs"]))
     with Image.open(path) as original:
         before = np.asarray(original.convert("RGB"), np.float32) / 255
     after = np.asarray(image.convert("RGB"), np.float32) / 255
