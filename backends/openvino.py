@@ -18,7 +18,7 @@ from anamorph.backends.openvino_weights import put_weights
 from anamorph.components import Component
 from anamorph.engine import Backend, Placement, Program, Target, check_target
 from anamorph.errors import ArtifactError, BackendError
-from anamorph.interface import Interface
+from anamorph.interface import Interface, size_of
 from anamorph.linked import Linked
 from anamorph.plugins import hookimpl
 
@@ -135,7 +135,26 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
     inputs = {min(port.names, key=lambda name: name not in declared): _port(port) for port in compiled.inputs}
     outputs = {name for port in compiled.outputs for name in port.names}
     served = agreed(path, interface, inputs, outputs, SCALAR)
-    return OpenVinoProgram(compiled, served, placement, NumpyArrays(), weights)
+    return _settled(OpenVinoProgram(compiled, served, placement, NumpyArrays(), weights))
+
+
+def _settled(program: OpenVinoProgram) -> OpenVinoProgram:
+    """The program after one call in which every open axis is longer than its shortest.
+
+    OpenVINO 2026.4 settles its fused attention at the first call of a compiled model. Where that has a single key
+    (a picture whose smallest level is one pixel, a text of one token), all later calls of 16 keys or more return
+    wrong values.
+    """
+    axes = program.interface.axes
+    sizes = {
+        name: max(axis.minimum, min(2 * axis.multiple, axis.maximum or 2 * axis.multiple))
+        for name, axis in axes.items()
+    }
+    if any(axis.minimum != axis.maximum for axis in axes.values()):
+        ports = program.interface.required.inputs
+        shapes = {port.name: tuple(size_of(dimension, sizes) for dimension in port.axes) for port in ports}
+        program.session()({port.name: np.zeros(shapes[port.name], port.dtype) for port in ports})
+    return program
 
 
 def _port(port: Any) -> GraphPort:

@@ -62,10 +62,13 @@ def with_scalars(interface: Interface, axes: tuple[int, ...]) -> Interface:
 
 
 def probe_sizes(interface: Interface) -> list[dict[str, int]]:
-    """Two sets of sizes to compare at, the smallest and an uneven one; one where the interface leaves no choice."""
+    """Two sets of sizes to compare at, the smallest and an uneven one; one where the interface leaves no choice.
+
+    Even the smallest level of the uneven one has more than 16 pixels, from where engines take their fast paths.
+    """
     smallest, uneven = {}, {}
     for name, axis in interface.axes.items():
-        times = {"batch": 3, "height": 5, "latent_height": 5}.get(name, 3)
+        times = {"height": 5, "width": 4, "latent_height": 5, "latent_width": 4}.get(name, 3)
         both = (axis.minimum, times * axis.multiple) if name != "sequence" else (SEQUENCE, 9)
         top = axis.maximum if axis.maximum is not None else max(both)
         smallest[name], uneven[name] = (min(max(size, axis.minimum), top) for size in both)

@@ -1,7 +1,6 @@
 """Copies of exported folders with something changed, their records brought up to date as a careless editor would."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from safetensors.numpy import load_file
 
 from anamorph.artifact import FileRecord
 
@@ -36,13 +36,21 @@ def record_again(place: Path, part: str) -> None:
 
 
 def scale_weight(place: Path, part: str, weight: str, factor: float = 1.05) -> None:
-    """Multiply one weight of an exported part."""
+    """Multiply one weight of an exported part, named as in the model; ONNX has those of linear layers transposed."""
     folder = place / part
     if (folder / "model.onnx").exists():
         _scale_in_onnx(folder, weight, factor)
     else:
-        _scale_in_openvino(folder, weight, factor)
+        _scale_in_openvino(folder, stored(place, part, weight), factor)
     record_again(place, part)
+
+
+def stored(place: Path, part: str, weight: str) -> bytes:
+    """The weight as the artifact's checkpoint holds it."""
+    values = json.loads((place / "anamorph.json").read_text(encoding="utf-8"))
+    (file,) = (Path(values["source"]["name"]) / values["parts"][part]["component"]).glob("*.safetensors")
+    (found,) = (value for name, value in load_file(file).items() if name.removeprefix("text_model.") == weight)
+    return found.tobytes()
 
 
 def _scale_in_onnx(folder: Path, weight: str, factor: float) -> None:
@@ -56,11 +64,12 @@ def _scale_in_onnx(folder: Path, weight: str, factor: float) -> None:
     _scale(folder / entry["location"], int(entry["offset"]), int(entry["length"]), factor)
 
 
-def _scale_in_openvino(folder: Path, weight: str, factor: float) -> None:
-    text = (folder / "openvino_model.xml").read_text(encoding="utf-8")
-    found = re.search(rf'name="{re.escape(weight)}" type="Const"[^<]*<data[^>]*offset="(\d+)" size="(\d+)"', text)
-    assert found is not None, f"no constant {weight}"
-    _scale(folder / "openvino_model.bin", int(found[1]), int(found[2]), factor)
+def _scale_in_openvino(folder: Path, values: bytes, factor: float) -> None:
+    """OpenVINO drops the names of weights, so that they are found by value."""
+    path = folder / "openvino_model.bin"
+    data = path.read_bytes()
+    assert data.count(values) == 1
+    _scale(path, data.index(values), len(values), factor)
 
 
 def _scale(path: Path, offset: int, length: int, factor: float) -> None:

@@ -1,18 +1,23 @@
 """Engines against PyTorch eager at awkward sizes, on the bundled model, and in bfloat16."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from exported import FORMATS, exported
 from numpy.typing import NDArray
+from parity import relative
 from test_engines import DECIBEL, LATENTS, distance, load, run
 
 from anamorph.backends.openvino import OpenVino
-from anamorph.checkpoint import BUNDLED
+from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.engine import Target
 from anamorph.errors import InputError
+from anamorph.exporters.folder import read_components
+from anamorph.exporters.references import load as load_model
 from anamorph.image import psnr
 
 BFLOAT16 = 30.0
@@ -25,26 +30,42 @@ PROMPTS = ("a red apple", "a rocket")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_ten_sizes_are_served_as_eager_does_or_refused_before_anything_runs(
-    sd2: Path, engine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A refused size must not cost a call, and must not disturb the next served one."""
+def test_ten_sizes_are_served_as_eager_does_or_refused(sd2: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pipeline for all, beginning with the smallest: neither a served nor a refused size may disturb the next."""
+    module = importlib.import_module(f"anamorph.backends.{engine}")
+    checked, ran = module.checked, []
+    monkeypatch.setattr(module, "checked", lambda interface, *rest: ran.append(interface) or checked(interface, *rest))
     eager, pipe = load(sd2, backend="eager"), load(exported(sd2, engine))
     assert len(SIZES) == 10
     assert len(SERVED) == 5
     for height, width in SIZES:
         call: dict[str, Any] = {"prompt": "a dog", "seed": 1, "height": height, "width": width}
-        if (height, width) in SERVED:
-            latents, picture = run(pipe, **call)
-            expected, reference = run(eager, **call)
-            assert distance(latents, expected) <= LATENTS, (height, width)
-            assert psnr(reference, picture) >= DECIBEL
-            assert picture.shape[1:3] == (height, width)
-            continue
-        with monkeypatch.context() as patch:
-            patch.setattr(type(pipe), "plan", None)  # nothing is encoded, drawn or run
+        ran.clear()
+        if (height, width) not in SERVED:
             with pytest.raises(InputError, match=r"height|width"):
                 pipe(**call)
+            assert {interface.component for interface in ran} <= {"text_encoder"}, "a wrong size reached the denoiser"
+            continue
+        latents, picture = run(pipe, **call)
+        expected, reference = run(eager, **call)
+        assert distance(latents, expected) <= LATENTS, (height, width)
+        assert psnr(reference, picture) >= DECIBEL
+        assert picture.shape[1:3] == (height, width)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("lengths", [(1, 77, 16), (16, 1, 33)])
+def test_a_first_text_of_one_token_does_not_spoil_the_next(sd2: Path, engine: str, lengths: tuple[int, ...]) -> None:
+    """OpenVINO's fused attention would return wrong values from 16 keys on."""
+    components = read_components(open_checkpoint(Source(str(sd2))))
+    model = load_model(next(component for component in components if component.name == "text_encoder"))
+    session = load(exported(sd2, engine)).components["text_encoder"].programs["text_encoder"].session()
+    for length in lengths:
+        ids = np.random.default_rng(length).integers(0, 500, (2, length))
+        with torch.inference_mode():
+            expected = getattr(model, model.PARTS["text_encoder"])(torch.from_numpy(ids))[0].numpy()
+        value = np.asarray(session({"input_ids": ids})["last_hidden_state"])
+        assert relative(value, expected) <= LATENTS, length
 
 
 @pytest.mark.parametrize("engine", ENGINES)
