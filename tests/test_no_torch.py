@@ -52,17 +52,28 @@ def needed(name: str, extra: str) -> set[str]:
     return found
 
 
-def linked(name: str, packages: Path, *, metadata_only: bool = False) -> None:
+def linked(name: str, packages: Path) -> None:
     """Put an installed distribution into another environment, as links to its files here."""
     distribution = importlib.metadata.distribution(name)
-    for first in {file.parts[0] for file in distribution.files or []}:
-        target = packages / first
-        if (
-            first not in ("..", "__pycache__")
-            and not target.exists()
-            and (first.endswith(".dist-info") or not metadata_only)
-        ):
-            target.symlink_to(Path(str(distribution.locate_file(first))))
+    for first in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
+        if not (packages / first).exists():
+            (packages / first).symlink_to(Path(str(distribution.locate_file(first))))
+
+
+def linked_package(packages: Path) -> None:
+    """Put this package there: its files lie elsewhere where it is installed for editing."""
+    distribution = importlib.metadata.distribution("anamorph")
+    metadata = packages / f"anamorph-{distribution.version}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: anamorph\nVersion: {distribution.version}\n")
+    (metadata / "entry_points.txt").write_text(distribution.read_text("entry_points.txt") or "")
+    ours = packages / "anamorph"
+    ours.mkdir()
+    for path in Path(anamorph.__file__).parent.iterdir():
+        (ours / path.name).symlink_to(path.resolve())
+    for name in ("backends", "exporters"):
+        if not (ours / name).exists():
+            (ours / name).symlink_to(Path(importlib.import_module(f"anamorph.{name}").__path__[0]).resolve())
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -77,16 +88,9 @@ def python(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp(engine)
     venv.create(place, with_pip=False)
     packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(place), "platbase": str(place)}))
-    linked("anamorph", packages, metadata_only=True)  # installed for editing, its files lie elsewhere
+    linked_package(packages)
     for name in sorted(needed("anamorph", FORMATS[engine])):
         linked(name, packages)
-    ours = packages / "anamorph"
-    ours.mkdir(exist_ok=True)
-    for path in Path(anamorph.__file__).parent.iterdir():
-        (ours / path.name).symlink_to(path.resolve())
-    for name in ("backends", "exporters"):
-        if not (ours / name).exists():
-            (ours / name).symlink_to(Path(importlib.import_module(f"anamorph.{name}").__path__[0]).resolve())
     return place / ("Scripts" if os.name == "nt" else "bin") / "python"
 
 
