@@ -23,7 +23,7 @@ from anamorph.progress import Bar
 from anamorph.sheet import Row, contact_sheet
 
 PROMPTS = ("red apple", "yellow heart", "soccer ball", "grinning face", "sunflower", "rocket", "crescent moon",
-           "cat face", "birthday cake", "umbrella", "evergreen tree", "octopus")  # fmt: skip
+           "cat face", "birthday cake", "umbrella", "evergreen tree", "cooking")  # fmt: skip
 GUIDANCE, SEED = 4.0, 0
 REFERENCE = ("eager", "float32")
 
