@@ -22,9 +22,11 @@ class Axis:
 
     def refusal(self, size: int) -> str | None:
         """Why `size` does not fit this axis, or None."""
+        if self.minimum == self.maximum != size:
+            return f"{self.name} is {size}, expected {self.minimum}"
         if size < self.minimum or (self.maximum is not None and size > self.maximum):
-            top = "" if self.maximum is None else f" to {self.maximum}"
-            return f"{self.name} is {size}, expected {self.minimum}{top or ' or more'}"
+            top = "or more" if self.maximum is None else f"to {self.maximum}"
+            return f"{self.name} is {size}, expected {self.minimum} {top}"
         if size % self.multiple:
             return f"{self.name} is {size}, expected a multiple of {self.multiple}"
         return None

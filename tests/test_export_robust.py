@@ -275,8 +275,8 @@ def fixed(sd2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("further", "code", "message"),
     [
-        (["--size", "32x24"], 2, "latent_height is 16, expected 8 to 8"),
-        (["--size", "16x24", "--count", "2"], 2, "batch is 4, expected 2 to 2"),
+        (["--size", "32x24"], 2, "latent_height is 16, expected 8"),
+        (["--size", "16x24", "--count", "2"], 2, "batch is 4, expected 2"),
         (["--size", "16x24", "--dtype", "bf16"], 1, "does not run in bfloat16"),
         (["--size", "16x24", "--device", "cuda"], 1, "no device 'cuda'"),
         (["--size", "16x24", "--backend", "openvino"], 1, "engine openvino opens openvino"),

@@ -154,6 +154,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         request = job.request
         table = self._table(request)
         guidance = Guidance(request.guidance_scale, request.guidance_scale > 1, request.guidance_rescale)
+        self._check_axes(request, guidance)
         noise, arrays = _noise(job), self._program("unet").arrays
         states = np.repeat(self._text(job, guidance), request.num_images_per_prompt, axis=0)
         vae, factor = self._config("vae"), self.vae_scale_factor
@@ -165,6 +166,19 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         start = self.TASK.start(scene)
         conditions = {"encoder_hidden_states": arrays.put(states)}
         return Plan(table, start.latents, conditions, guidance, noise, start.channels, start.after)
+
+    def _check_axes(self, request: Request, guidance: Guidance) -> None:
+        """Raise InputError before anything runs where the denoiser was exported for other sizes than the call's."""
+        factor = self.vae_scale_factor
+        sizes = {"latent_height": request.height // factor, "latent_width": request.width // factor,
+                 "batch": guidance.branches * request.images}  # fmt: skip
+        axes = self._program("unet").interface.axes
+        for name in (name for name in sizes if name in axes):
+            if (refusal := axes[name].refusal(sizes[name])) is not None:
+                raise InputError(
+                    f"the opened unet cannot draw {request.images} of {request.height}x{request.width} pixels "
+                    f"({factor} to a latent, {guidance.branches} branches): {refusal}"
+                )
 
     def _table(self, request: Request) -> Table:
         def table(begin: int) -> Table:
