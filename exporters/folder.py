@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from anamorph.artifact import DRAFT, MANIFEST, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
 from anamorph.checkpoint import Checkpoint
 from anamorph.components import Component, vae_scale_factor
+from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, ConfigError, InputError
 from anamorph.exporters import certificate
-from anamorph.exporters.drafts import drafted
 from anamorph.exporters.references import load, write_picture, write_probes
 from anamorph.exporters.trace import part_interface, trace, with_scalars
 from anamorph.exporting import LINKED, PICTURE, Check, ExportOptions, Report

@@ -66,11 +66,11 @@ class ClipTokenizer:
         Raises ConfigError: the configuration asks for what CLIP's tokenizer does not do.
         """
         self.config = Config(config)
+        self._vocabulary = vocabulary
         self.model_max_length = _length(config)
         for key, value in SERVED.items():
             if config.get(key, value) != value:
                 raise ConfigError(f"the tokenizer does not serve {key}={config[key]!r}; it serves {value!r}")
-        self._merges = tuple(vocabulary.merges)
         names = {key: _content(config.get(key, default)) for key, default in NAMED.items()}
         self.special = {key: name for key, name in names.items() if name is not None}
         for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
@@ -127,6 +127,10 @@ class ClipTokenizer:
             return [*ids[: length - 1], self.eos_token_id], prompt[encoded.offsets[length - 1][0] :]
         return ids + [self.pad_token_id] * (length - len(ids)), ""
 
+    def replace(self, **changes: Any) -> "ClipTokenizer":
+        """The same vocabulary with some keys of the configuration changed."""
+        return ClipTokenizer(self._vocabulary, {**self.config, **changes})
+
     def __len__(self) -> int:
         return self.vocab_size
 
@@ -150,7 +154,7 @@ class ClipTokenizer:
         config = {**self.config, **self.special, "tokenizer_class": "CLIPTokenizer", "added_tokens_decoder": added}
         texts = {
             "vocab.json": json.dumps(dict(words), ensure_ascii=False),
-            "merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *map(" ".join, self._merges))),
+            "merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *map(" ".join, self._vocabulary.merges))),
             "special_tokens_map.json": json.dumps(self.special, indent=2, ensure_ascii=False) + "\n",
             "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n",
         }

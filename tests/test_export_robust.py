@@ -17,8 +17,8 @@ from scarce import full, sealable
 from anamorph import StableDiffusionPipeline
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.cli import main
+from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, BackendUnavailable, InputError, OutputError
-from anamorph.exporters.drafts import drafted
 from anamorph.exporters.folder import read_components
 from anamorph.exporters.openvino import write
 from anamorph.exporters.references import load
@@ -157,7 +157,7 @@ import sys, warnings
 sys.modules["fcntl"] = None
 warnings.simplefilter("ignore")
 from pathlib import Path
-from anamorph.exporters.drafts import drafted
+from anamorph.drafts import drafted
 with drafted(Path(sys.argv[1])) as draft:
     (draft / "file").write_text("written")
 with drafted(Path(sys.argv[1])) as draft:
