@@ -25,11 +25,11 @@ _traces: dict[Any, Any] = {}
 _trace = folder.trace
 
 
-def _trace_once(module: Any, method: str, interface: Any, config: Any) -> Any:
+def _trace_once(module: Any, method: str, interface: Any) -> Any:
     weights = float(sum(value.double().sum() for value in module.state_dict().values()))
     key = (weights, module.config.to_json(), method, interface)
     if key not in _traces:
-        _traces[key] = _trace(module, method, interface, config)
+        _traces[key] = _trace(module, method, interface)
     return _traces[key]
 
 

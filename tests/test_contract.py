@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from anamorph import StableDiffusionPipeline, UNet2DConditionModel
 from anamorph.artifact import NATIVE, VERIFIED, Artifact, FileRecord, Part
 from anamorph.backends import onnxruntime, openvino
-from anamorph.components import unet_interface
-from anamorph.config import Config
+from anamorph.components import interfaces, unet_interface
 from anamorph.engine import Session, Target
 from anamorph.errors import InputError
 from anamorph.exporters import onnx as onnx_format
@@ -36,11 +35,9 @@ BOUND = 1e-5
 BATCH, SEQUENCE = Axis("batch"), Axis("sequence")
 
 
-def opened(
-    engine: str, folder: Path, module: nn.Module, method: str, interface: Interface, config: Config | None = None
-) -> Session:
+def opened(engine: str, folder: Path, module: nn.Module, method: str, interface: Interface) -> Session:
     """One method of a module, exported and opened by the engine's own adapter."""
-    program = trace(module, method, interface, config or Config({}))
+    program = trace(module, method, interface)
     if engine == "onnxruntime":
         written = onnx_format.write(program, interface, folder, Storing())
     else:
@@ -239,16 +236,8 @@ def test_a_transformer_is_a_denoiser_like_any_other(tmp_path: Path, engine: str)
         nn.init.normal_(value, std=0.1)
     reference.save_pretrained(tmp_path / "transformer")
     model = DiTTransformer2DModel.from_pretrained(tmp_path / "transformer").eval()
-    interface = Interface(
-        "transformer",
-        (
-            Port("sample", (BATCH, 4, 8, 8)),
-            Port("timestep", ()),
-            Port("class_labels", (BATCH,), "int64"),
-        ),
-        (Port("out_sample", (BATCH, 8, 8, 8)),),
-    )
-    session = opened(engine, tmp_path / "artifact", model, "denoise", interface, model.config)
+    interface = interfaces("DiTTransformer2DModel")["transformer"](model.config)
+    session = opened(engine, tmp_path / "artifact", model, "denoise", interface)
     classes = np.array([1, 9, 10])
     inputs = {"sample": normal(3, 3, 4, 8, 8), "timestep": np.array(37, np.float32), "class_labels": classes}
     with torch.inference_mode():
