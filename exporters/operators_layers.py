@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from onnx import TensorProto
 
 from anamorph.errors import BackendError
@@ -85,8 +84,8 @@ def _gelu(call: "Call") -> str:
 
 @rule("aten.scaled_dot_product_attention.default")
 def _attention(call: "Call") -> str:
-    if call["dropout_p"] or call["enable_gqa"]:
-        raise BackendError("the exporter has no rule for attention with dropout or grouped heads")
+    if call["attn_mask"] is not None or call["dropout_p"] or call["enable_gqa"]:
+        raise BackendError("the exporter has no rule for attention with a mask, dropout or grouped heads")
     builder, q, k, v = call.builder, call.tensor("query"), call.tensor("key"), call.tensor("value")
     scale = call["scale"] or int(call.shape("query")[-1]) ** -0.5
     rank = len(call.shape("key"))
@@ -97,13 +96,6 @@ def _attention(call: "Call") -> str:
         square = builder.op("Shape", scores, start=-2)
         low = builder.op("ConstantOfShape", square, value=_filled(-np.inf))
         scores = builder.op("Add", scores, builder.op("Trilu", low, builder.constant(1, np.int64), upper=1))
-    if call["attn_mask"] is not None:
-        mask = call.tensor("attn_mask")
-        if call.arguments["attn_mask"].meta["val"].dtype == torch.bool:
-            low = builder.constant(-np.inf, np.float32)
-            scores = builder.op("Where", mask, scores, low)
-        else:
-            scores = builder.op("Add", scores, mask)
     return builder.op("MatMul", builder.op("Softmax", scores, axis=-1), v)
 
 

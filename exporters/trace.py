@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.artifact import PORTABLE
-from anamorph.components import Component, unet_multiple
+from anamorph.components import Component, even
 from anamorph.errors import ArtifactError, BackendError, InputError
 from anamorph.exporting import ExportOptions
 from anamorph.interface import Axis, Interface, Port, Scaled, size_of
@@ -28,19 +28,16 @@ def part_interface(component: Component, part: str, options: ExportOptions, fact
     2 N for the denoiser (both guidance branches); prompts may come in any number.
     Raises InputError: the fixed size is none that the model takes.
     """
-    interface = component.interface(part)
+    interface = even(component.interface(part), component.config)
     if options.signature == PORTABLE:
         interface = interface.required
     limits: dict[str, Axis] = {}
-    if interface.component == "unet":
-        multiple = unet_multiple(component.config)
-        limits = {name: Axis(name, multiple, multiple) for name in ("latent_height", "latent_width")}
     if options.size is not None:
         for side, pixels in zip(("height", "width"), options.size, strict=True):
             if pixels < factor or pixels % factor:
                 raise InputError(f"{side} {pixels} is no positive multiple of {factor} pixels")
             latent = f"latent_{side}"
-            limits[latent] = _fixed(limits.get(latent, Axis(latent)), pixels // factor)
+            limits[latent] = _fixed(interface.axes.get(latent, Axis(latent)), pixels // factor)
             limits[side] = _fixed(Axis(side, factor, factor), pixels)
     if options.batch is not None and part != "text_encoder":
         limits["batch"] = _fixed(Axis("batch"), options.batch * (2 if part == "unet" else 1))

@@ -152,7 +152,7 @@ def unet_interface(config: Config) -> Interface:
 
     The residuals of a ControlNet are optional.
     """
-    height, width = Axis("latent_height"), Axis("latent_width")
+    height, width = _sides(config)
     return Interface(
         "unet",
         (
@@ -163,6 +163,13 @@ def unet_interface(config: Config) -> Interface:
         ),
         (Port("out_sample", (BATCH, config["out_channels"], height, width)),),
     )
+
+
+def _sides(config: Config) -> tuple[Axis, Axis]:
+    """Height and width of a denoiser's latents; k-diffusion's blocks halve evenly and reflect two pixels or more."""
+    multiple = unet_multiple(config) if config["down_block_types"][0].startswith("K") else 1
+    least = 1 if multiple == 1 else 2 * multiple
+    return Axis("latent_height", multiple, least), Axis("latent_width", multiple, least)
 
 
 def vae_encoder_interface(config: Config) -> Interface:
@@ -199,6 +206,16 @@ def latent_channels(config: Mapping[str, Any]) -> int:
 def unet_multiple(config: Mapping[str, Any]) -> int:
     """Latents of such a side are halved evenly on every level: 2 to the number of levels less one."""
     return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def even(interface: Interface, config: Mapping[str, Any]) -> Interface:
+    """A UNet's interface with sizes that it halves evenly on every level, as graphs take them; others as they are."""
+    if interface.component != "unet":
+        return interface
+    multiple = unet_multiple(config)
+    sides = (interface.axes[name] for name in ("latent_height", "latent_width"))
+    limits = {side.name: replace(side, multiple=multiple, minimum=max(side.minimum, multiple)) for side in sides}
+    return interface.limited(limits)
 
 
 def vae_scale_factor(config: Mapping[str, Any]) -> int:
