@@ -1,6 +1,8 @@
 """Checkpoints that many tests share, written once per run."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,28 +11,29 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+else:
+    os.environ["ANAMORPH_TESTS"] = tempfile.mkdtemp(prefix="anamorph-tests-")  # the processes of a run share it
 
 from checkpoints import tiny_sd1, tiny_sd2
-from exported import once, one_process
+from exported import once, one_process, shared_place
+
+
+def pytest_sessionfinish() -> None:
+    """What the processes of a run share is removed by the one that started them."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(shared_place(), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that all processes of a run have in common."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
-@pytest.fixture(scope="session")
-def sd1(shared: Path) -> Path:
+def sd1() -> Path:
     """A random checkpoint of the first Stable Diffusion's kind (epsilon, 8 pixels per latent)."""
-    return once(shared / "sd1", tiny_sd1)
+    return once(shared_place() / "sd1", tiny_sd1)
 
 
 @pytest.fixture(scope="session")
-def sd2(shared: Path) -> Path:
+def sd2() -> Path:
     """A random checkpoint of the second kind (v-prediction, 2 pixels per latent)."""
-    return once(shared / "sd2", tiny_sd2)
+    return once(shared_place() / "sd2", tiny_sd2)
 
 
 @pytest.fixture(name="one_process")

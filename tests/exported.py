@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,11 @@ def export(checkpoint: Path, engine: str, out: Path, **options: Any) -> list[Che
         return list(get_exporter([FORMATS[engine]]).export(source, out, ExportOptions(**options), lambda _: None))
 
 
+def shared_place() -> Path:
+    """The folder that all processes of a run have in common."""
+    return Path(os.environ["ANAMORPH_TESTS"])
+
+
 def once(place: Path, make: Callable[[Path], Any]) -> Path:
     """A folder that the first of several processes makes, for all of them."""
     with FileLock(place.with_name(f"{place.name}.lock")):
@@ -88,14 +94,14 @@ def once(place: Path, make: Callable[[Path], Any]) -> Path:
 
 @functools.cache
 def exported(checkpoint: Path, engine: str) -> Path:
-    """The checkpoint's artifact for one engine, dynamic and in float32, beside the checkpoint; not to be changed."""
+    """The checkpoint's artifact for one engine, dynamic and in float32; not to be changed."""
     short = hashlib.sha256(str(checkpoint).encode()).hexdigest()[:8]
 
     def make(out: Path) -> None:
         with one_process():
             export(checkpoint, engine, out)
 
-    return once(checkpoint.with_name(f"{checkpoint.name}-{short}-{engine}"), make)
+    return once(shared_place() / f"{checkpoint.name}-{short}-{engine}", make)
 
 
 def opened(engine: str, place: Path, program: Any, interface: Interface) -> Session:
