@@ -88,7 +88,7 @@ class DPMSolverMultistepScheduler(LogSnr):
         "time_shift_type": ("exponential",),
     }
     TRANSLATE: ClassVar = {("algorithm_type", "deis"): "dpmsolver++", **OLD_SOLVERS, **FIXED}
-    TAKES: ClassVar = ("timesteps",)
+    TAKES: ClassVar[tuple[str, ...]] = ("timesteps",)
     WIDE_NOISE: ClassVar = True
     REPEATS: ClassVar = False
     ROUNDED: ClassVar[tuple[str, ...]] = ("use_karras_sigmas", "use_lu_lambdas")

@@ -147,9 +147,10 @@ class FlowMatchEulerDiscreteScheduler(Flow):
         if per_token_timesteps is None:
             return super().step(model_output, timestep, sample, **options)
         self._current(timestep, {})
+        grid = self._levels()
         levels = per_token_timesteps[..., None] / len(self)
         below, last = 0.0 * levels, 0.0
-        for level in sorted(self.sigmas.tolist()):
+        for level in sorted([*grid.sigma.tolist(), float(grid.sigma_next[-1])]):
             below, last = below + (level - last) * (levels > level + 1e-6), level
         out, x = widen(model_output), widen(sample)
         if self.own["stochastic_sampling"]:

@@ -138,7 +138,8 @@ def rows_of(
     if isinstance(steps, Columns):
         a, d, c, e = (np.broadcast_to(column, count).tolist() for column in steps)
         b: list[tuple[float, ...]] = list(zip(d, strict=True))
-        keep = fix = [()] * count
+        keep: list[tuple[int, ...]] = [()] * count
+        fix: list[tuple[float, ...]] = [()] * count
     else:
         corrections = [{}] * count if fixes is None else fixes
         past = _histories(steps, corrections)
