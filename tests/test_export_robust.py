@@ -76,7 +76,7 @@ def test_openvino_s_own_failure_to_write_is_one_sentence(sd2: Path, place: Path)
     component = read_components(open_checkpoint(Source(str(sd2))))[0]
     interface = component.interface("vae_decoder")
     model = load(component)
-    program = trace(model, model.PARTS["vae_decoder"], interface, component.config)
+    program = trace(model, model.PARTS["vae_decoder"], interface)
     size = (exported(sd2, "onnxruntime") / "vae_decoder" / "model.onnx_data").stat().st_size
     with full(place, int(0.7 * size)), pytest.raises(OutputError, match="OpenVINO cannot write") as caught:
         write(program, interface, place / "vae_decoder", Storing())
