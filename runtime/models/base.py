@@ -60,6 +60,11 @@ class Model(nn.Module):
         return full
 
     @classmethod
+    def method(cls, part: str) -> str:
+        """Name of the method that serves a part; a model's only part may be called otherwise (as its slot is)."""
+        return cls.PARTS[part] if len(cls.PARTS) > 1 else next(iter(cls.PARTS.values()))
+
+    @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Build the model with fresh weights."""
         return cls(**config)
