@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.benchmarks import engines
-from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
+from anamorph.checkpoint import BUNDLED
+from anamorph.config import read_json
 
 UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -44,10 +45,10 @@ def make(folder: Path) -> None:
 
     from anamorph.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
     from anamorph.pipelines import StableDiffusionPipeline
-    from anamorph.pipelines.loading import read_scheduler, read_tokenizer
+    from anamorph.schedulers import load_scheduler
+    from anamorph.tokenizer import ClipTokenizer
 
-    bundled = open_checkpoint(Source(str(BUNDLED)))
-    tokenizer = read_tokenizer(bundled)
+    tokenizer = ClipTokenizer.from_pretrained(BUNDLED / "tokenizer")
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(0)
     pipe = StableDiffusionPipeline(
@@ -55,7 +56,7 @@ def make(folder: Path) -> None:
         text_encoder=CLIPTextModel(**TEXT, **ids),
         tokenizer=tokenizer,
         unet=UNet2DConditionModel(**UNET),
-        scheduler=read_scheduler(bundled),
+        scheduler=load_scheduler(read_json(BUNDLED / "scheduler" / "scheduler_config.json")),
         backend="eager",
     )
     pipe.save_pretrained(folder)

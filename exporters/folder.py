@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 from anamorph.artifact import DRAFT, MANIFEST, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
 from anamorph.checkpoint import Checkpoint
 from anamorph.components import Component, vae_scale_factor
+from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, ConfigError, InputError
 from anamorph.exporters import certificate
-from anamorph.exporters.drafts import drafted
 from anamorph.exporters.references import load, write_picture, write_probes
 from anamorph.exporters.trace import part_interface, trace, with_scalars
 from anamorph.exporting import LINKED, PICTURE, Check, ExportOptions, Report
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.loading import read_component, read_tokenizer, settle_variant
+from anamorph.pipelines.loading import settle_variant
+from anamorph.pipelines.slots import models, read_slot
 from anamorph.tokenizer import ClipTokenizer
 from anamorph.weights import find_weights
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"float32": (1e-4, 1e-4), LINKED: (1e-4, 1e-4), "float16": (1e-2, 1e-1), "bfloat16": (5e-2, 3e-1)}
 """Storage -> largest relative L2 difference of a part's output, and of the latents after any step of a picture."""
-LAYOUT = 2
+LAYOUT = 3
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
 
 
@@ -109,18 +110,20 @@ class FolderExporter:
             storing = _storing(checkpoint, component, module, options, report)
             for name, interface in functions.items():
                 report(f"exporting {name}")
-                place = draft / name if component.name == "vae" else draft / component.name
-                program = trace(module, module.PARTS[name], interface, component.config)
+                place = draft / (name if len(functions) > 1 else component.name)
+                program = trace(module, module.method(name), interface)
                 written = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, storing)
                 del program
                 parts[name] = _part(component, written, place, draft, interface, storing)
                 (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")
-                write_probes(probes, name, interface, module, component.config, written.taps)
+                write_probes(probes, name, interface, module, written.taps)
             del module
             gc.collect()  # traced graphs refer to themselves, and to the weights
         _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
-        if (missing := self.kind.write_tokenizer(read_tokenizer(checkpoint), draft / "tokenizer")) is not None:
-            report(missing)
+        for name in _tokenizers(checkpoint):
+            tokenizer = ClipTokenizer.from_pretrained(checkpoint.place(name))
+            if (missing := self.kind.write_tokenizer(tokenizer, draft / name)) is not None:
+                report(missing)
         for name, text in self.kind.root_files(options.storage).items():
             (draft / name).write_text(text, encoding="utf-8")
         source = {"name": str(checkpoint.folder), "sha256": checkpoint.digest()}
@@ -140,7 +143,7 @@ class FolderExporter:
                 for name in component.parts:
                     report(f"computing {name} with PyTorch")
                     part = exported.parts[name]
-                    write_probes(place, name, part.interface, module, component.config, part.taps)
+                    write_probes(place, name, part.interface, module, part.taps)
                 del module
             report("drawing a picture with PyTorch")
             write_picture(place, source, exported)
@@ -204,7 +207,8 @@ def read_components(checkpoint: Checkpoint) -> list[Component]:
     if kind is None:
         known = ", ".join(DiffusionPipeline.registry)
         raise ConfigError(f"{checkpoint.folder} is a {checkpoint.class_name}; {known} can be exported")
-    return settle_variant([read_component(checkpoint, slot, classes) for slot, classes in kind.SLOTS.items()])
+    found = (read_slot(checkpoint, name, slot) for name, slot in models(kind.SLOTS).items())
+    return settle_variant([component for component in found if component is not None])
 
 
 def _interfaces(
@@ -274,13 +278,20 @@ def _write_draft(artifact: Artifact) -> None:
 def _copy_rest(checkpoint: Checkpoint, components: Sequence[Component], draft: Path) -> None:
     """Index, scheduler and tokenizer; slots that were not exported become empty, so that no loader looks for them."""
     index: dict[str, Any] = json.loads((checkpoint.folder / "model_index.json").read_text(encoding="utf-8"))
-    kept = {component.name for component in components} | {"scheduler", "tokenizer"}
+    copied = ("scheduler", *_tokenizers(checkpoint))
+    kept = {*(component.name for component in components), *copied}
     for name in checkpoint.components:
         if name not in kept:
             index[name] = [None, None]
     (draft / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for name in ("scheduler", "tokenizer"):
+    for name in copied:
         shutil.copytree(checkpoint.place(name), draft / name)
-    vocabulary = draft / "tokenizer" / "tokenizer.json"
-    if not vocabulary.exists():
-        vocabulary.write_text(read_tokenizer(checkpoint).to_json(), encoding="utf-8")
+    for name in _tokenizers(checkpoint):
+        vocabulary = draft / name / "tokenizer.json"
+        if not vocabulary.exists():
+            tokenizer = ClipTokenizer.from_pretrained(checkpoint.place(name))
+            vocabulary.write_text(tokenizer.to_json(), encoding="utf-8")
+
+
+def _tokenizers(checkpoint: Checkpoint) -> list[str]:
+    return [name for name, slot in checkpoint.components.items() if slot is not None and name.startswith("tokenizer")]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from anamorph.artifact import DRAFT, PORTABLE, UNVERIFIED, Artifact, FileRecord, Part
 from anamorph.checkpoint import component_config
-from anamorph.components import interfaces, unet_multiple
+from anamorph.components import even, interfaces
 from anamorph.config import Config
 from anamorph.errors import ArtifactError
-from anamorph.interface import Axis, Interface
+from anamorph.interface import Interface
 
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
 """Format -> the graph's file in each component's folder."""
@@ -71,9 +71,9 @@ def _functions(folder: Path, form: str, component: str, class_name: str) -> Iter
     places = (component, f"{component}_encoder", f"{component}_decoder")
     if not any((folder / place / FILES[form]).is_file() for place in places):
         return  # a scheduler, a tokenizer, or a model that the tool has left as it was
-    known = interfaces(class_name)
+    known = interfaces(class_name, component)
     for name, declare in known.items():
-        file = folder / (component if len(known) == 1 else name) / FILES[form]
+        file = folder / name / FILES[form]
         if file.is_file():
             config = component_config(file.parent)
             yield name, file, _declared(declare(config), config)
@@ -81,11 +81,7 @@ def _functions(folder: Path, form: str, component: str, class_name: str) -> Iter
 
 def _declared(interface: Interface, config: Config) -> Interface:
     """The interface with the sizes that a UNet halves evenly; only the first output is sure to be there."""
-    if interface.component == "unet":
-        multiple = unet_multiple(config)
-        interface = interface.limited(
-            {name: Axis(name, multiple, multiple) for name in ("latent_height", "latent_width")}
-        )
+    interface = even(interface, config)
     first, *rest = interface.outputs
     return replace(interface, outputs=(first, *(replace(port, optional=True) for port in rest)))
 
