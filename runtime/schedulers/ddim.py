@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from anamorph.schedulers.configuration import CURVES, NOISE, PREDICTIONS, SPACINGS, THRESHOLD, clip_of
+from anamorph.schedulers.configuration import CURVES, NOISE, THRESHOLD, clip_of
 from anamorph.schedulers.grids import Grid, Request, as_indices, custom_timesteps, spaced, variance_preserving
 from anamorph.schedulers.registry import register
 from anamorph.schedulers.solvers import Columns, first_order, rows_of, to_clean, to_noise
@@ -35,8 +35,6 @@ class DDPMScheduler(TrainingLevels):
     }
     ONLY: ClassVar = {
         "beta_schedule": (*CURVES, "sigmoid", "laplace"),
-        "prediction_type": PREDICTIONS,
-        "timestep_spacing": SPACINGS,
         "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range"),
     }
     TRANSLATE: ClassVar = {("variance_type", None): "fixed_small"}
@@ -86,7 +84,6 @@ class DDIMScheduler(TrainingLevels):
         "timestep_spacing": "leading",
         "rescale_betas_zero_snr": False,
     }
-    ONLY: ClassVar = {"beta_schedule": CURVES, "prediction_type": PREDICTIONS, "timestep_spacing": SPACINGS}
     OPTIONS: ClassVar = {"eta": 0.0, "use_clipped_model_output": False}
     STATELESS: ClassVar = True
 
@@ -128,11 +125,7 @@ class DDIMInverseScheduler(TrainingLevels):
         "timestep_spacing": "leading",
         "rescale_betas_zero_snr": False,
     }
-    ONLY: ClassVar = {
-        "beta_schedule": CURVES,
-        "prediction_type": PREDICTIONS,
-        "timestep_spacing": ("leading", "trailing"),
-    }
+    ONLY: ClassVar = {"timestep_spacing": ("leading", "trailing")}
     STATELESS: ClassVar = True
 
     def idle(self) -> Grid:

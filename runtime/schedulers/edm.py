@@ -15,8 +15,8 @@ from anamorph.config import Config
 from anamorph.errors import ConfigError, InputError
 from anamorph.schedulers.arrays import Array, numbers
 from anamorph.schedulers.base import Scheduler, StepOutput
-from anamorph.schedulers.configuration import FINAL, THRESHOLD, clip_of
-from anamorph.schedulers.dpmsolver import ORDERS, SOLVER, multistep
+from anamorph.schedulers.configuration import NO_SAMPLE, THRESHOLD, clip_of
+from anamorph.schedulers.dpmsolver import SOLVER, multistep
 from anamorph.schedulers.exponential import points_of
 from anamorph.schedulers.grids import F64, Grid, Request, custom_timesteps
 from anamorph.schedulers.levels import exponential, karras
@@ -102,11 +102,6 @@ class Preconditioned(FreeLevels):
         return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, clip_of(self.own))
 
 
-SERVED = {
-    "prediction_type": ("epsilon", "v_prediction"),
-    "sigma_schedule": ("karras", "exponential"),
-    "final_sigmas_type": FINAL,
-}
 KEYS = {**PRECONDITIONED, "sigma_schedule": "karras", "prediction_type": "epsilon", "final_sigmas_type": "zero"}
 
 
@@ -116,7 +111,7 @@ class EDMEulerScheduler(Preconditioned):
 
     SUMMARY: ClassVar = "Euler for models trained in the EDM way (Playground 2.5); 20 to 50 steps"
     DEFAULTS: ClassVar = KEYS
-    ONLY: ClassVar = SERVED
+    ONLY: ClassVar = NO_SAMPLE
     TAKES: ClassVar = ("sigmas",)
     OPTIONS: ClassVar = {**CHURN, "told": False}
 
@@ -143,7 +138,7 @@ class EDMDPMSolverMultistepScheduler(Preconditioned):
 
     SUMMARY: ClassVar = "DPM-Solver++ for models trained in the EDM way; good from 15 steps"
     DEFAULTS: ClassVar = {**KEYS, **THRESHOLD, **SOLVER, "lower_order_final": True, "euler_at_final": False}
-    ONLY: ClassVar = {**SERVED, **ORDERS, "algorithm_type": ("dpmsolver++", "sde-dpmsolver++")}
+    ONLY: ClassVar = {**NO_SAMPLE, "algorithm_type": ("dpmsolver++", "sde-dpmsolver++")}
     TRANSLATE: ClassVar = {("algorithm_type", "deis"): "dpmsolver++", **OLD_SOLVERS}
     SHOWS_CLEAN: ClassVar = False
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from anamorph.errors import InputError
 from anamorph.schedulers.arrays import Array
 from anamorph.schedulers.base import Scheduler
-from anamorph.schedulers.configuration import CURVES, FINAL, NOISE, PREDICTIONS, SIGMAS, SPACINGS, clip_of
+from anamorph.schedulers.configuration import NO_SAMPLE, NOISE, SIGMAS, clip_of
 from anamorph.schedulers.grids import F64, Grid, Request, custom_sigmas, custom_timesteps, sigma_to_timestep, spaced
 from anamorph.schedulers.levels import exponential, family, family_sigmas, finite_sigmas
 from anamorph.schedulers.noise import F32
@@ -111,14 +111,6 @@ class EulerDiscreteScheduler(SigmaLevels):
         "rescale_betas_zero_snr": False,
         "final_sigmas_type": "zero",
     }
-    ONLY: ClassVar = {
-        "beta_schedule": CURVES,
-        "prediction_type": PREDICTIONS,
-        "interpolation_type": ("linear", "log_linear"),
-        "timestep_spacing": SPACINGS,
-        "timestep_type": ("discrete", "continuous"),
-        "final_sigmas_type": FINAL,
-    }
     TAKES: ClassVar = ("timesteps", "sigmas")
     OPTIONS: ClassVar = CHURN
 
@@ -184,11 +176,7 @@ class EulerAncestralDiscreteScheduler(SigmaLevels):
         "steps_offset": 0,
         "rescale_betas_zero_snr": False,
     }
-    ONLY: ClassVar = {
-        "beta_schedule": CURVES,
-        "prediction_type": ("epsilon", "v_prediction"),
-        "timestep_spacing": SPACINGS,
-    }
+    ONLY: ClassVar = NO_SAMPLE
 
     def plan(self, request: Request) -> Grid:
         """The training schedule's levels, interpolated at the timesteps, then zero."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anamorph.errors import InputError
-from anamorph.schedulers.configuration import CURVES, K_NOISE, NOISE, PREDICTIONS, SIGMAS, SPACINGS
+from anamorph.schedulers.configuration import CURVES, K_NOISE, NO_SAMPLE, NOISE, SIGMAS
 from anamorph.schedulers.euler import SigmaLevels
 from anamorph.schedulers.exponential import lagrange, through_clean
 from anamorph.schedulers.grids import F64, Grid, Request, sigma_to_timestep
@@ -19,11 +19,6 @@ from anamorph.schedulers.solvers import Columns, Terms, first_order, rows_of, to
 from anamorph.schedulers.table import Table
 
 COMMON = {"prediction_type": "epsilon", "timestep_spacing": "linspace", "steps_offset": 0}
-SERVED = {
-    "beta_schedule": CURVES,
-    "prediction_type": ("epsilon", "v_prediction"),
-    "timestep_spacing": SPACINGS,
-}
 
 
 def two_stage_grid(
@@ -70,7 +65,7 @@ class HeunDiscreteScheduler(SigmaLevels):
 
     SUMMARY: ClassVar = "second order at two calls per step; the most faithful at 15 to 30 steps"
     DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **COMMON, "clip_sample": False, "clip_sample_range": 1.0}
-    ONLY: ClassVar = {"beta_schedule": (*CURVES, "exp"), "prediction_type": PREDICTIONS, "timestep_spacing": SPACINGS}
+    ONLY: ClassVar = {"beta_schedule": (*CURVES, "exp")}
     TAKES: ClassVar = ("timesteps",)
     order: ClassVar = 2
 
@@ -95,7 +90,6 @@ class LMSDiscreteScheduler(SigmaLevels):
 
     SUMMARY: ClassVar = "fourth-order multistep at one call per step; good from 30 steps on"
     DEFAULTS: ClassVar = {**NOISE, **SIGMAS, **COMMON}
-    ONLY: ClassVar = {**SERVED, "prediction_type": PREDICTIONS}
     OPTIONS: ClassVar = {"order": 4}
 
     def plan(self, request: Request) -> Grid:
@@ -139,7 +133,7 @@ class KDPM2DiscreteScheduler(_MiddleLevels):
 
     SUMMARY: ClassVar = "midpoint method at two calls per step; like Heun, a little sharper"
     DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **COMMON}
-    ONLY: ClassVar = SERVED
+    ONLY: ClassVar = NO_SAMPLE
     order: ClassVar = 2
 
     def solve(self, grid: Grid) -> Table:
@@ -163,7 +157,7 @@ class KDPM2AncestralDiscreteScheduler(_MiddleLevels):
 
     SUMMARY: ClassVar = "the midpoint method with ancestral noise: detail and variety at two calls per step"
     DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **COMMON}
-    ONLY: ClassVar = SERVED
+    ONLY: ClassVar = NO_SAMPLE
     order: ClassVar = 2
 
     def target(self, levels: F64) -> F64:
@@ -196,7 +190,7 @@ class DPMSolverSDEScheduler(_MiddleLevels):
 
     SUMMARY: ClassVar = "stochastic, two calls per step; rich texture, slow but steady from 20 steps"
     DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **COMMON, "noise_sampler_seed": None}
-    ONLY: ClassVar = {**SERVED, "noise_sampler_seed": (None,)}
+    ONLY: ClassVar = NO_SAMPLE
     OPTIONS: ClassVar = {"s_noise": 1.0}
     order: ClassVar = 2
 
