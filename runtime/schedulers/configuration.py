@@ -26,6 +26,10 @@ K_NOISE = {**NOISE, "beta_start": 0.00085, "beta_end": 0.012}
 THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
 """Defaults of dynamic thresholding."""
 
+LEADING = {"prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 0}
+LINSPACE = {**LEADING, "timestep_spacing": "linspace"}
+"""Defaults of the prediction and of the way that timesteps are placed."""
+
 SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 """Defaults of the switches between families of noise levels."""
 
