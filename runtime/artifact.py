@@ -1,6 +1,5 @@
 """An exported folder: its manifest `anamorph.json`, read with suspicion. No engine and no PyTorch here."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from anamorph.errors import ArtifactError
+from anamorph.files import digest
 from anamorph.interface import Axis, Dimension, Interface, Port, Scaled
 from anamorph.linked import Constant, Linked, open_linked
 
@@ -31,8 +31,7 @@ class FileRecord:
     @classmethod
     def of(cls, path: Path) -> "FileRecord":
         """Measure a file."""
-        with path.open("rb") as file:
-            return cls(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        return cls(path.stat().st_size, digest(path))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from anamorph.artifact import Artifact, is_artifact, read_artifact
 from anamorph.config import Config, read_json
 from anamorph.errors import CheckpointError
+from anamorph.files import digest
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,7 @@ class Checkpoint:
         total = hashlib.sha256()
         for path in sorted(self.folder.rglob("*")):
             if path.suffix in (".safetensors", ".bin"):
-                total.update(path.relative_to(self.folder).as_posix().encode())
-                with path.open("rb") as file:
-                    total.update(hashlib.file_digest(file, "sha256").digest())
+                total.update(path.relative_to(self.folder).as_posix().encode() + bytes.fromhex(digest(path)))
         return total.hexdigest()
 
 

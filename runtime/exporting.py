@@ -1,6 +1,5 @@
 """What the runtime knows of exporters: their contract, and how a checkpoint becomes an artifact in the user's cache."""
 
-import functools
 import hashlib
 import logging
 import os
@@ -12,6 +11,7 @@ from typing import Protocol
 from anamorph.artifact import NATIVE, PORTABLE, Difference
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.errors import InputError, OutputError
+from anamorph.files import digest
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def cached_export(checkpoint: Checkpoint, exporter: Exporter) -> Checkpoint:
     """
     options = ExportOptions(storage=LINKED, signature=NATIVE)
     versions = "".join(f"{key}={value};" for key, value in sorted(exporter.fingerprint().items()))
-    content = _content(checkpoint.folder, checkpoint.variant, _stamps(checkpoint.folder))
+    content = _content(checkpoint)
     name = f"{content[:32]}-{exporter.format}-{options.storage}-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
     place = cache_folder() / "exports" / name
     if place.is_dir():
@@ -137,17 +137,10 @@ def _export_into_cache(checkpoint: Checkpoint, exporter: Exporter, place: Path, 
         raise OutputError(f"{error}; the variable {CACHE} names another cache") from None
 
 
-def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return tuple((path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-
-
-@functools.lru_cache(maxsize=8)
-def _content(folder: Path, variant: str | None, stamps: tuple[tuple[str, int, int], ...]) -> str:
+def _content(checkpoint: Checkpoint) -> str:
     """SHA-256 over everything that decides what an export holds: weights, configurations, vocabulary, variant."""
-    total = hashlib.sha256(str(variant).encode())
-    for name, _, _ in stamps:
-        if Path(name).suffix in (".json", ".txt", ".safetensors", ".bin"):
-            with (folder / name).open("rb") as file:
-                total.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+    total = hashlib.sha256(str(checkpoint.variant).encode())
+    for path in sorted(checkpoint.folder.rglob("*")):
+        if path.suffix in (".json", ".txt", ".safetensors", ".bin") and path.is_file():
+            total.update(path.relative_to(checkpoint.folder).as_posix().encode() + bytes.fromhex(digest(path)))
     return total.hexdigest()

@@ -1,6 +1,5 @@
 """Weights on disk: which tensor lies where, checked before any memory is taken. No PyTorch here."""
 
-import hashlib
 import json
 import struct
 from collections.abc import Iterator
@@ -82,15 +81,6 @@ class WeightFiles:
     def entries(self) -> dict[str, Entry]:
         """All tensors of all safetensors files."""
         return {name: entry for file in self.files for name, entry in safetensors_entries(file).items()}
-
-    def digest(self) -> str:
-        """SHA-256 over the bytes of all files, hexadecimal."""
-        total = hashlib.sha256()
-        for file in self.files:
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    total.update(block)
-        return total.hexdigest()
 
 
 def find_weights(folder: Path, stem: str, variant: str | None = None) -> WeightFiles:

@@ -1,26 +1,27 @@
 """Artifacts that several tests share: each checkpoint is traced and exported once per run."""
 
-import atexit
+import contextlib
 import functools
-import shutil
-import tempfile
-from collections.abc import Iterator
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from anamorph.checkpoint import Source, open_checkpoint
-from anamorph.exporters import folder
+from anamorph.errors import ArtifactError
+from anamorph.exporters import certificate, folder, references
 from anamorph.exporting import Check, ExportOptions
 from anamorph.plugins import get_exporter
 
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 """Engine -> the format that it opens."""
 
-_place = Path(tempfile.mkdtemp(prefix="anamorph-tests-"))
-atexit.register(shutil.rmtree, _place, ignore_errors=True)
 _traces: dict[Any, Any] = {}
 _trace = folder.trace
 
@@ -41,6 +42,25 @@ def shared_traces() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Run here what belongs into processes of their own: starting those takes most of the time."""
+    mains = {"certificate": certificate.main, "references": references.main}
+
+    def run(failure: str, module: str, *arguments: str | Path) -> str:
+        printed, said = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+            code = mains[module]([str(argument) for argument in arguments])
+        if code:
+            raise ArtifactError(f"{failure}: {said.getvalue()}")
+        return printed.getvalue()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (certificate, references):
+            patch.setattr(module, "run_child", run)
+        yield
+
+
 def export(checkpoint: Path, engine: str, out: Path, **options: Any) -> list[Check]:
     """Export without sharing the result."""
     with shared_traces():
@@ -48,9 +68,28 @@ def export(checkpoint: Path, engine: str, out: Path, **options: Any) -> list[Che
         return list(get_exporter([FORMATS[engine]]).export(source, out, ExportOptions(**options), lambda _: None))
 
 
+def shared_place() -> Path:
+    """The folder that all processes of a run have in common."""
+    return Path(os.environ["ANAMORPH_TESTS"])
+
+
+def once(place: Path, make: Callable[[Path], Any]) -> Path:
+    """A folder that the first of several processes makes, for all of them."""
+    with FileLock(place.with_name(f"{place.name}.lock")):
+        if not place.exists():
+            draft = place.with_name(f"{place.name}.draft")
+            make(draft)
+            draft.rename(place)
+    return place
+
+
 @functools.cache
 def exported(checkpoint: Path, engine: str) -> Path:
     """The checkpoint's artifact for one engine, dynamic and in float32; not to be changed."""
-    out = _place / f"{checkpoint.name}-{engine}"
-    export(checkpoint, engine, out)
-    return out
+    short = hashlib.sha256(str(checkpoint).encode()).hexdigest()[:8]
+
+    def make(out: Path) -> None:
+        with one_process():
+            export(checkpoint, engine, out)
+
+    return once(shared_place() / f"{checkpoint.name}-{short}-{engine}", make)

@@ -1,7 +1,5 @@
 """Engines that run exported folders, against PyTorch eager."""
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -163,32 +161,6 @@ def test_outputs_of_one_call_survive_the_next(sd1: Path, engine: str) -> None:
     kept = first.copy()
     session({"input_ids": np.full((1, 77), 9)})
     assert np.array_equal(first, kept)
-
-
-ALONE = """
-import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "transformers", "diffusers", "onnx", "onnxscript"):
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocked())
-import numpy as np
-from anamorph import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
-np.save(sys.argv[2], pipe("a cat", num_inference_steps=3, seed=3, output_type="np").images)
-"""
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_an_artifact_needs_no_pytorch(sd1: Path, engine: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", ALONE, str(exported(sd1, engine)), str(tmp_path / "alone.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    reference = load(sd1, backend="eager")("a cat", num_inference_steps=3, seed=3, output_type="np").images
-    assert psnr(reference, np.load(tmp_path / "alone.npy")) >= DECIBEL
 
 
 def test_a_checkpoint_is_exported_once_for_an_engine_that_needs_it(

@@ -1,7 +1,5 @@
 """`anamorph verify`: which step, part and block it names, and what its processes do."""
 
-import contextlib
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -29,23 +27,6 @@ from anamorph.exporting import LINKED, PICTURE, Check
 
 BOUND = 1e-4
 ENGINES = tuple(FORMATS)
-
-
-@pytest.fixture
-def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run here what belongs into processes of their own: starting those takes most of the time."""
-    mains = {"certificate": certificate.main, "references": references.main}
-
-    def run(failure: str, module: str, *arguments: str | Path) -> str:
-        printed, said = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
-            code = mains[module]([str(argument) for argument in arguments])
-        if code:
-            raise ArtifactError(f"{failure}: {said.getvalue()}")
-        return printed.getvalue()
-
-    for module in (certificate, references):
-        monkeypatch.setattr(module, "run_child", run)
 
 
 def block_differences(artifact: Path, checkpoint: Path, part: str, place: Path) -> Iterator[tuple[str, float]]:
