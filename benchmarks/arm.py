@@ -24,7 +24,6 @@ from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.engine import Placement, Program, Session
 from anamorph.exporting import ExportOptions, cache_folder, cached_export
 from anamorph.interface import Interface
-from anamorph.pipelines import StableDiffusionPipeline
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import Loaded
 from anamorph.plugins import get_backend, get_exporter
@@ -163,20 +162,22 @@ def _call(inputs: Path) -> dict[str, Any]:
     return call
 
 
-def _timed(pipe: DiffusionPipeline, clock: Clock) -> StableDiffusionPipeline:
+def _timed(pipe: DiffusionPipeline, clock: Clock) -> Any:
     """The same pipeline over the same programs, with a clock on each."""
-    parts = {
+    parts: dict[str, Any] = {
         name: Loaded(value.component, {part: Timed(one, NAMES[part], clock) for part, one in value.programs.items()})
         if isinstance(value, Loaded) else value
         for name, value in pipe.components.items()
     }  # fmt: skip
-    timed: StableDiffusionPipeline = type(pipe)(**parts)  # type: ignore[assignment]
+    timed = type(pipe)(**parts)
     timed.set_progress_bar_config(disable=True)
     return timed
 
 
 def _waiting(pipe: DiffusionPipeline) -> Callable[[], None]:
-    programs = [one for value in pipe.components.values() if isinstance(value, Loaded) for one in value.programs.values()]
+    programs = [
+        one for value in pipe.components.values() if isinstance(value, Loaded) for one in value.programs.values()
+    ]
     if not any(program.arrays.asynchronous for program in programs):
         return lambda: None
     import torch

@@ -17,7 +17,11 @@ PLAN = Plan(processes=3, most=3, seconds=300, burst_s=2, fewest=3)
 
 
 def measured(
-    model: str | None, precision: str, engines: Mapping[str, Sequence[str]], out: Path | None, say: Callable[[str], None]
+    model: str | None,
+    precision: str,
+    engines: Mapping[str, Sequence[str]],
+    out: Path | None,
+    say: Callable[[str], None],
 ) -> Result:
     """Whole pictures of the model's own size on every engine that serves the precision."""
     name = BUNDLED_MODEL if model is None else str(Path(model).absolute() if Path(model).is_dir() else model)

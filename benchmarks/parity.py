@@ -97,7 +97,7 @@ def compared(reference: Path, found: Path, precision: str) -> dict[str, Any]:
     Stages decide where there are any; a picture of eight bits alone has to be near enough as a whole.
     """
     stages: dict[str, float] = {}
-    decibels = None
+    decibels, near = None, False
     for path in sorted(reference.glob("*.npy")):
         if not (found / path.name).exists():
             continue
@@ -118,7 +118,9 @@ def compared(reference: Path, found: Path, precision: str) -> dict[str, Any]:
         note = f"{worst} is {far[worst]:.1e} from eager in float32, {ALLOWED[precision]:.0e} is allowed in {precision}"
     elif not stages and not near:
         far = {"picture": 1.0}
-        note = f"the picture is {decibels} dB from eager in float32, {DECIBELS[precision]:g} dB are asked in {precision}"
+        note = (
+            f"the picture is {decibels} dB from eager in float32, {DECIBELS[precision]:g} dB are asked in {precision}"
+        )
     else:
         note = ""
     return {"stages": stages, "psnr_db": decibels, "passed": not far, "note": note}

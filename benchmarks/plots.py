@@ -97,7 +97,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _card(figure: Any, note: str) -> str:
     # A version of the page that is read in five years still has its script: nothing is fetched.
-    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
+    drawn = figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
+    )
     return f'<div class="card">{drawn}<p class="note">{html.escape(note)}</p></div>'
 
 
@@ -107,7 +109,9 @@ def _plotly() -> Any:
         import plotly.graph_objects
         import plotly.offline
     except ImportError:
-        raise BackendUnavailable("plots need Plotly, which is not installed; run: pip install 'anamorph[bench]'") from None
+        raise BackendUnavailable(
+            "plots need Plotly, which is not installed; run: pip install 'anamorph[bench]'"
+        ) from None
     return plotly
 
 
@@ -171,7 +175,7 @@ def _fidelity(shown: Sequence[Line], engines: Sequence[str]) -> Any:
         symbol = "circle" if one.cell.precision == "float32" else "diamond"
         figure.add_scatter(
             x=[(one.median or 0) * factor], y=[max(away, least)], mode="markers", name=one.cell.arm,
-            marker={"color": _colour(one, engines), "size": 13, "symbol": symbol, "line": {"color": "white", "width": 1}},
+            marker={"color": _colour(one, engines), "size": 13, "symbol": symbol},
             hovertemplate=f"{one.cell.arm}: %{{x:.4g}} {unit}, {away:.1e}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title=unit, rangemode="tozero", gridcolor="#e8ecf1")
@@ -190,7 +194,7 @@ def _memory(shown: Sequence[Line]) -> Any:
         if any(kind in one.memory for one in shown):
             figure.add_bar(
                 y=[one.cell.arm for one in shown], x=[one.memory.get(kind, 0) / 1024 for one in shown], name=name,
-                orientation="h", marker={"color": colour}, hovertemplate=f"%{{y}}: {name} %{{x:.2f}} GiB<extra></extra>",
+                orientation="h", marker={"color": colour}, hovertemplate=f"{name} %{{x:.2f}} GiB<extra></extra>",
             )  # fmt: skip
     return _rows_down(figure, "GiB")
 

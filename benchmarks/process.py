@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,7 +42,7 @@ class Process:
             )  # fmt: skip
         except OSError as error:
             raise BackendUnavailable(f"{command[0]} cannot be started: {error.strerror}") from None
-        self.limit = _limited(self.child.pid)
+        _limit(self.child.pid)
         self.left = b""
         try:
             self.versions: dict[str, str] = self._answer()["versions"]
@@ -88,22 +89,17 @@ class Process:
             return "the system ended it, most likely because memory ran out"
         last = lines[-1][:300] if lines else "without a word"
         reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
-        limit = f" (it might take {self.limit:.1f} GiB)" if self.limit else ""
-        return f"it ended with {reason}{limit}: {last}"
+        return f"it ended with {reason}: {last}"
 
     def close(self) -> None:
         """End the process and those that it has started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.child.wait()
         for pipe in (self.child.stdin, self.child.stdout):
             if pipe is not None:
-                try:
+                with suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
         self.said.close()
 
     def __enter__(self) -> Self:
@@ -113,16 +109,16 @@ class Process:
         self.close()
 
 
-def _limited(pid: int) -> float | None:
-    """Let a process fail before it takes the memory of all others; returns the limit in GiB, None where none is set."""
-    try:
+def _limit(pid: int) -> None:
+    """Let a process fail before it takes the memory of all others.
+
+    Systems without /proc or prlimit end what takes too much themselves.
+    """
+    with suppress(OSError, StopIteration, AttributeError, ValueError):
         text = Path("/proc/meminfo").read_text(encoding="ascii")
         free = next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable:"))
         limit = free - int(SPARED * GIB)
         resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
-    except (OSError, StopIteration, AttributeError, ValueError):
-        return None  # systems without /proc or prlimit end what takes too much themselves
-    return limit / GIB
 
 
 def run_python(module: str, *arguments: str, variables: Mapping[str, str] | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Running a scenario: arms of equal work take turns (A B A B ...), each turn in a fresh process, until all are settled."""
+"""Running a scenario: arms of equal work take turns (A B A B ...), each in a fresh process, until all are settled."""
 
 import hashlib
 import json
@@ -96,8 +96,7 @@ class Group:
         self.place = run.work / _digest(work)
         self.checkpoint = parity.checkpoint_of(work.model)
         self.scheduler = parity.scheduler_config(work, self.checkpoint)
-        height, width = parity.sized(work, self.checkpoint)
-        self.size = {"height": height, "width": width}
+        self.size = parity.sized(work, self.checkpoint)
         for name, steps in (("inputs", work.steps), ("parity", min(work.steps, self.plan.parity_steps))):
             parity.write_inputs(work, self.checkpoint, self.place / name, steps)
 
@@ -174,7 +173,7 @@ class Group:
         }  # fmt: skip
         folder, export_s = self._folder(cell, exports)
         with Process(command(cell), variables, self.plan.timeout_s) as process:
-            sized = replace(cell, **self.size)
+            sized = replace(cell, height=self.size[0], width=self.size[1])
             answer = process.ask("open", cell=asdict(sized), folder=str(folder), threads=threads, cache=str(exports),
                                  scheduler=self.scheduler)  # fmt: skip
             answer["phases"]["import_s"] = process.import_s

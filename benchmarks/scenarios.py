@@ -158,7 +158,7 @@ def expanded(table: Mapping[str, Any], engines: Mapping[str, Sequence[str]], pat
 
 def checked(kind: type, table: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The entries of a table, found to be fields of `kind` and of their types; raises InputError."""
-    types = {field.name: field.type for field in fields(kind)}
+    types: dict[str, Any] = {field.name: field.type for field in fields(kind)}
     result = {}
     for key, value in table.items():
         if key not in types:

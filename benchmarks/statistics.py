@@ -19,6 +19,8 @@ NORMAL_MAD = 1.4826
 FAR = 3.5
 """Robust deviations from which a sample is flagged (Iglewicz & Hoaglin 1993)."""
 CONFIDENCE = 0.95
+BLOCK = 1_000_000
+"""Samples that a bootstrap draws at once."""
 FEWEST = 3
 """Processes a side without which two arms are not compared."""
 
@@ -52,13 +54,24 @@ def interval(bursts: Bursts, resamples: int = 1000, seed: int = 0) -> tuple[floa
     """Bootstrap interval of the median at 95 %: processes are drawn anew, then samples within each (Davison &
     Hinkley 1997, section 3.8)."""
     random = np.random.default_rng(seed)
-    arrays = [np.asarray(burst, np.float64) for burst in bursts]
-    medians = np.empty(resamples)
-    for turn in range(resamples):
-        drawn = (arrays[index] for index in random.integers(0, len(arrays), len(arrays)))
-        medians[turn] = np.median(np.concatenate([array[random.integers(0, len(array), len(array))] for array in drawn]))
+    lengths = np.array([len(burst) for burst in bursts])
+    padded = np.full((len(bursts), lengths.max()), np.nan)
+    for row, burst in zip(padded, bursts, strict=True):
+        row[: len(burst)] = burst
+    at_once = max(1, BLOCK // padded.size)
+    medians = np.concatenate([
+        _medians(padded, lengths, min(at_once, resamples - start), random) for start in range(0, resamples, at_once)
+    ])  # fmt: skip
     low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def _medians(padded: F64, lengths: NDArray[np.int64], resamples: int, random: np.random.Generator) -> F64:
+    rows = random.integers(0, len(padded), (resamples, len(padded)))
+    kept = lengths[rows][:, :, None]
+    columns = (random.random((resamples, *padded.shape)) * kept).astype(np.int64)
+    drawn = np.where(np.arange(padded.shape[1]) < kept, padded[rows[:, :, None], columns], np.nan)
+    return np.asarray(np.nanmedian(drawn.reshape(resamples, -1), axis=1), np.float64)
 
 
 def settled(bursts: Bursts, within: float) -> bool:
@@ -89,9 +102,7 @@ def contrast(old: Bursts, new: Bursts) -> Contrast | None:
     if error == 0:
         ratio = math.exp(effect)
         return Contrast(ratio, ratio, ratio, 1.0 if effect == 0 else 0.0)
-    freedom = sum(squares) ** 2 / sum(
-        square**2 / (len(side) - 1) for square, side in zip(squares, sides, strict=True)
-    )
+    freedom = sum(squares) ** 2 / sum(square**2 / (len(side) - 1) for square, side in zip(squares, sides, strict=True))
     p = 2 * (1 - student(abs(effect) / error, freedom))
     reach = _student_quantile((1 + CONFIDENCE) / 2, freedom) * error
     return Contrast(math.exp(effect), math.exp(effect - reach), math.exp(effect + reach), p)

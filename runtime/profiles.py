@@ -36,7 +36,9 @@ class Profile:
     measured: str
 
     def __str__(self) -> str:
-        return f"{self.engine} was the fastest in {self.precision} when `anamorph bench best` measured at {self.measured}"
+        return (
+            f"{self.engine} was the fastest in {self.precision} when `anamorph bench best` measured at {self.measured}"
+        )
 
 
 def store(checkpoint: Checkpoint, profile: Profile) -> Path:

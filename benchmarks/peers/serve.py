@@ -104,12 +104,15 @@ def failure(error: Exception) -> dict[str, Any]:
 def usage() -> dict[str, float]:
     """Peak resident and present proportional memory (MiB) and processor seconds of this process."""
     own = resource.getrusage(resource.RUSAGE_SELF)
-    used = {"rss_mib": own.ru_maxrss / 1024, "cpu_s": own.ru_utime + own.ru_stime}
-    try:
-        rollup = Path("/proc/self/smaps_rollup").read_text(encoding="ascii")
-        used["pss_mib"] = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
-    except (OSError, StopIteration):
-        pass  # no such file but on Linux
+    used = {"rss_mib": own.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+            "cpu_s": own.ru_utime + own.ru_stime}  # fmt: skip
+    # On Linux a process inherits the peak of the one that started it; that of its own memory stands in /proc.
+    for name, file, field in (("rss_mib", "status", "VmHWM:"), ("pss_mib", "smaps_rollup", "Pss:")):
+        try:
+            lines = Path(f"/proc/self/{file}").read_text(encoding="utf-8").splitlines()
+            used[name] = next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+        except (OSError, StopIteration):
+            continue
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         used["gpu_mib"] = torch.cuda.max_memory_reserved() / 2**20
