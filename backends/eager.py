@@ -78,7 +78,7 @@ class Eager:
 
     def function(self, module: Any, part: str) -> Callable[..., tuple[Any, ...]]:
         """The callable that serves one part."""
-        method: Callable[..., tuple[Any, ...]] = getattr(module, module.PARTS[part])
+        method: Callable[..., tuple[Any, ...]] = getattr(module, module.method(part))
         return method
 
 

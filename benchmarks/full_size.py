@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
+from anamorph.checkpoint import BUNDLED, VERSION_WRITTEN
 from anamorph.files import replacing
-from anamorph.pipelines.base import VERSION_WRITTEN
-from anamorph.pipelines.loading import read_tokenizer
 from anamorph.schedulers import load_scheduler
+from anamorph.tokenizer import ClipTokenizer
 
 SEED = 0
 CLIP_L: dict[str, Any] = {
@@ -111,7 +110,7 @@ def make(folder: Path, name: str, dtype: str = "float32") -> dict[str, int]:
     from anamorph.models import MODELS
 
     kind = KINDS[name]
-    tokenizer = read_tokenizer(open_checkpoint(Source(str(BUNDLED))))
+    tokenizer = ClipTokenizer.from_pretrained(BUNDLED / "tokenizer")
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     index: dict[str, Any] = {"_class_name": kind.pipeline, "_diffusers_version": VERSION_WRITTEN, **kind.settings}
     if name != "sdxl":

@@ -14,12 +14,14 @@ from anamorph.benchmarks.scenarios import Cell
 from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
 from anamorph.cli.common import scheduler_class
 from anamorph.components import vae_scale_factor
+from anamorph.config import read_json
 from anamorph.errors import InputError
 from anamorph.image import psnr
 from anamorph.interface import size_of
 from anamorph.noise import SeededNoise
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.loading import read_component, read_scheduler
+from anamorph.pipelines.loading import read_component
+from anamorph.schedulers import load_scheduler
 
 PROMPTS = {"bundled": "red apple"}
 PROMPT = "a photograph of a lighthouse on a cliff at dusk"
@@ -51,7 +53,7 @@ def scheduler_config(cell: Cell, checkpoint: Checkpoint) -> dict[str, Any] | Non
     """
     if cell.scheduler == "own":
         return None
-    own = dict(read_scheduler(checkpoint).config)
+    own = dict(load_scheduler(read_json(checkpoint.place("scheduler") / "scheduler_config.json")).config)
     full = {**own, "clip_sample": False}
     config = dict(scheduler_class(cell.scheduler, full).config)
     return {**config, "_class_name": cell.scheduler}

@@ -25,7 +25,7 @@ from anamorph.exporters.references import Probe, read_call, read_probes, traject
 from anamorph.exporters.taps import open_taps
 from anamorph.exporting import PICTURE
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.loading import read_component, read_scheduler, read_tokenizer
+from anamorph.pipelines.loading import read_component
 from anamorph.plugins import choose_backend
 
 
@@ -118,9 +118,7 @@ def _compare(opened: Checkpoint, artifact: Artifact, references: Path) -> Iterat
 
 def _pipeline(opened: Checkpoint) -> DiffusionPipeline:
     kind = DiffusionPipeline.registry[opened.class_name]
-    models = {slot: read_component(opened, slot, classes) for slot, classes in kind.SLOTS.items()}
-    tokenizer, scheduler = read_tokenizer(opened), read_scheduler(opened)
-    return kind(tokenizer=tokenizer, scheduler=scheduler, torch_dtype="float32", origin=opened, **models)
+    return kind.from_checkpoint(opened, {}, torch_dtype="float32")
 
 
 def _compare_blocks(artifact: Artifact, references: Path, parts: Sequence[str]) -> Iterator[Measured]:

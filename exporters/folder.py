@@ -21,7 +21,8 @@ from anamorph.exporters.trace import part_interface, trace, with_scalars
 from anamorph.exporting import LINKED, PICTURE, Check, ExportOptions, Report
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.loading import read_component, read_tokenizer, settle_variant
+from anamorph.pipelines.loading import settle_variant
+from anamorph.pipelines.slots import models, read_slot
 from anamorph.tokenizer import ClipTokenizer
 from anamorph.weights import find_weights
 
@@ -110,7 +111,7 @@ class FolderExporter:
             for name, interface in functions.items():
                 report(f"exporting {name}")
                 place = draft / (name if len(functions) > 1 else component.name)
-                program = trace(module, module.PARTS[name], interface)
+                program = trace(module, module.method(name), interface)
                 written = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, storing)
                 del program
                 parts[name] = _part(component, written, place, draft, interface, storing)
@@ -119,8 +120,10 @@ class FolderExporter:
             del module
             gc.collect()  # traced graphs refer to themselves, and to the weights
         _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
-        if (missing := self.kind.write_tokenizer(read_tokenizer(checkpoint), draft / "tokenizer")) is not None:
-            report(missing)
+        for name in _tokenizers(checkpoint):
+            tokenizer = ClipTokenizer.from_pretrained(checkpoint.place(name))
+            if (missing := self.kind.write_tokenizer(tokenizer, draft / name)) is not None:
+                report(missing)
         for name, text in self.kind.root_files(options.storage).items():
             (draft / name).write_text(text, encoding="utf-8")
         source = {"name": str(checkpoint.folder), "sha256": checkpoint.digest()}
@@ -204,7 +207,8 @@ def read_components(checkpoint: Checkpoint) -> list[Component]:
     if kind is None:
         known = ", ".join(DiffusionPipeline.registry)
         raise ConfigError(f"{checkpoint.folder} is a {checkpoint.class_name}; {known} can be exported")
-    return settle_variant([read_component(checkpoint, slot, classes) for slot, classes in kind.SLOTS.items()])
+    found = (read_slot(checkpoint, name, slot) for name, slot in models(kind.SLOTS).items())
+    return settle_variant([component for component in found if component is not None])
 
 
 def _interfaces(
@@ -274,13 +278,20 @@ def _write_draft(artifact: Artifact) -> None:
 def _copy_rest(checkpoint: Checkpoint, components: Sequence[Component], draft: Path) -> None:
     """Index, scheduler and tokenizer; slots that were not exported become empty, so that no loader looks for them."""
     index: dict[str, Any] = json.loads((checkpoint.folder / "model_index.json").read_text(encoding="utf-8"))
-    kept = {component.name for component in components} | {"scheduler", "tokenizer"}
+    copied = ("scheduler", *_tokenizers(checkpoint))
+    kept = {*(component.name for component in components), *copied}
     for name in checkpoint.components:
         if name not in kept:
             index[name] = [None, None]
     (draft / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for name in ("scheduler", "tokenizer"):
+    for name in copied:
         shutil.copytree(checkpoint.place(name), draft / name)
-    vocabulary = draft / "tokenizer" / "tokenizer.json"
-    if not vocabulary.exists():
-        vocabulary.write_text(read_tokenizer(checkpoint).to_json(), encoding="utf-8")
+    for name in _tokenizers(checkpoint):
+        vocabulary = draft / name / "tokenizer.json"
+        if not vocabulary.exists():
+            tokenizer = ClipTokenizer.from_pretrained(checkpoint.place(name))
+            vocabulary.write_text(tokenizer.to_json(), encoding="utf-8")
+
+
+def _tokenizers(checkpoint: Checkpoint) -> list[str]:
+    return [name for name, slot in checkpoint.components.items() if slot is not None and name.startswith("tokenizer")]

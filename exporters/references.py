@@ -25,7 +25,7 @@ from anamorph.exporters.taps import recorded
 from anamorph.exporters.trace import probes
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.stable_diffusion import StableDiffusionInpaintPipeline, StableDiffusionPipeline
+from anamorph.pipelines.latent_diffusion import LatentDiffusion
 
 if TYPE_CHECKING:
     from anamorph.models.base import Model
@@ -50,7 +50,7 @@ def write_probes(folder: Path, part: str, interface: Interface, module: "Model",
     for number, inputs in enumerate(probes(interface)):
         values = (torch.from_numpy(inputs[port.name]) if port.name in inputs else None for port in interface.inputs)
         with torch.inference_mode(), recorded(module, names) as inner:
-            results = getattr(module, module.PARTS[part])(*values)
+            results = getattr(module, module.method(part))(*values)
         outputs = {port.name: value.numpy() for port, value in zip(interface.outputs, results, strict=True)}
         arrays: dict[str, Any] = {f"in.{name}": value for name, value in inputs.items()}
         arrays |= {f"out.{name}": value for name, value in outputs.items()}
@@ -115,7 +115,7 @@ def read_call(folder: Path) -> dict[str, Any]:
 
 def trajectory(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[Any]]]:
     """The latents after each step of a request, by name of the step, and last the picture."""
-    assert isinstance(pipe, StableDiffusionPipeline | StableDiffusionInpaintPipeline)
+    assert isinstance(pipe, LatentDiffusion)
     sources = {name: _source(name, len(call["prompt"]), call["height"], call["width"]) for name in pipe.TASK.needs}
     arguments: dict[str, Any] = {**call, **sources}
     for state in pipe.steps(**arguments):

@@ -39,7 +39,7 @@ def part_interface(component: Component, part: str, options: ExportOptions, fact
             latent = f"latent_{side}"
             limits[latent] = _fixed(interface.axes.get(latent, Axis(latent)), pixels // factor)
             limits[side] = _fixed(Axis(side, factor, factor), pixels)
-    if options.batch is not None and part != "text_encoder":
+    if options.batch is not None and not part.startswith("text_encoder"):
         limits["batch"] = _fixed(Axis("batch"), options.batch * (2 if part == "unet" else 1))
     return interface.limited(limits)
 

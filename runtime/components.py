@@ -50,7 +50,7 @@ class Component:
     @property
     def parts(self) -> tuple[str, ...]:
         """The functions that engines open, in order."""
-        return tuple(interfaces(self.class_name))
+        return tuple(interfaces(self.class_name, self.name))
 
     @property
     def stored(self) -> Path:
@@ -68,7 +68,7 @@ class Component:
         """Inputs and outputs of one part; an exported one may take fewer sizes than the model."""
         if self.artifact is not None and part in self.artifact.parts:
             return self.artifact.parts[part].interface
-        return interfaces(self.class_name)[part](self.config)
+        return interfaces(self.class_name, self.name)[part](self.config)
 
 
 def text_encoder_interface(config: Config) -> Interface:
@@ -239,11 +239,15 @@ _INTERFACES: dict[str, dict[str, Callable[[Config], Interface]]] = {
 }
 
 
-def interfaces(class_name: str) -> dict[str, Callable[[Config], Interface]]:
-    """Part name -> how its interface follows from the configuration.
+def interfaces(class_name: str, slot: str) -> dict[str, Callable[[Config], Interface]]:
+    """Part name -> how its interface follows from the configuration; a model's only part is called as its `slot`.
 
     Raises ConfigError: no model of that class is known.
     """
     if class_name not in _INTERFACES:
         raise ConfigError(f"no model class {class_name!r} is known; known are {', '.join(_INTERFACES)}")
-    return _INTERFACES[class_name]
+    declared = _INTERFACES[class_name]
+    if len(declared) > 1:
+        return declared
+    (declare,) = declared.values()
+    return {slot: lambda config: replace(declare(config), component=slot)}

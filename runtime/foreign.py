@@ -71,9 +71,9 @@ def _functions(folder: Path, form: str, component: str, class_name: str) -> Iter
     places = (component, f"{component}_encoder", f"{component}_decoder")
     if not any((folder / place / FILES[form]).is_file() for place in places):
         return  # a scheduler, a tokenizer, or a model that the tool has left as it was
-    known = interfaces(class_name)
+    known = interfaces(class_name, component)
     for name, declare in known.items():
-        file = folder / (component if len(known) == 1 else name) / FILES[form]
+        file = folder / name / FILES[form]
         if file.is_file():
             config = component_config(file.parent)
             yield name, file, _declared(declare(config), config)

@@ -140,6 +140,37 @@ def test_a_variant_is_taken_where_it_is_stored(copy: Path) -> None:
         DiffusionPipeline.from_pretrained(copy, backend="eager", variant="ema")
 
 
+def test_a_component_with_another_variant_alone_is_named_before_anything_is_opened(copy: Path) -> None:
+    for slot, variant in (("unet", "fp16"), ("vae", "non_ema")):
+        plain = copy / slot / "diffusion_pytorch_model.safetensors"
+        plain.rename(plain.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
+    with pytest.raises(CheckpointError, match=r"^vae has neither weights of variant 'fp16' nor plain ones"):
+        DiffusionPipeline.from_pretrained(copy, backend="null", variant="fp16")
+    with pytest.raises(CheckpointError, match=r"^unet has neither weights of variant 'non_ema' nor plain ones"):
+        DiffusionPipeline.from_pretrained(copy, backend="null", variant="non_ema")
+
+
+def test_folders_of_the_first_versions_are_understood(copy: Path) -> None:
+    # As the first checkpoints have it: keys that have gone since, and none of those that came later.
+    old = {"_class_name": "DDPMScheduler", "_diffusers_version": "0.2.2", "beta_end": 0.012, "beta_start": 0.00085,
+           "beta_schedule": "scaled_linear", "predict_epsilon": False, "tensor_format": "pt", "timestep_values": None,
+           "trained_betas": None, "clip_sample": False}  # fmt: skip
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(old))
+    vae = json.loads((copy / "vae" / "config.json").read_text())
+    later = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "use_quant_conv",
+             "use_post_quant_conv", "mid_block_add_attention")  # fmt: skip
+    for key in later:
+        vae.pop(key)
+    (copy / "vae" / "config.json").write_text(json.dumps(vae))
+    pipe = DiffusionPipeline.from_pretrained(copy, backend="eager")
+    assert pipe.scheduler.config["prediction_type"] == "sample"
+    assert pipe.components["vae"].config["scaling_factor"] == 0.18215
+    kept = {**old, "predict_epsilon": True}
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(kept))
+    again = DiffusionPipeline.from_pretrained(copy, backend="null")
+    assert again.scheduler.config["prediction_type"] == "epsilon"
+
+
 def test_a_pickle_that_runs_code_is_refused_unrun(copy: Path, tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> Any:

@@ -213,7 +213,7 @@ def test_a_transformer_is_a_denoiser_like_any_other(tmp_path: Path, engine: str)
         nn.init.normal_(value, std=0.1)
     reference.save_pretrained(tmp_path / "transformer")
     model = DiTTransformer2DModel.from_pretrained(tmp_path / "transformer").eval()
-    interface = interfaces("DiTTransformer2DModel")["transformer"](model.config)
+    interface = interfaces("DiTTransformer2DModel", "transformer")["transformer"](model.config)
     session = opened(engine, tmp_path / "artifact", trace(model, "denoise", interface), interface)
     classes = np.array([1, 9, 10])
     inputs = {"sample": normal(3, 3, 4, 8, 8), "timestep": np.array(37, np.float32), "class_labels": classes}

@@ -14,6 +14,7 @@ import anamorph
 from anamorph import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from anamorph.checkpoint import BUNDLED
 from anamorph.errors import InputError
+from anamorph.pipelines.running import states
 
 KIND = "StableDiffusionImg2ImgPipeline"
 OPTIONS = {"skip_prk_steps": True}
@@ -140,7 +141,7 @@ def test_guidance_is_rescaled_as_by_hand(sd1: Path) -> None:
     pipe = load(sd1)
     job = pipe.job("a cat", image=picture(), strength=0.1, num_inference_steps=10, seed=3, guidance_rescale=0.7)
     plan = pipe.plan(job)
-    (final,) = [state.latents.numpy() for state in pipe._states(plan)]
+    (final,) = [state.latents.numpy() for state in states(pipe, plan)]
     unet = anamorph.UNet2DConditionModel.from_pretrained(sd1, subfolder="unet")
     with torch.no_grad():
         pair = torch.cat([plan.latents] * 2)

@@ -88,7 +88,7 @@ def single(request: Request, index: int) -> Request:
     return replace(
         request,
         prompt=(request.prompt[prompt],),
-        negative_prompt=(request.negative_prompt[prompt],),
+        negative_prompt=request.negative_prompt and (request.negative_prompt[prompt],),
         num_images_per_prompt=1,
         seeds=seeds,
     )

@@ -10,10 +10,10 @@ from PIL import Image
 
 from anamorph.cli import DIFFERENT, OK
 from anamorph.cli.common import SCHEMA, open_pipeline, record
-from anamorph.cli.sources import Drawing, drawing, same_sources
+from anamorph.cli.sources import drawing, same_sources
 from anamorph.errors import InputError
 from anamorph.image import psnr, read_request, write_png
-from anamorph.pipelines import DiffusionPipeline
+from anamorph.pipelines import DiffusionPipeline, LatentDiffusion
 from anamorph.pipelines.arguments import Job
 from anamorph.schedulers import load_scheduler
 
@@ -37,12 +37,12 @@ def recorded(path: Path) -> dict[str, Any]:
     return values
 
 
-def job_of(pipe: Drawing, values: dict[str, Any], pictures: dict[str, Image.Image]) -> Job:
+def job_of(pipe: LatentDiffusion, values: dict[str, Any], pictures: dict[str, Image.Image]) -> Job:
     """The recorded request as a job, checked like any call: a PNG may come from a stranger.
 
     Raises InputError: an entry is unknown, missing, or of a wrong type or range.
     """
-    own = () if {"height", "width"} <= set(pipe.TASK.takes) else ("height", "width")  # the picture says its size
+    own = () if {"height", "width"} <= set(pipe.TAKES.all) else ("height", "width")  # the picture says its size
     named: dict[str, Any] = {
         "seed" if key == "seeds" else key: value for key, value in values.items() if key not in own
     }

@@ -11,12 +11,11 @@ from PIL import Image
 from anamorph.errors import InputError
 from anamorph.pipelines import (
     DiffusionPipeline,
+    LatentDiffusion,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
 )
 
-Drawing = StableDiffusionPipeline | StableDiffusionImg2ImgPipeline | StableDiffusionInpaintPipeline
 FILES = {"image": "image", "mask_image": "mask"}
 """Argument of a pipeline -> option of the command line."""
 
@@ -88,8 +87,8 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def drawing(pipe: DiffusionPipeline) -> Drawing:
+def drawing(pipe: DiffusionPipeline) -> LatentDiffusion:
     """The pipeline, found to be one that draws from prompts; raises InputError."""
-    if not isinstance(pipe, Drawing):
+    if not isinstance(pipe, LatentDiffusion):
         raise InputError(f"{type(pipe).__name__} makes no pictures from prompts; name a text-to-image checkpoint")
     return pipe

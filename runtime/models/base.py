@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from anamorph.config import Config, complete, read_json
 from anamorph.errors import CheckpointError, ConfigError
 from anamorph.files import replacing
+from anamorph.hub import HubOptions, find_component
 from anamorph.pickles import load_pickle, tensors
 from anamorph.weights import Stored, WeightFiles, find_weights
 
@@ -59,6 +60,11 @@ class Model(nn.Module):
         return full
 
     @classmethod
+    def method(cls, part: str) -> str:
+        """Name of the method that serves a part; a model's only part may be called otherwise (as its slot is)."""
+        return cls.PARTS[part] if len(cls.PARTS) > 1 else next(iter(cls.PARTS.values()))
+
+    @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Build the model with fresh weights."""
         return cls(**config)
@@ -76,18 +82,19 @@ class Model(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
         subfolder: str | None = None,
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
-        """Load `config.json` and weights of a checkpoint folder; `torch_dtype=None` means float32.
+        """Load `config.json` and weights of a folder or hub id; `torch_dtype=None` means float32.
 
         Raises CheckpointError: missing or damaged files; weights that are missing, extra or of another shape.
         Raises ConfigError: the configuration is not one that this class serves.
         """
-        place = Path(folder) / subfolder if subfolder else Path(folder)
+        place = find_component(pretrained_model_name_or_path, subfolder, ("*.json", "*.safetensors", "*.bin"), **hub)
         config = read_json(place / "config.json")
         with torch.device("meta"):
             model = cls(**config)

@@ -1,8 +1,8 @@
-"""The arguments of a call: their names and defaults, and how they become a checked `Job`."""
+"""How the arguments of a call become a checked `Job`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,55 +30,8 @@ from anamorph.pipelines.request import (
     negatives_for,
     seeds_for,
 )
+from anamorph.pipelines.signature import Arguments
 from anamorph.pipelines.tasks import Sources
-
-DEFAULT_STEPS = 50
-
-
-class Common(TypedDict, total=False):
-    """The arguments of every task."""
-
-    num_inference_steps: int | None
-    timesteps: Sequence[int] | None
-    sigmas: Sequence[float] | None
-    guidance_scale: float
-    negative_prompt: str | Sequence[str] | None
-    num_images_per_prompt: int
-    eta: float
-    generator: Any
-    prompt_embeds: Any
-    negative_prompt_embeds: Any
-    guidance_rescale: float
-    clip_skip: int | None
-    seed: int | Sequence[int] | None
-
-
-class Arguments(Common, total=False):
-    """The arguments of text to image."""
-
-    height: int | None
-    width: int | None
-    latents: Any
-
-
-class Img2ImgArguments(Common, total=False):
-    """The arguments of image to image."""
-
-    image: Any
-    strength: float
-
-
-class InpaintArguments(Common, total=False):
-    """The arguments of inpainting."""
-
-    image: Any
-    mask_image: Any
-    masked_image_latents: Any
-    height: int | None
-    width: int | None
-    padding_mask_crop: int | None
-    strength: float
-    latents: Any
 
 
 @dataclass(frozen=True)
@@ -97,8 +50,8 @@ class Job:
     request: Request
     generator: Any = None
     latents: NDArray[Any] | None = None
-    prompt_embeds: NDArray[Any] | None = None
-    negative_embeds: NDArray[Any] | None = None
+    embeds: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Encoded texts, by the name of the argument."""
     sources: Sources = field(default_factory=Sources)
     overlay: Overlay | None = None
 
@@ -118,64 +71,44 @@ class Limits:
     layers: int
 
 
-@dataclass(frozen=True)
-class Call:
-    """Every argument of every task, with its default; a task's own names are checked before."""
-
-    prompt: str | Sequence[str] | None = None
-    height: int | None = None
-    width: int | None = None
-    num_inference_steps: int | None = None
-    timesteps: Sequence[int] | None = None
-    sigmas: Sequence[float] | None = None
-    guidance_scale: float = 7.5
-    negative_prompt: str | Sequence[str] | None = None
-    num_images_per_prompt: int = 1
-    eta: float = 0.0
-    generator: Any = None
-    latents: Any = None
-    prompt_embeds: Any = None
-    negative_prompt_embeds: Any = None
-    guidance_rescale: float = 0.0
-    clip_skip: int | None = None
-    seed: int | Sequence[int] | None = None
-    image: Any = None
-    mask_image: Any = None
-    masked_image_latents: Any = None
-    padding_mask_crop: int | None = None
-    strength: float | None = None
-
-
-def job_of(call: Call, limits: Limits, needs: Sequence[str]) -> Job:
+def job_of(call: Arguments, limits: Limits, needs: Sequence[str]) -> Job:
     """Check a call and freeze it; `needs` are the names of the sources that the task starts from.
 
     Raises InputError: an argument is missing, out of range or does not fit the others.
     """
-    if (call.prompt is None) == (call.prompt_embeds is None):
+    if (call["prompt"] is None) == (call["prompt_embeds"] is None):
         raise InputError("give either prompt or prompt_embeds")
-    check_numbers(call.guidance_scale, call.num_images_per_prompt, call.guidance_rescale)
-    _check_clip_skip(call.clip_skip, limits.layers)
-    embeds, negatives = _embeds(call, limits.width)
-    prompts = ("",) * (0 if embeds is None else len(embeds)) if call.prompt is None else as_texts(call.prompt, "prompt")
-    images = len(prompts) * call.num_images_per_prompt
+    check_numbers(call["guidance_scale"], call["num_images_per_prompt"], call["guidance_rescale"])
+    _check_clip_skip(call["clip_skip"], limits.layers)
+    embeds = _embeds(call, limits)
+    given = call["prompt"]
+    prompts = ("",) * len(embeds["prompt_embeds"]) if given is None else as_texts(given, "prompt")
+    images = len(prompts) * call["num_images_per_prompt"]
     brought = _brought(call, limits, needs)
     height, width = _size(call, limits, brought)
-    if call.generator is not None and call.seed is not None:
-        raise InputError("give either seed or generator, not both")
-    steps = call.num_inference_steps
-    if steps is None and call.timesteps is None and call.sigmas is None:
-        steps = DEFAULT_STEPS
     request = Request(
-        prompts, negatives_for(len(prompts), call.negative_prompt), height, width, steps, float(call.guidance_scale),
-        call.num_images_per_prompt, float(call.eta), seeds_for(images, call.seed) if call.generator is None else None,
-        None if call.timesteps is None else tuple(call.timesteps), None if call.sigmas is None else tuple(call.sigmas),
-        float(call.guidance_rescale), call.clip_skip, _strength(call), call.padding_mask_crop,
+        prompts, negatives_for(len(prompts), call["negative_prompt"]), height, width, call["num_inference_steps"],
+        float(call["guidance_scale"]), call["num_images_per_prompt"], float(call["eta"]), _seeds(call, images),
+        _frozen(call["timesteps"]), _frozen(call["sigmas"]), float(call["guidance_rescale"]), call["clip_skip"],
+        _strength(call), call["padding_mask_crop"],
     )  # fmt: skip
     shape = (limits.latent_channels, height // limits.factor, width // limits.factor)
     overlay = _overlay(call, height, width)
     sources = _sources(call, brought, Fit(height, width, overlay.box if overlay else None), shape, images)
-    latents = None if call.latents is None else _latents(call.latents, "latents", (images, *shape))
-    return Job(request, call.generator, latents, embeds, negatives, sources, overlay)
+    latents = None if call["latents"] is None else _latents(call["latents"], "latents", (images, *shape))
+    return Job(request, call["generator"], latents, embeds, sources, overlay)
+
+
+def _frozen(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _seeds(call: Arguments, images: int) -> tuple[int, ...] | None:
+    if call["generator"] is None:
+        return seeds_for(images, call["seed"])
+    if call["seed"] is not None:
+        raise InputError("give either seed or generator, not both")
+    return None
 
 
 def _check_clip_skip(clip_skip: int | None, layers: int) -> None:
@@ -183,21 +116,26 @@ def _check_clip_skip(clip_skip: int | None, layers: int) -> None:
         raise InputError(f"clip_skip is {clip_skip!r}, expected None or 0 to {layers} layers")
 
 
-def _embeds(call: Call, width: int) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
-    if call.negative_prompt_embeds is not None and call.negative_prompt is not None:
+EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
+"""Encoded texts that a caller may bring."""
+
+
+def _embeds(call: Arguments, limits: Limits) -> dict[str, NDArray[Any]]:
+    if call["negative_prompt_embeds"] is not None and call["negative_prompt"] is not None:
         raise InputError("give either negative_prompt or negative_prompt_embeds, not both")
-    if call.prompt_embeds is not None and call.clip_skip is not None:
+    if call["prompt_embeds"] is not None and call["clip_skip"] is not None:
         raise InputError("clip_skip says how texts are encoded, but prompt_embeds are given; leave one out")
-    arrays = []
-    for name in ("prompt_embeds", "negative_prompt_embeds"):
-        value = getattr(call, name)
-        array = None if value is None else to_numpy(value).astype(np.float32)
-        if array is not None and (array.ndim != 3 or array.shape[2] != width or not len(array)):
-            raise InputError(f"{name} has shape {list(array.shape)}, expected [prompts, tokens, {width}]")
-        arrays.append(array)
-    if arrays[0] is not None and arrays[1] is not None and arrays[0].shape != arrays[1].shape:
+    arrays = {name: _embed(name, call[name], limits) for name in EMBEDS if call[name] is not None}  # type: ignore[literal-required]
+    if len({array.shape for array in arrays.values()}) > 1:
         raise InputError("prompt_embeds and negative_prompt_embeds have different shapes; expected the same")
-    return arrays[0], arrays[1]
+    return arrays
+
+
+def _embed(name: str, value: Any, limits: Limits) -> NDArray[Any]:
+    array = to_numpy(value).astype(np.float32)
+    if array.ndim != 3 or array.shape[2] != limits.width or not len(array):
+        raise InputError(f"{name} has shape {list(array.shape)}, expected [prompts, tokens, {limits.width}]")
+    return array
 
 
 def _latents(value: Any, name: str, expected: tuple[int, ...]) -> NDArray[Any]:
@@ -207,8 +145,8 @@ def _latents(value: Any, name: str, expected: tuple[int, ...]) -> NDArray[Any]:
     return array
 
 
-def _strength(call: Call) -> float | None:
-    strength = call.strength
+def _strength(call: Arguments) -> float | None:
+    strength = call["strength"]
     if strength is None:
         return None
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
@@ -224,19 +162,20 @@ class _Brought:
     mask: Given | None = None
 
 
-def _brought(call: Call, limits: Limits, needs: Sequence[str]) -> _Brought:
+def _brought(call: Arguments, limits: Limits, needs: Sequence[str]) -> _Brought:
     all_of = " and ".join(needs)
+    given = [name for name, value in call.items() if value is not None]
     for name in needs:
-        if getattr(call, name) is None:
-            others = [other for other in needs if getattr(call, other) is not None]
+        if name not in given:
+            others = [other for other in needs if other in given]
             what = f"{' and '.join(others)} without {name}" if others else f"{name} is missing"
             raise InputError(f"{what}; this task starts from {all_of}")
     if "image" not in needs:
         return _Brought()
-    image = read_pictures(call.image, limits.channels, limits.latent_channels)
+    image = read_pictures(call["image"], limits.channels, limits.latent_channels)
     if "mask_image" not in needs:
         return _Brought(image)
-    mask = read_masks(call.mask_image)
+    mask = read_masks(call["mask_image"])
     factor = limits.factor if is_latent(image, limits.latent_channels) else 1
     expected = (image.size[0] * factor, image.size[1] * factor)
     if mask.size != expected:
@@ -247,22 +186,23 @@ def _brought(call: Call, limits: Limits, needs: Sequence[str]) -> _Brought:
     return _Brought(image, mask)
 
 
-def _size(call: Call, limits: Limits, brought: _Brought) -> tuple[int, int]:
+def _size(call: Arguments, limits: Limits, brought: _Brought) -> tuple[int, int]:
     """Height and width of the pictures; without a mask, a source's own size counts."""
     if brought.image is not None and is_latent(brought.image, limits.latent_channels):
         size = (brought.image.size[0] * limits.factor, brought.image.size[1] * limits.factor)
-        if any(side not in (None, own) for side, own in zip((call.height, call.width), size, strict=True)):
+        if any(side not in (None, own) for side, own in zip((call["height"], call["width"]), size, strict=True)):
             raise InputError(f"image holds latents of {size[0]}x{size[1]} pixels; leave height and width out")
     elif brought.image is not None and brought.mask is None:
         size = own_size(brought.image, limits.factor)
     else:
-        size = (limits.side if call.height is None else call.height, limits.side if call.width is None else call.width)
+        height, width = call["height"], call["width"]
+        size = (limits.side if height is None else height, limits.side if width is None else width)
     check_size(*size, limits.factor)
     return size
 
 
-def _overlay(call: Call, height: int, width: int) -> Overlay | None:
-    pad, image, mask = call.padding_mask_crop, call.image, call.mask_image
+def _overlay(call: Arguments, height: int, width: int) -> Overlay | None:
+    pad, image, mask = call["padding_mask_crop"], call["image"], call["mask_image"]
     if pad is None:
         return None
     if not isinstance(pad, int) or pad < 0:
@@ -272,7 +212,7 @@ def _overlay(call: Call, height: int, width: int) -> Overlay | None:
     return Overlay(image, mask, region(mask, width, height, pad))
 
 
-def _sources(call: Call, brought: _Brought, fit: Fit, shape: tuple[int, int, int], images: int) -> Sources:
+def _sources(call: Arguments, brought: _Brought, fit: Fit, shape: tuple[int, int, int], images: int) -> Sources:
     image, mask = brought.image, brought.mask
     if image is None:
         return Sources()
@@ -285,7 +225,7 @@ def _sources(call: Call, brought: _Brought, fit: Fit, shape: tuple[int, int, int
         return Sources(pictures, latents)
     if image.count != mask.count and 1 not in (image.count, mask.count):
         raise InputError(f"there are {image.count} pictures and {mask.count} masks; give as many, or one of a kind")
-    kept = call.masked_image_latents
+    kept = call["masked_image_latents"]
     if kept is None and pictures is None:
         raise InputError("image holds latents; give masked_image_latents, too")
     if kept is not None:

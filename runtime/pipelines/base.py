@@ -1,27 +1,24 @@
-"""What all pipelines share: loading, saving, placement, and turning a plan into pictures."""
+"""What all pipelines share: their components, loading, saving and placement."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
-from anamorph.checkpoint import VERSION_WRITTEN, Checkpoint, Source, open_checkpoint
+from anamorph.arrays import Array
+from anamorph.checkpoint import BUNDLED, VERSION_WRITTEN, Checkpoint, Source, open_checkpoint
 from anamorph.components import Component
-from anamorph.engine import Placement
+from anamorph.engine import Placement, Program
 from anamorph.errors import ConfigError, InputError
 from anamorph.files import replacing
-from anamorph.pipelines.loading import (
-    Loaded,
-    Wishes,
-    as_component,
-    check_slots,
-    completed,
-    open_component,
-    read_component,
-    read_scheduler,
-    read_tokenizer,
-    settle_variant,
-)
+from anamorph.pipelines.arguments import Job
+from anamorph.pipelines.cropping import put_back
+from anamorph.pipelines.loading import Loaded, Wishes, as_component, completed, open_component, settle_variant
+from anamorph.pipelines.outputs import PipelineOutput, check_output_type
+from anamorph.pipelines.running import State, finished, states
+from anamorph.pipelines.sampling import Plan
+from anamorph.pipelines.signature import Arguments, Signature
+from anamorph.pipelines.slots import Slots, check_given, check_slots, library, models, parts_of, read_slot
 from anamorph.schedulers import Scheduler
 from anamorph.tokenizer import ClipTokenizer
 
@@ -29,35 +26,55 @@ from anamorph.tokenizer import ClipTokenizer
 class DiffusionPipeline:
     """Base class; `DiffusionPipeline.from_pretrained` returns the class that `model_index.json` names.
 
-    A subclass declares `SLOTS` (model slot -> classes it takes) and `PARTS` (what it opens, part -> slot).
+    A subclass declares as data: its components (`SLOTS`), the settings that `model_index.json` stores beside them
+    (`OPTIONS`, with defaults), the arguments of a call (`TAKES`), and the part that denoises. It says in `_job` how a
+    call is checked, in `plan` what the loop needs, and in `decode` what becomes of its latents.
     """
 
-    SLOTS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    PARTS: ClassVar[Mapping[str, str]] = {}
+    SLOTS: ClassVar[Slots] = {}
+    OPTIONS: ClassVar[Mapping[str, Any]] = {}
+    TAKES: ClassVar[Signature]
+    DENOISER: ClassVar[str] = "unet"
     show_progress: bool | None = None
     """Whether a call draws a progress bar; None: only where the error stream is a terminal."""
     registry: ClassVar[dict[str, type["DiffusionPipeline"]]] = {}
+    scheduler: Scheduler
 
     def __init_subclass__(cls, public: bool = True) -> None:
         if public:
             DiffusionPipeline.registry[cls.__name__] = cls
+        if "TAKES" in vars(cls):
+            cls.__call__ = cls.TAKES.announced(cls.__call__)  # type: ignore[method-assign]
+            cls.steps = cls.TAKES.quiet.announced(cls.steps)  # type: ignore[method-assign]
+            cls.job = cls.TAKES.quiet.announced(cls.job)  # type: ignore[method-assign]
 
     def __init__(
         self,
-        *,
-        tokenizer: ClipTokenizer,
-        scheduler: Scheduler,
-        backend: Any = "auto",
+        *components: Any,
+        backend: str | Mapping[str, str] = "auto",
         device: Any = None,
         torch_dtype: Any = None,
         origin: Checkpoint | None = None,
-        **models: Any,
+        **named: Any,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.scheduler = scheduler
+        """Take components, by name or in diffusers' order, and settings by name; models of anamorph, or opened ones.
+
+        Raises InputError: one is missing, strange or of another kind. Raises ConfigError: they do not fit together.
+        """
+        given = {**dict(zip(self.SLOTS, components, strict=False)), **named}
+        check_given(type(self).__name__, self.SLOTS, tuple(self.OPTIONS), given)
+        if missing := [name for name, slot in self.SLOTS.items() if not slot.optional and name not in given]:
+            raise InputError(f"{type(self).__name__} needs {', '.join(missing)}; pass every component")
         self.origin = origin
+        self.options = {name: given.get(name, default) for name, default in self.OPTIONS.items()}
         self._given = (backend, device, torch_dtype)
-        self._models = {slot: self._open(slot, models[slot]) for slot in self.SLOTS}
+        self._models: dict[str, Loaded] = {}
+        for name, slot in self.SLOTS.items():
+            value = given.get(name)
+            if slot.kind != "model":
+                setattr(self, name, value)
+            elif value is not None:
+                self._models[name] = self._open(name, value)
 
     @classmethod
     def from_pretrained(
@@ -76,31 +93,28 @@ class DiffusionPipeline:
         """Load a pipeline from a checkpoint folder, an exported folder or a hub id; None means the bundled model.
 
         `backend`, `device` and `torch_dtype` may be mappings from component or part names (and "default") to
-        values. `components` replace the checkpoint's own (`scheduler=`, `vae=`, ...; `safety_checker=None`).
+        values. `components` replace the checkpoint's own (`scheduler=`, `vae=`, ...; `safety_checker=None`) and its
+        settings.
 
         Raises CheckpointError: files are missing, damaged or do not fit. Raises ConfigError: a configuration is
         not served. Raises BackendError: an engine, device or precision is not there. Raises InputError: an
         argument is wrong.
         """
-        source = Source(_name(pretrained_model_name_or_path), revision, cache_dir, local_files_only, variant)
-        checkpoint = open_checkpoint(source)
+        name = str(BUNDLED if pretrained_model_name_or_path is None else pretrained_model_name_or_path)
+        checkpoint = open_checkpoint(Source(name, revision, cache_dir, local_files_only, variant))
         kind = cls._class_for(checkpoint)
-        kind._check_overrides(components)
-        silenced = [name for name in ("safety_checker", "feature_extractor") if components.get(name, "") is None]
-        filled = {name: slot for name, slot in checkpoint.components.items() if name not in silenced}
-        check_slots(Checkpoint(checkpoint.folder, kind.__name__, filled, {}), (*kind.SLOTS, "tokenizer", "scheduler"))
-        wanted = [slot for slot in kind.SLOTS if slot not in components]
-        models = settle_variant([read_component(checkpoint, slot, kind.SLOTS[slot]) for slot in wanted])
-        return kind(
-            tokenizer=components.get("tokenizer") or read_tokenizer(checkpoint),
-            scheduler=components.get("scheduler") or read_scheduler(checkpoint),
-            backend=backend,
-            device=device,
-            torch_dtype=torch_dtype,
-            origin=checkpoint,
-            **{model.name: model for model in models},
-            **{slot: components[slot] for slot in kind.SLOTS if slot in components},
-        )
+        return kind.from_checkpoint(checkpoint, components, backend=backend, device=device, torch_dtype=torch_dtype)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, components: Mapping[str, Any], **wishes: Any) -> Self:
+        """Load from an opened folder; see `from_pretrained`."""
+        check_given(cls.__name__, cls.SLOTS, tuple(cls.OPTIONS), components)
+        check_slots(cls.__name__, cls.SLOTS, checkpoint, components)
+        found = {name: read_slot(checkpoint, name, slot) for name, slot in cls.SLOTS.items() if name not in components}
+        found |= {component.name: component for component in settle_variant(
+            [value for value in found.values() if isinstance(value, Component)])}  # fmt: skip
+        options = {name: checkpoint.settings[name] for name in cls.OPTIONS if name in checkpoint.settings}
+        return cls(**{**options, **found, **components}, **wishes, origin=checkpoint)
 
     @classmethod
     def from_single_file(
@@ -152,26 +166,75 @@ class DiffusionPipeline:
             )
         return cls.registry[checkpoint.class_name]
 
-    @classmethod
-    def _check_overrides(cls, components: Mapping[str, Any]) -> None:
-        known = (*cls.SLOTS, "tokenizer", "scheduler", "safety_checker", "feature_extractor")
-        for name, value in components.items():
-            if name not in known:
-                raise InputError(f"{cls.__name__} has no component or argument {name!r}; it takes {', '.join(known)}")
-            if name in ("safety_checker", "feature_extractor") and value is not None:
-                raise InputError(f"{name} cannot be run by this version; pass {name}=None or leave it out")
-            if name == "scheduler" and not isinstance(value, Scheduler):
-                raise InputError(f"scheduler is a {type(value).__name__}, expected a scheduler of anamorph")
-            if name == "tokenizer" and not isinstance(value, ClipTokenizer):
-                raise InputError(f"tokenizer is a {type(value).__name__}, expected anamorph.ClipTokenizer")
-
-    def _open(self, slot: str, value: Any) -> Loaded:
-        component = as_component(slot, value, self.SLOTS[slot])
-        parts = [part for part, owner in self.PARTS.items() if owner == slot]
+    def _open(self, name: str, value: Any) -> Loaded:
+        slot, parts = self.SLOTS[name], parts_of(self.SLOTS)
+        component = as_component(name, value, slot.classes)
+        wanted = [part for part, owner in parts.items() if owner == name]
         if isinstance(component, Loaded):
-            return completed(component, parts)
-        names = [*self.SLOTS, *self.PARTS]
-        return open_component(component, parts, Wishes.of(*self._given, names))
+            return completed(component, wanted)
+        return open_component(component, wanted, Wishes.of(*self._given, [*models(self.SLOTS), *parts]))
+
+    # ---- a call --------------------------------------------------------------------------------------------------
+
+    def __call__(self, *positional: Any, **arguments: Unpack[Arguments]) -> Any:
+        """Make pictures; arguments in diffusers' order, plus `seed`.
+
+        Returns an object whose `.images` are Pillow images, or what `output_type` says; with `return_dict=False` a
+        tuple that begins with them.
+
+        Raises InputError: an argument is out of range or does not fit the others. Raises TypeError: a strange name.
+        Raises NumericalError: a component returned NaN or infinity.
+        """
+        bound = self.TAKES.bind(type(self).__name__, positional, arguments)
+        check_output_type(bound["output_type"])
+        job = self._job(bound)
+        check_output(job, bound["output_type"])
+        latents = finished(self, job, bound["callback_on_step_end"], tuple(bound["callback_on_step_end_tensor_inputs"]))
+        images = self._finish(job, latents, bound["output_type"])
+        return PipelineOutput(images) if bound["return_dict"] else (images, None)
+
+    def steps(self, *positional: Any, **arguments: Unpack[Arguments]) -> Iterator[State]:
+        """Generate step by step: yields a `State` after each call of the denoiser; closing it stops cleanly.
+
+        Arguments and errors are those of a call; everything is checked before the first step runs.
+        """
+        return states(self, self.plan(self._bound_job(positional, arguments)))
+
+    def job(self, *positional: Any, **arguments: Unpack[Arguments]) -> Job:
+        """Check the arguments of a call and freeze them; raises InputError, or TypeError for a strange name."""
+        return self._bound_job(positional, arguments)
+
+    def _bound_job(self, positional: tuple[Any, ...], arguments: Mapping[str, Any]) -> Job:
+        return self._job(self.TAKES.quiet.bind(type(self).__name__, positional, arguments))
+
+    def generate(self, job: Job, output_type: str = "pil") -> Any:
+        """Run a job that `job` made (or one rebuilt from a recorded request) and return its images."""
+        check_output(job, output_type)
+        return self._finish(job, finished(self, job), output_type)
+
+    def _finish(self, job: Job, latents: Array, output_type: str) -> Any:
+        images, whole = self.decode(latents, output_type), job.overlay
+        return images if whole is None else [put_back(i, whole.original, whole.mask, whole.box) for i in images]
+
+    def _job(self, call: Arguments) -> Job:
+        raise NotImplementedError
+
+    def plan(self, job: Job) -> Plan:
+        """Encode texts and pictures, draw the first noise and compute the scheduler's table: all the loop needs."""
+        raise NotImplementedError
+
+    def decode(self, latents: Array, output_type: str = "pil") -> Any:
+        """Latents of the denoiser (or NumPy, or a tensor) to pictures, as `output_type` says."""
+        raise NotImplementedError
+
+    def program(self, part: str) -> Program:
+        """The opened part of that name."""
+        return self._models[parts_of(self.SLOTS)[part]].programs[part]
+
+    def _config(self, name: str) -> Any:
+        return self._models[name].config
+
+    # ---- where it runs, and what it is made of -------------------------------------------------------------------
 
     def set_progress_bar_config(self, *, disable: bool = False) -> None:
         """Draw no progress bar, or again only where the error stream is a terminal."""
@@ -181,13 +244,14 @@ class DiffusionPipeline:
         """Open the models again on another device or in another precision; returns the pipeline itself."""
         backend, old_device, old_dtype = self._given
         self._given = (backend, device or old_device, torch_dtype or old_dtype)
-        self._models = {slot: self._open(slot, loaded.component) for slot, loaded in self._models.items()}
+        self._models = {name: self._open(name, loaded.component) for name, loaded in self._models.items()}
         return self
 
     @property
     def components(self) -> dict[str, Any]:
-        """All components by name; another pipeline built from them shares their weights."""
-        return {**self._models, "tokenizer": self.tokenizer, "scheduler": self.scheduler}
+        """All components by name, None where one is absent; another pipeline built from them shares their weights."""
+        return {name: self._models.get(name) if slot.kind == "model" else getattr(self, name)
+                for name, slot in self.SLOTS.items()}  # fmt: skip
 
     @property
     def placement(self) -> dict[str, Placement]:
@@ -204,33 +268,22 @@ class DiffusionPipeline:
                 f"{exported[0].name} comes from an exported folder, which holds no weights to save; copy it"
             )
         place = Path(folder)
-        library = {"tokenizer": "transformers", "text_encoder": "transformers"}
-        index: dict[str, Any] = {
-            "_class_name": type(self).__name__,
-            "_diffusers_version": VERSION_WRITTEN,
-            "safety_checker": [None, None],
-            "feature_extractor": [None, None],
-            "requires_safety_checker": False,
-            "scheduler": ["diffusers", type(self.scheduler).__name__],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-        }
-        for slot, loaded in self._models.items():
-            index[slot] = [library.get(slot, "diffusers"), loaded.component.class_name]
-            _save_model(loaded.component, place / slot)
-        self.scheduler.save_pretrained(place / "scheduler")
-        self.tokenizer.save_pretrained(place / "tokenizer")
+        index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": VERSION_WRITTEN}
+        index |= self.options
+        for name, value in self.components.items():
+            if isinstance(value, Loaded):
+                _save_model(value.component, place / name)
+                class_name = value.component.class_name
+            elif value is not None:
+                value.save_pretrained(place / name)
+                class_name = {"ClipTokenizer": "CLIPTokenizer"}.get(type(value).__name__, type(value).__name__)
+            index[name] = [None, None] if value is None else [library(class_name), class_name]
         with replacing(place / "model_index.json") as draft:  # last: a folder without it does not load
             draft.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
         lines = [f"  {placement}" for placement in self.placement.values()]
         return "\n".join([f"{type(self).__name__}(", *lines, f"  scheduler: {type(self.scheduler).__name__}", ")"])
-
-
-def _name(given: str | Path | None) -> str:
-    from anamorph.checkpoint import BUNDLED
-
-    return str(BUNDLED if given is None else given)
 
 
 def _save_model(component: Component, folder: Path) -> None:
@@ -240,3 +293,10 @@ def _save_model(component: Component, folder: Path) -> None:
     if model is None:
         model = MODELS[component.class_name].from_pretrained(component.stored, variant=component.variant)
     model.save_pretrained(folder)
+
+
+def check_output(job: Job, output_type: str) -> None:
+    """Raise InputError where a job cannot be handed out in that form."""
+    check_output_type(output_type)
+    if job.overlay is not None and output_type != "pil":
+        raise InputError(f"padding_mask_crop puts pictures back into Pillow images; got output_type {output_type!r}")

@@ -1,7 +1,6 @@
 """From a checkpoint to opened components: which engine, device and precision each one gets, and opening them."""
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,21 +9,17 @@ from typing import Any
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint, component_config
 from anamorph.components import Component, interfaces
-from anamorph.config import Config, read_json
+from anamorph.config import Config
 from anamorph.engine import PRECISIONS, Backend, Placement, Program, Target
 from anamorph.errors import ArtifactError, BackendError, CheckpointError, ConfigError, InputError
 from anamorph.exporting import cached_export
 from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
 from anamorph.profiles import DEFAULT, stored
-from anamorph.schedulers import Scheduler, load_scheduler
-from anamorph.tokenizer import ClipTokenizer
 from anamorph.weights import find_weights
 
 log = logging.getLogger(__name__)
 
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Slots of Stable Diffusion checkpoints that no pipeline of this version fills."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +172,7 @@ def read_component(checkpoint: Checkpoint, name: str, class_names: Sequence[str]
         raise CheckpointError(f"{checkpoint.folder}/model_index.json has no {name}; this pipeline needs one")
     if slot[1] not in class_names:
         raise ConfigError(f"{name} of {checkpoint.folder} is a {slot[1]}, expected {' or '.join(class_names)}")
-    interfaces(slot[1])
+    interfaces(slot[1], name)
     folder = checkpoint.place(name) if checkpoint.artifact is None else _exported_folder(checkpoint.artifact, name)
     return Component(name, slot[1], component_config(folder), folder, checkpoint.variant, checkpoint=checkpoint)
 
@@ -204,13 +199,18 @@ def settle_variant(components: Sequence[Component]) -> list[Component]:
     having = [component for component in components if _has_variant(component)]
     if not having:
         raise CheckpointError(f"no component has weights of variant {variant!r}; leave it out to load the plain ones")
-    plain = [component.name for component in components if component not in having]
-    if plain:
+    settled = [c if c in having else replace(c, variant=None) for c in components]
+    if lost := [component.name for component in settled if not _has_variant(component)]:
+        raise CheckpointError(
+            f"{', '.join(lost)} has neither weights of variant {variant!r} nor plain ones; name a variant that all have"
+        )
+    if plain := [component.name for component in components if component not in having]:
         log.info("variant %s: not stored for %s, which load their plain weights", variant, ", ".join(plain))
-    return [c if c in having else replace(c, variant=None) for c in components]
+    return settled
 
 
 def _has_variant(component: Component) -> bool:
+    """Whether the component has weights of the variant that it wishes (None: plain ones)."""
     if component.folder is None:
         return False
     try:
@@ -218,32 +218,6 @@ def _has_variant(component: Component) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def read_tokenizer(checkpoint: Checkpoint) -> ClipTokenizer:
-    """The checkpoint's tokenizer."""
-    return ClipTokenizer.from_pretrained(checkpoint.place("tokenizer"))
-
-
-def read_scheduler(checkpoint: Checkpoint) -> Scheduler:
-    """The checkpoint's scheduler."""
-    return load_scheduler(read_json(checkpoint.place("scheduler") / "scheduler_config.json"))
-
-
-def check_slots(checkpoint: Checkpoint, known: Sequence[str]) -> None:
-    """Raise ConfigError where the checkpoint fills a slot that the pipeline does not have; warn of unused ones."""
-    filled = [name for name, slot in checkpoint.components.items() if slot is not None]
-    if strange := [name for name in filled if name not in known and name not in UNUSED]:
-        raise ConfigError(
-            f"{checkpoint.folder} has {', '.join(strange)}, which {checkpoint.class_name} does not take; "
-            f"it takes {', '.join(known)}"
-        )
-    if "safety_checker" in filled:
-        warnings.warn(
-            "this checkpoint has a safety checker, which this version does not run: pictures are not screened; "
-            "pass safety_checker=None to say that you know",
-            stacklevel=4,
-        )
 
 
 def _per_component(value: Any, default: Any, names: Sequence[str], argument: str) -> dict[str, Any]:

@@ -15,12 +15,12 @@ LARGEST_SIDE = 16384
 class Request:
     """One call of a pipeline; pictures that it starts from are named by the caller who records it.
 
-    `prompt` and `negative_prompt` have one entry per prompt; `seeds` one per picture (prompts times
-    `num_images_per_prompt`, pictures of one prompt side by side), or none where the caller brought the noise.
+    `prompt` and `negative_prompt` (None: there is none) have one entry per prompt; `seeds` one per picture (prompts
+    times `num_images_per_prompt`, pictures of one prompt side by side), or none where the caller brought the noise.
     """
 
     prompt: tuple[str, ...]
-    negative_prompt: tuple[str, ...]
+    negative_prompt: tuple[str, ...] | None
     height: int
     width: int
     num_inference_steps: int | None
@@ -61,13 +61,13 @@ def as_texts(value: str | Sequence[str], name: str) -> tuple[str, ...]:
     return texts
 
 
-def negatives_for(prompts: int, negative: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One negative prompt per prompt; a single text counts for all.
+def negatives_for(prompts: int, negative: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """One negative prompt per prompt; a single text counts for all, None stays None.
 
     Raises InputError: the numbers differ.
     """
     if negative is None or isinstance(negative, str):
-        return (negative or "",) * prompts
+        return None if negative is None else (negative,) * prompts
     texts = as_texts(negative, "negative_prompt")
     if len(texts) != prompts:
         raise InputError(f"there are {prompts} prompts and {len(texts)} negative prompts; give as many, or one text")

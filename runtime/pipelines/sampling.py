@@ -13,32 +13,36 @@ from anamorph.schedulers import Table, advance
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: out = u + s (c - u) over the two halves of a batch (Ho & Salimans 2022, eq. 6).
+    """How the branches of a batch, from the least conditioned to the most, become one output.
 
-    Without `active`, only the conditional half exists and passes unchanged. `rescale` in 0..1 mixes in the same
-    output with the deviation of the conditional half, r out std(c) / std(out) + (1 - r) out, against overexposure
-    (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+        out = o_0 + sum_k scales_k (o_k+1 - o_k)
+
+    One scale is classifier-free guidance, u + s (c - u) (Ho & Salimans 2022, eq. 6); two are InstructPix2Pix's,
+    u + s_i (i - u) + s_t (c - i) (Brooks et al. 2023, eq. 3); without any, the only branch passes unchanged.
+    `rescale` in 0..1 mixes in the same output with the deviation of the most conditioned branch,
+    r out std(c) / std(out) + (1 - r) out, against overexposure (Lin et al. 2023, arXiv:2305.08891, section 3.4).
     """
 
-    scale: float
-    active: bool
+    scales: tuple[float, ...] = ()
     rescale: float = 0.0
 
     @property
     def branches(self) -> int:
         """How many times each picture is in the denoiser's batch."""
-        return 2 if self.active else 1
+        return len(self.scales) + 1
 
     def combine(self, out: Array) -> Array:
-        """[branches * N, ...] -> [N, ...], unconditional half first."""
-        if not self.active:
+        """[branches * N, ...] -> [N, ...], the least conditioned branch first."""
+        if not self.scales:
             return out
-        half = out.shape[0] // 2
-        unconditional, conditional = out[:half], out[half:]
-        out = unconditional + self.scale * (conditional - unconditional)
+        count = out.shape[0] // self.branches
+        parts = [out[index * count : (index + 1) * count] for index in range(self.branches)]
+        total = parts[0]
+        for scale, less, more in zip(self.scales, parts, parts[1:], strict=False):
+            total = total + scale * (more - less)
         if not self.rescale:
-            return out
-        return self.rescale * (out * (_deviation(conditional) / _deviation(out))) + (1 - self.rescale) * out
+            return total
+        return self.rescale * (total * (_deviation(parts[-1]) / _deviation(total))) + (1 - self.rescale) * total
 
 
 def _deviation(x: Array) -> Array:
@@ -55,8 +59,8 @@ AfterStep = Callable[[int, Array], Array]
 class Plan:
     """Everything that the loop needs, ready before it starts; nothing here changes while it runs.
 
-    `channels` [N, C, h, w] are joined to the latents wherever the denoiser sees them; `after` has the last word on
-    the latents of a step.
+    Conditions and `channels`, which are joined to the latents wherever the denoiser sees them, are there for every
+    branch, [branches * N, ...]; `after` has the last word on the latents of a step.
     """
 
     table: Table
@@ -129,10 +133,11 @@ def denoise(plan: Plan, session: Session, arrays: Arrays) -> Generator[Step, Cha
     x, conditions, history = plan.latents, dict(plan.conditions), ()
     for n, row in enumerate(table.rows):
         sample = x if row.scale == 1.0 else row.scale * x
+        sample = arrays.concat([sample] * guidance.branches) if guidance.scales else sample
         if plan.channels is not None:
             sample = arrays.concat([sample, plan.channels], 1)
         inputs = {
-            "sample": arrays.concat([sample] * guidance.branches) if guidance.active else sample,
+            "sample": sample,
             "timestep": arrays.put(np.array(row.timestep, dtype=np.float32)),
             **conditions,
         }

@@ -4,7 +4,7 @@ Its heart is a function from a `Scene` (the checked call and what the loop will 
 from the small functions below; noise is drawn in diffusers' order, so that its generators give its pictures.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from anamorph.arrays import Array, Arrays
 from anamorph.noise import NoiseSource
 from anamorph.pipelines.pictures import repeated
 from anamorph.pipelines.request import Request
-from anamorph.pipelines.sampling import AfterStep
+from anamorph.pipelines.sampling import AfterStep, Guidance
 from anamorph.schedulers import Table, add_noise
 
 F32 = NDArray[np.float32]
@@ -39,6 +39,7 @@ class Scene:
     """All that a task may use; `encode` gives mean and log-variance [B, 2 c, h, w] of pictures."""
 
     request: Request
+    guidance: Guidance
     sources: Sources
     given: F32 | None
     table: Table
@@ -55,25 +56,39 @@ class Scene:
 
 @dataclass(frozen=True)
 class Start:
-    """The first latents, and what `Plan` takes beside them."""
+    """The first latents, and the `channels` and `after` of a `Plan`."""
 
     latents: Array
     channels: Array | None = None
     after: AfterStep | None = None
 
 
+def classifier_free(request: Request) -> Guidance:
+    """One more branch, which sees the negative prompt, where the scale is above 1."""
+    return Guidance((request.guidance_scale,) if request.guidance_scale > 1 else (), request.guidance_rescale)
+
+
+def plain_model(latent_channels: int) -> tuple[int, ...]:
+    """A denoiser that sees the latents alone."""
+    return (latent_channels,)
+
+
+def plain_or_inpainting(latent_channels: int) -> tuple[int, ...]:
+    """A denoiser that sees the latents alone, or beside them a mask and the latents of what stays."""
+    return latent_channels, 2 * latent_channels + 1
+
+
 @dataclass(frozen=True)
 class Task:
-    """A task: its `start`, the arguments that it `takes`, those that it `needs`, and the default of its strength.
+    """A task: its `start`, the sources that it `needs`, how it guides, and how many channels its denoiser may take.
 
-    `inpainting`: its denoiser may be a model for inpainting, which takes further channels.
+    `channels` is a function of the number of channels that latents have.
     """
 
     start: Callable[[Scene], Start]
-    takes: Collection[str]
     needs: tuple[str, ...] = ()
-    strength: float | None = None
-    inpainting: bool = False
+    guidance: Callable[[Request], Guidance] = classifier_free
+    channels: Callable[[int], tuple[int, ...]] = plain_model
 
 
 LOG_VARIANCE = (-30.0, 20.0)
@@ -113,7 +128,8 @@ def inpaint(scene: Scene) -> Start:
     mask = _small_mask(scene)
     kept = _kept(scene, draws)
     if scene.inpainting_model:
-        return Start(start, scene.arrays.put(np.concatenate([mask, kept], 1)))
+        channels = np.concatenate([mask, kept], 1)
+        return Start(start, scene.arrays.put(np.concatenate([channels] * scene.guidance.branches)))
     assert clean is not None
     return Start(start, after=_putting_back(scene, mask, clean, noise))
 

@@ -1,7 +1,8 @@
 """Prompts to the hidden states that condition a denoiser."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,35 +17,57 @@ EPSILON = 1e-5
 """What CLIP's layer norms add to the variance."""
 
 
-def hidden_states(
-    tokenizer: ClipTokenizer, program: Program, texts: Sequence[str], clip_skip: int | None = None
-) -> NDArray[Any]:
-    """Texts to hidden states [len(texts), S, D]; warns where a text is longer than the encoder takes.
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer and the opened text encoder that it belongs to."""
+
+    tokenizer: ClipTokenizer
+    program: Program
+
+    def outputs(self, texts: Sequence[str]) -> Mapping[str, Any]:
+        """Everything that the encoder says about the texts; warns where one is longer than it takes."""
+        encoding = self.tokenizer(texts)
+        for lost in filter(None, encoding.truncated):
+            limit = self.tokenizer.model_max_length
+            warnings.warn(f"a prompt is longer than {limit} tokens; this was cut off: {lost!r}", stacklevel=4)
+        return _encoded(self.program, encoding.input_ids)
+
+
+Embeds = dict[str, NDArray[Any]]
+"""Encoded texts, by the name of the argument that takes them."""
+TextsToEmbeds = Callable[[Sequence[Encoder], Sequence[Sequence[str]], int | None], Embeds]
+"""From encoders, the texts for each, and how many of their last layers to leave out."""
+
+
+def last_states(encoders: Sequence[Encoder], texts: Sequence[Sequence[str]], clip_skip: int | None) -> Embeds:
+    """Stable Diffusion: the last hidden states [P, S, D].
 
     `clip_skip` leaves out so many of the last layers; the final norm follows all the same.
     Raises InputError: the opened encoder hands out no states of single layers.
     """
-    encoding = tokenizer(texts)
-    for lost in filter(None, encoding.truncated):
-        limit = tokenizer.model_max_length
-        warnings.warn(f"a prompt is longer than {limit} tokens; this was cut off: {lost!r}", stacklevel=4)
-    outputs = _encoded(program, encoding.input_ids)
+    (encoder,), (prompts,) = encoders, texts
+    outputs, program = encoder.outputs(prompts), encoder.program
     last = program.arrays.get(outputs["last_hidden_state"])
     if not clip_skip:
-        return last
-    layers = sorted(
-        (name for name in outputs if name.startswith("hidden_states.")), key=lambda name: int(name.split(".")[1])
-    )
+        return {"prompt_embeds": last}
+    layers = _layers(outputs)
     if len(layers) <= clip_skip:
         raise InputError(f"clip_skip is {clip_skip}, but the text encoder gives {len(layers)} layers")
-    scale, shift = _final_norm(tokenizer, program, layers[-1], encoding.input_ids.shape)
+    scale, shift = _final_norm(encoder.tokenizer, program, layers[-1], last.shape[:2])
     skipped = _normalised(program.arrays.get(outputs[layers[-1 - clip_skip]]))
-    return (scale * skipped + shift).astype(np.float32)
+    return {"prompt_embeds": (scale * skipped + shift).astype(np.float32)}
+
+
+def _layers(outputs: Mapping[str, Any]) -> list[str]:
+    """Names of the outputs that hold the states before the first layer and after each, in order."""
+    names = (name for name in outputs if name.startswith("hidden_states."))
+    return sorted(names, key=lambda name: int(name.split(".")[1]))
 
 
 def _encoded(program: Program, ids: NDArray[Any]) -> Mapping[str, Any]:
     outputs = program.session()({"input_ids": program.arrays.put(ids)})
-    FiniteCheck(program.arrays, "text_encoder").add_now(outputs["last_hidden_state"], "encoding the prompts")
+    check = FiniteCheck(program.arrays, program.interface.component)
+    check.add_now(outputs["last_hidden_state"], "encoding the prompts")
     return outputs
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from anamorph.config import Config
 from anamorph.errors import InputError
 from anamorph.files import replacing
+from anamorph.hub import HubOptions, find_component
 from anamorph.schedulers.arrays import Array, cast, coefficients, draw, numbers, widen
 from anamorph.schedulers.configuration import carried, completed, stored
 from anamorph.schedulers.grids import Grid, Request
@@ -94,9 +95,11 @@ class Scheduler:
         return cls(**carried(config, overrides, cls.TRANSLATE))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, subfolder: str | None = None) -> Self:
-        """Read `scheduler_config.json` of a folder, whichever class wrote it."""
-        return cls.from_config(read_config(folder, subfolder))
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, subfolder: str | None = None, **hub: Unpack[HubOptions]
+    ) -> Self:
+        """Read `scheduler_config.json` of a folder or hub id, whichever class wrote it."""
+        return cls.from_config(read_config(find_component(pretrained_model_name_or_path, subfolder, (FILE,), **hub)))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `scheduler_config.json` as diffusers does: sorted keys, `_class_name`, foreign keys kept."""

@@ -1,0 +1,89 @@
+"""What the denoiser is told beside x_t and t: functions from a checked call to its inputs, for every branch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anamorph.pipelines.arguments import EMBEDS, Job
+from anamorph.pipelines.sampling import Guidance
+from anamorph.pipelines.texts import Embeds, TextsToEmbeds
+
+PORTS: Mapping[str, str] = {"prompt_embeds": "encoder_hidden_states"}
+"""Encoded texts -> input of the denoiser."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """All that conditions may be made of.
+
+    `encode` takes one list of texts for each encoder, and the number of layers to skip; `options` are the pipeline's
+    own settings.
+    """
+
+    job: Job
+    guidance: Guidance
+    encode: Callable[[Sequence[Sequence[str]], int | None], Embeds]
+    encoders: int
+    unet: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+Condition = Callable[[Asking], dict[str, NDArray[Any]]]
+"""Inputs of the denoiser by name, [branches * N, ...], the least conditioned branch first."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the denoisers of a family are told what to draw: from texts to embeds, and all that they get to know."""
+
+    encode: TextsToEmbeds
+    conditions: tuple[Condition, ...]
+
+
+def texts(asking: Asking) -> dict[str, NDArray[Any]]:
+    """The prompt for the last branch, and the negative prompt for all before it."""
+    request, branches = asking.job.request, asking.guidance.branches
+    negative = _negative(asking) if branches > 1 else {}
+    positive = _given(asking.job, "") or asking.encode([request.prompt] * asking.encoders, request.clip_skip)
+    result = {}
+    for name, value in positive.items():
+        every = [*[negative[name]] * (branches - 1), value] if branches > 1 else [value]
+        result[PORTS[name]] = np.repeat(np.concatenate(every), request.num_images_per_prompt, axis=0)
+    return result
+
+
+def _negative(asking: Asking) -> Embeds:
+    request = asking.job.request
+    words = request.negative_prompt or ("",) * len(request.prompt)
+    return _given(asking.job, "negative_") or asking.encode([words] * asking.encoders, None)
+
+
+def _given(job: Job, prefix: str) -> Embeds:
+    """What the caller has encoded, under the names of the prompt's own."""
+    names = [name for name in EMBEDS if not name.startswith("negative_")]
+    return {name: job.embeds[prefix + name] for name in names if prefix + name in job.embeds}
+
+
+GUIDANCE_WAVES = 1000.0
+"""The guidance less 1 is multiplied by this before it becomes waves."""
+
+
+def guidance_embedding(asking: Asking) -> dict[str, NDArray[Any]]:
+    """The guidance as an input of a distilled model, [N, D]: sin and cos of 1000 (s - 1) / 10000^(i / (D / 2 - 1)).
+
+    Empty where the model has no such input. Source: Meng et al. 2023 (arXiv:2210.03142), appendix; Luo et al. 2023
+    (arXiv:2310.04378), section 4.2.
+    """
+    width = asking.unet.get("time_cond_proj_dim")
+    if width is None:
+        return {}
+    request = asking.job.request
+    half = width // 2
+    rates = np.exp(np.arange(half) * -np.log(10000.0) / (half - 1))
+    angles = GUIDANCE_WAVES * (request.guidance_scale - 1) * rates
+    waves = np.zeros(width, np.float32)
+    waves[: 2 * half] = np.concatenate([np.sin(angles), np.cos(angles)])
+    return {"timestep_cond": np.tile(waves, (request.images, 1))}

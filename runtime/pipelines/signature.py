@@ -1,0 +1,146 @@
+"""The arguments of all pipelines, declared once: names, types and meanings here, order and defaults in each class."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, TypedDict, TypeVar, get_args
+
+Texts = str | Sequence[str] | None
+Size = tuple[int, int] | None
+StepCallback = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | None]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Arguments(TypedDict, total=False):
+    """Every argument of every pipeline, with what it means."""
+
+    prompt: Annotated[Texts, "what to draw: a text, or one for each picture"]
+    image: Annotated[Any, "the picture to start from: Pillow, NumPy [H, W, C] or torch [C, H, W] in 0..1, a batch or "
+                          "a list of those, or latents"]  # fmt: skip
+    mask_image: Annotated[Any, "at least 0.5 where something is to be drawn; of the picture's size"]
+    masked_image_latents: Annotated[Any, "the encoded picture without what is to be drawn, [B, c, h, w]"]
+    height: Annotated[int | None, "pixels; None: the model's own size"]
+    width: Annotated[int | None, "pixels; None: the model's own size"]
+    padding_mask_crop: Annotated[int | None, "draw the region around the mask with so many pixels of surroundings, "
+                                             "and put it back"]  # fmt: skip
+    strength: Annotated[float | None, "0..1: how much of the way from noise the picture goes"]
+    num_inference_steps: Annotated[int | None, "steps of the scheduler; unless `timesteps` or `sigmas` are given"]
+    timesteps: Annotated[Sequence[int] | None, "training timesteps of your own, falling"]
+    sigmas: Annotated[Sequence[float] | None, "noise levels of your own, falling"]
+    guidance_scale: Annotated[float, "s of classifier-free guidance; at 1 and below no other branch is computed"]
+    negative_prompt: Annotated[Texts, "what to keep away from: a text for all, or one for each prompt"]
+    num_images_per_prompt: Annotated[int, "pictures of each prompt, side by side"]
+    eta: Annotated[float, "0..1: noise of DDIM's steps"]
+    generator: Annotated[Any, "torch.Generator, or one for each picture, instead of `seed`"]
+    latents: Annotated[Any, "the first latents [N, c, h, w], instead of drawn ones"]
+    prompt_embeds: Annotated[Any, "encoded prompts [P, S, D], instead of `prompt`"]
+    negative_prompt_embeds: Annotated[Any, "encoded negative prompts [P, S, D]"]
+    output_type: Annotated[str, '"pil", "np" [N, H, W, C] or "pt" [N, C, H, W] in 0..1, or "latent" [N, c, h, w]']
+    return_dict: Annotated[bool, "False: a tuple instead of an object with `.images`"]
+    guidance_rescale: Annotated[float, "0..1: how much of the guided output gets the unguided one's deviation"]
+    clip_skip: Annotated[int | None, "last layers of the text encoder that are left out"]
+    callback_on_step_end: Annotated[StepCallback | None, "called as (pipeline, step, timestep, values) after each "
+                                                         "step; what it returns replaces values"]  # fmt: skip
+    callback_on_step_end_tensor_inputs: Annotated[Sequence[str], "the values that the callback gets"]
+    seed: Annotated[int | Sequence[int] | None, "one number, which counts up from picture to picture, or one for each"]
+
+
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "num_inference_steps": 50,
+        "guidance_scale": 7.5,
+        "num_images_per_prompt": 1,
+        "eta": 0.0,
+        "output_type": "pil",
+        "return_dict": True,
+        "guidance_rescale": 0.0,
+        "callback_on_step_end_tensor_inputs": ("latents",),
+    }
+)
+"""Where the default is not None and a class says nothing else."""
+
+OUTPUT = ("output_type", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs")
+"""What concerns a call as a whole, and not its steps."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments that a pipeline takes: those that have a position, those by name only, and its own defaults."""
+
+    names: tuple[str, ...]
+    by_name: tuple[str, ...]
+    defaults: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, names: str, **defaults: Any) -> "Signature":
+        """From names with blanks between them, in diffusers' order; those after a star have no position."""
+        positional, _, by_name = names.partition("*")
+        own = cls(tuple(positional.split()), tuple(by_name.split()), MappingProxyType(defaults))
+        assert set(own.all) | set(defaults) <= set(Arguments.__annotations__), "an argument is declared nowhere"
+        return own
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every name that is taken."""
+        return (*self.names, *self.by_name)
+
+    @property
+    def quiet(self) -> "Signature":
+        """The same without what concerns a call as a whole."""
+        names = tuple(name for name in self.names if name not in OUTPUT)
+        return Signature(names, self.by_name, self.defaults)
+
+    def default(self, name: str) -> Any:
+        """What counts where nothing is given."""
+        return self.defaults.get(name, DEFAULTS.get(name))
+
+    def bind(self, owner: str, positional: Sequence[Any], named: Mapping[str, Any]) -> Arguments:
+        """Every argument by name, with defaults also for those that `owner` does not take.
+
+        Raises TypeError: a strange name, one given twice, or too many by position.
+        """
+        if strange := [name for name in named if name not in self.all]:
+            raise TypeError(f"{owner} takes no argument {strange[0]!r}; it takes {', '.join(self.all)}")
+        if len(positional) > len(self.names):
+            raise TypeError(f"{owner} takes {len(self.names)} arguments by position, got {len(positional)}")
+        placed = dict(zip(self.names, positional, strict=False))
+        if twice := [name for name in named if name in placed]:
+            raise TypeError(f"{owner} got {twice[0]!r} by position and by name; give it once")
+        given = {**placed, **named}
+        if given.get("num_inference_steps") is None:
+            own = any(given.get(name) is not None for name in ("timesteps", "sigmas"))
+            given["num_inference_steps"] = None if own else self.default("num_inference_steps")
+        bound: Arguments = {**{name: self.default(name) for name in Arguments.__annotations__}, **given}  # type: ignore[typeddict-item]
+        return bound
+
+    @property
+    def parameters(self) -> list[inspect.Parameter]:
+        """As the inspect module describes them."""
+        placed, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        return [
+            inspect.Parameter(
+                name, named if name in self.by_name else placed,
+                default=self.default(name), annotation=get_args(_declared(name))[0],
+            )
+            for name in self.all
+        ]  # fmt: skip
+
+    def announced(self, function: Function) -> Function:
+        """A method that shows these arguments, with their meanings, to `help`, `inspect` and editors."""
+
+        @functools.wraps(function)
+        def shown(*given: Any, **named: Any) -> Any:
+            return function(*given, **named)
+
+        me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        returned = inspect.signature(function).return_annotation
+        meanings = "\n".join(f"    {name}: {get_args(_declared(name))[1]}" for name in self.all)
+        shown.__signature__ = inspect.Signature([me, *self.parameters], return_annotation=returned)  # type: ignore[attr-defined]
+        shown.__doc__ = f"{inspect.getdoc(function)}\n\nArguments:\n{meanings}\n"
+        return shown  # type: ignore[return-value]
+
+
+def _declared(name: str) -> Any:
+    return Arguments.__annotations__[name]
