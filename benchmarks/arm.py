@@ -149,9 +149,7 @@ class Engine:
         return self._part("vae", {"latent_sample": np.load(inputs / "decode.npy")})
 
     def _part(self, name: str, given: Mapping[str, Any]) -> Callable[[], Any]:
-        loaded = (value for value in self.pipe.components.values() if isinstance(value, Loaded))
-        programs = (program for value in loaded for part, program in value.programs.items() if NAMES[part] == name)
-        program = next(programs)
+        program = self.pipe.program(next(part for part in self.pipe.placement if NAMES[part] == name))
         session, arrays = program.session(), program.arrays
         inputs: dict[str, Array] = {key: arrays.put(value) for key, value in given.items()}
         return lambda: arrays.get(next(iter(session(inputs).values())))
@@ -169,16 +167,13 @@ def _timed(pipe: DiffusionPipeline, clock: Clock) -> Any:
         if isinstance(value, Loaded) else value
         for name, value in pipe.components.items()
     }  # fmt: skip
-    timed = type(pipe)(**parts)
+    timed = type(pipe)(**parts, **pipe.options)
     timed.set_progress_bar_config(disable=True)
     return timed
 
 
 def _waiting(pipe: DiffusionPipeline) -> Callable[[], None]:
-    programs = [
-        one for value in pipe.components.values() if isinstance(value, Loaded) for one in value.programs.values()
-    ]
-    if not any(program.arrays.asynchronous for program in programs):
+    if not any(pipe.program(part).arrays.asynchronous for part in pipe.placement):
         return lambda: None
     import torch
 

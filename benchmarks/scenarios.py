@@ -80,8 +80,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure: until the interval of the median is `within` that share of it, in at least `processes` for
-    each arm, or until `seconds` are spent on a cell. A process warms up `warmup` times and measures for `burst_s`."""
+    """How long to measure: until the interval of the median is within a share of it, or the time is spent.
+
+    An arm is settled when, after `processes` or more, the interval is `within` that share; it ends unsettled after
+    `most` processes or `seconds`. A process warms up `warmup` times, then measures for `burst_s` and `fewest` times.
+    """
 
     processes: int = 3
     most: int = 12
