@@ -23,6 +23,8 @@ LATER_KEYS: Mapping[str, Mapping[str, Any]] = {
     "AutoencoderKL": {"scaling_factor": 0.18215, "shift_factor": None, "latents_mean": None, "latents_std": None,
                       "force_upcast": True, "use_quant_conv": True, "use_post_quant_conv": True,
                       "mid_block_add_attention": True},
+    "UNet2DConditionModel": {"addition_embed_type": None, "encoder_hid_dim": None, "encoder_hid_dim_type": None,
+                             "class_embed_type": None, "time_cond_proj_dim": None},
 }  # fmt: skip
 """Class -> keys that its first files lack, which the first Stable Diffusion's checkpoints are, and their defaults."""
 BUNDLED = Path(__file__).parent / "data" / "emoji"

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from anamorph import DiffusionPipeline
+from anamorph import DiffusionPipeline, StableDiffusionPipeline
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.errors import AnamorphError, CheckpointError, ConfigError
 from anamorph.weights import safetensors_entries
@@ -156,17 +157,19 @@ def test_folders_of_the_first_versions_are_understood(copy: Path) -> None:
            "beta_schedule": "scaled_linear", "predict_epsilon": False, "tensor_format": "pt", "timestep_values": None,
            "trained_betas": None, "clip_sample": False}  # fmt: skip
     (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(old))
-    vae = json.loads((copy / "vae" / "config.json").read_text())
-    later = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "use_quant_conv",
-             "use_post_quant_conv", "mid_block_add_attention")  # fmt: skip
-    for key in later:
-        vae.pop(key)
-    (copy / "vae" / "config.json").write_text(json.dumps(vae))
-    pipe = DiffusionPipeline.from_pretrained(copy, backend="eager")
+    first = ("act_fn", "attention_head_dim", "block_out_channels", "cross_attention_dim", "down_block_types",
+             "in_channels", "latent_channels", "layers_per_block", "norm_num_groups", "out_channels", "sample_size",
+             "up_block_types")  # fmt: skip
+    for slot in ("vae", "unet"):
+        values = json.loads((copy / slot / "config.json").read_text())
+        kept = {key: value for key, value in values.items() if key.startswith("_") or key in first}
+        (copy / slot / "config.json").write_text(json.dumps(kept))
+    pipe = StableDiffusionPipeline.from_pretrained(copy, backend="eager")
+    assert isinstance(pipe, StableDiffusionPipeline)
+    assert np.isfinite(pipe("a cat", num_inference_steps=1, output_type="np", seed=0).images).all()
     assert pipe.scheduler.config["prediction_type"] == "sample"
     assert pipe.components["vae"].config["scaling_factor"] == 0.18215
-    kept = {**old, "predict_epsilon": True}
-    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(kept))
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({**old, "predict_epsilon": True}))
     again = DiffusionPipeline.from_pretrained(copy, backend="null")
     assert again.scheduler.config["prediction_type"] == "epsilon"
 

@@ -119,7 +119,8 @@ def completed(loaded: Loaded, parts: Sequence[str]) -> Loaded:
     if not missing:
         return loaded
     placed = next(iter(loaded.programs.values())).placement
-    more = get_backend(placed.engine).open(loaded.component, missing, Target(placed.device, placed.precision))
+    backend = get_backend(placed.engine)
+    more = backend.open(_readable(loaded.component, backend), missing, Target(placed.device, placed.precision))
     return Loaded(loaded.component, {**loaded.programs, **more})
 
 

@@ -212,7 +212,7 @@ class Scheduler:
             raise InputError(
                 f"begin is {begin}, which lies inside a step of {type(self).__name__}; give a multiple of {self.order}"
             )
-        return self.solve(grid.begin(begin), **self._options(options))
+        return self.solve(grid.begin(begin) if begin else grid, **self._options(options))
 
     # ---- diffusers' face -----------------------------------------------------------------------------------------
 
@@ -234,6 +234,7 @@ class Scheduler:
         grid = self._grid(num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu, **further)
         self.num_inference_steps = grid.steps
         self._position = Position(grid)
+        self._position.tables[0, ()] = self._table(grid, {}, 0)  # the usual one, so that no step has to build it
 
     def _levels(self) -> Grid:
         return self._position.grid or self.idle()
@@ -283,7 +284,7 @@ class Scheduler:
         if position.grid is None:
             raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
         index = position.locate(float(timestep), self.STATELESS)
-        key = tuple(options.items())
+        key = position.first, tuple(options.items())
         table = position.tables.get(key)
         if table is None:
             table = position.tables[key] = self._table(position.grid, options, position.first)
