@@ -10,7 +10,8 @@ from anamorph.errors import AnamorphError, InputError
 OK, FAILED, USAGE, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
 
 EPILOG = """\
-exit codes: 0 done, 1 failed, 2 wrong arguments, 3 a picture or an export differs too much, 130 interrupted
+exit codes: 0 done, 1 failed, 2 wrong arguments, 3 a picture or an export differs too much or a benchmark got
+slower, 130 interrupted
 
 examples:
   anamorph generate "red apple" --out apple.png
@@ -19,6 +20,7 @@ examples:
   anamorph compare "rocket" --schedulers DDIM,UniPCMultistep --steps 4,8,16 --out compare.png
   anamorph replay apple.png --backend compile
   anamorph export ./stable-diffusion-v1-5 ./sd15-openvino --to openvino --static 512x512 --batch 1
+  anamorph bench quick
 """
 
 
@@ -42,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     _verify(commands)
     _info(commands)
     _doctor(commands)
+    _bench(commands)
     return root
 
 
@@ -95,6 +98,8 @@ def _run(options: argparse.Namespace) -> int:
         from anamorph.cli.info import run
     elif options.command == "doctor":
         from anamorph.cli.doctor import run
+    elif options.command == "bench":
+        from anamorph.cli.bench import run
     else:
         from anamorph.cli.replay import run
     return run(options)
@@ -295,3 +300,13 @@ def _doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
         "what is missing.",
     )
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _bench(commands: "Commands[argparse.ArgumentParser]") -> None:
+    from anamorph.cli.bench import DESCRIPTION, arguments
+
+    arguments(
+        commands.add_parser(
+            "bench", help="which engine is best here: measure, report, compare", description=DESCRIPTION
+        )
+    )
