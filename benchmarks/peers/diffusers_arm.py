@@ -13,6 +13,7 @@ from typing import Any
 from serve import Clock, Request, serve
 from torch_arm import TorchArm
 
+KINDS = {"image-to-image": "AutoPipelineForImage2Image", "inpaint": "AutoPipelineForInpainting"}
 PACKAGES = ["diffusers", "transformers", "torch"]
 
 
@@ -30,7 +31,8 @@ class Diffusers(TorchArm):  # type: ignore[misc]
         dtype, cuda = getattr(torch, self.cell["precision"]), torch.cuda.is_available()
         self.place = {"device": "cuda" if cuda else "cpu", "dtype": dtype}
         started = time.perf_counter()
-        self.pipe = pipe = self.diffusers.DiffusionPipeline.from_pretrained(request["folder"], torch_dtype=dtype)
+        kind = getattr(self.diffusers, KINDS.get(self.cell["task"], "DiffusionPipeline"))
+        self.pipe = pipe = kind.from_pretrained(request["folder"], torch_dtype=dtype)
         pipe.to(self.place["device"])
         self.take_scheduler(request["scheduler"])
         if self.mode == "compile":
@@ -43,6 +45,7 @@ class Diffusers(TorchArm):  # type: ignore[misc]
         pipe.text_encoder.forward = self.clock.timed("text", pipe.text_encoder.forward)
         pipe.unet.forward = self.clock.timed("denoiser", pipe.unet.forward)
         pipe.vae.decode = self.clock.timed("vae", pipe.vae.decode)
+        pipe.vae.encode = self.clock.timed("encode", pipe.vae.encode)
         kinds = {str(model.dtype).removeprefix("torch.") for model in (pipe.unet, pipe.vae, pipe.text_encoder)}
         return {
             "phases": {"export_s": 0.0, "load_s": time.perf_counter() - started},

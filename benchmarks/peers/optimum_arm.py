@@ -36,6 +36,8 @@ class Optimum(TorchArm):  # type: ignore[misc]
         """Export where this cache has none, and load."""
         self.cell, self.threads = request["cell"], request["threads"]
         self.torch.set_num_threads(self.threads)
+        if self.cell["task"] not in ("text-to-image", "denoiser", "decode"):
+            raise ValueError(f"{self.peer} is measured on text to image alone")
         exported = Path(request["cache"]) / self.peer
         clock = [time.perf_counter()]
         if not exported.exists():

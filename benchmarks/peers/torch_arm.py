@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from serve import Clock
+from serve import Clock, start_pictures
 
 TIMESTEP = 500.0
 TOKENS = 77
@@ -46,7 +46,7 @@ class TorchArm:
 
     def run(self, inputs: Path) -> dict[str, Any]:
         """The cell's task once."""
-        task = {"text-to-image": self.draw, "denoiser": self.denoise, "decode": self.decode}[self.cell["task"]]
+        task = {"denoiser": self.denoise, "decode": self.decode}.get(self.cell["task"], self.draw)
         with self.torch.inference_mode():
             seconds: dict[str, Any] = self.clock.measure(lambda: task(inputs))
         return seconds
@@ -61,7 +61,12 @@ class TorchArm:
 
     def draw(self, inputs: Path, output_type: str = "pil") -> Any:
         """A whole picture."""
-        return self.pipe(**_call(inputs), latents=self.tensor(inputs, "latents"), output_type=output_type).images
+        if given := start_pictures(inputs):
+            seeds = range(self.cell["batch"])
+            given["generator"] = [self.torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        else:
+            given["latents"] = self.tensor(inputs, "latents")
+        return self.pipe(**_call(inputs), **given, output_type=output_type).images
 
     def text(self, inputs: Path) -> Any:
         """Hidden states of the prompt."""
