@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     _replay(commands)
     _export(commands)
     _verify(commands)
+    _info(commands)
     _doctor(commands)
     _bench(commands)
     return root
@@ -93,6 +94,8 @@ def _run(options: argparse.Namespace) -> int:
         from anamorph.cli.export import run
     elif options.command == "verify":
         from anamorph.cli.verify import run
+    elif options.command == "info":
+        from anamorph.cli.info import run
     elif options.command == "doctor":
         from anamorph.cli.doctor import run
     elif options.command == "bench":
@@ -272,6 +275,21 @@ def _verify(commands: "Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("--variant", help="weights variant that was exported, such as fp16")
     command.add_argument("--blocks", action="store_true", help="compare the blocks of all parts")
     command.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+
+def _info(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "info",
+        help="what a model is made of, and what it can do here",
+        description="List a model's components with parameters, sizes and types, the tasks it can serve and the "
+        "engines that open it; no weights are read and nothing is downloaded.",
+    )
+    command.add_argument(
+        "model",
+        help="checkpoint folder, exported folder, .safetensors or .ckpt file, cached hub id, or the word bundled",
+    )
+    command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
+    command.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def _doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
