@@ -83,7 +83,7 @@ class Eager:
 
 
 def load_module(component: Component, target: Target) -> Any:
-    """The component's PyTorch model on the target, its convolutions in channels-last layout."""
+    """The component's PyTorch model on the target, its convolutions in the layout that is fastest there."""
     import torch
 
     from anamorph.models import MODELS
@@ -93,8 +93,10 @@ def load_module(component: Component, target: Target) -> Any:
     if module is None:
         model = MODELS[component.class_name]
         module = model.from_pretrained(component.stored, torch_dtype=dtype, variant=component.variant)
-    # Pixels of one channel side by side are what oneDNN and cuDNN want; the values do not change.
-    return module.to(device=target.device, dtype=dtype).to(memory_format=torch.channels_last).eval()
+    module = module.to(device=target.device, dtype=dtype).eval()
+    if target.device == "cpu" and dtype == torch.float32:  # oneDNN's own layout is as fast; weights can stay mapped
+        return module
+    return module.to(memory_format=torch.channels_last)  # channels of one pixel side by side: faster convolutions
 
 
 def torch_program(

@@ -96,6 +96,7 @@ def _fixed_axes(file: Path, port: Port, found: GraphPort, scalar: tuple[int, ...
 def prepared(interface: Interface, inputs: Mapping[str, Array]) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
     """All inputs as contiguous arrays of the declared types, and the size of each named axis; raises InputError."""
     sizes = interface.check(inputs)
+    interface.check_values(inputs)
     values = {
         port.name: np.asarray(inputs[port.name], dtype=port.dtype, order="C")
         if port.name in inputs

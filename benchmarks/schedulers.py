@@ -27,6 +27,8 @@ import anamorph.schedulers
 from anamorph.schedulers import SCHEDULERS, Row, Scheduler, advance
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+LATENT = {**SD, "clip_sample": False}
+"""Latents have no bounds to be clipped to."""
 MEAN, WIDTH = 0.7, 0.5
 """The data: a normal distribution, for which the best denoiser and the exact flow are known."""
 SMOOTH = {**SD, "use_exponential_sigmas": True}
@@ -150,10 +152,56 @@ def show_size() -> None:
         )
 
 
-def _per_step(run: Callable[[], int]) -> float:
+Arm = Callable[[], Callable[[], int]]
+"""Prepares a run and returns its loop, which returns how often it stepped."""
+
+
+def _once(prepare: Arm) -> tuple[float, float]:
+    """Microseconds of processor time per step: of the loop, and of its preparation."""
     started = time.process_time()  # other processes do not count; one thread and the CPU do all the work here
-    steps = run()
-    return (time.process_time() - started) / steps * 1e6
+    loop = prepare()
+    ready = time.process_time()
+    steps = loop()
+    return (time.process_time() - ready) / steps * 1e6, (ready - started) / steps * 1e6
+
+
+def _table_arm(scheduler: Scheduler, steps: int, x: Any, out: Any) -> Arm:
+    """As a pipeline runs it."""
+    import torch
+
+    def prepare() -> Callable[[], int]:
+        table = scheduler.table(steps)
+
+        def loop() -> int:
+            sample, history = x, ()
+            for n, row in enumerate(table.rows):
+                _ = sample if row.scale == 1.0 else row.scale * sample
+                noise = torch.randn(x.shape) if row.draws else None
+                sample, history = advance(table, n, sample, out, history, noise)
+            return len(table)
+
+        return loop
+
+    return prepare
+
+
+def _face_arm(scheduler: Any, steps: int, x: Any, out: Any) -> Arm:
+    """The loop of diffusers' documentation."""
+
+    def prepare() -> Callable[[], int]:
+        scheduler.set_timesteps(steps)
+
+        def loop() -> int:
+            sample = x
+            for t in scheduler.timesteps:
+                if hasattr(scheduler, "scale_model_input"):
+                    scheduler.scale_model_input(sample, t)
+                sample = scheduler.step(out, t, sample).prev_sample
+            return len(scheduler.timesteps)
+
+        return loop
+
+    return prepare
 
 
 def show_overhead(names: Sequence[str], rounds: int) -> None:
@@ -163,46 +211,26 @@ def show_overhead(names: Sequence[str], rounds: int) -> None:
 
     torch.set_num_threads(1)
     steps, shape = 20, (1, 4, 64, 64)
-    x, out = torch.randn(shape), torch.randn(shape)
-
-    def table_run(scheduler: Scheduler) -> Callable[[], int]:
-        table = scheduler.table(steps)
-        noises = [torch.randn(shape) if row.draws else None for row in table.rows]
-
-        def run() -> int:
-            sample, history = x, ()
-            for n, row in enumerate(table.rows):
-                _ = sample if row.scale == 1.0 else row.scale * sample
-                sample, history = advance(table, n, sample, out, history, noises[n])
-            return len(table)
-
-        return run
-
-    def face_run(scheduler: Any) -> Callable[[], int]:
-        def run() -> int:
-            scheduler.set_timesteps(steps)
-            sample = x
-            for t in scheduler.timesteps:
-                scheduler.scale_model_input(sample, t)
-                sample = scheduler.step(out, t, sample, return_dict=True).prev_sample
-            return len(scheduler.timesteps)
-
-        return run
-
-    print(f"{'scheduler':<34} {'table':>8} {'face':>8} {'diffusers':>10} {'ratio':>6}   microseconds per step, medians")
+    x, out, noise = torch.randn(shape), torch.randn(shape), torch.randn(shape)
+    torch.randn = lambda *_, **__: noise  # both sides draw the same numbers, which takes longer than all the rest
+    print(f"Microseconds per step, minimum/median of {rounds} rounds; ratios of minima (medians) to diffusers'")
+    print(f"{'scheduler':<36} {'table':>13} {'face':>13} {'diffusers':>13} {'table ratio':>13} {'face ratio':>13}   "
+          f"{'preparation':>11}")  # fmt: skip
     for name in names:
+        config = {key: value for key, value in LATENT.items() if key in SCHEDULERS[name].DEFAULTS}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            reference = getattr(diffusers, name)(**SD)
-        arms = [table_run(SCHEDULERS[name](**SD)), face_run(SCHEDULERS[name](**SD)), face_run(reference)]
-        times: list[list[float]] = [[], [], []]
-        for turn in range(rounds + 1):
-            for place, arm in enumerate(arms):
-                value = _per_step(arm)
-                if turn:  # the first turn warms up
-                    times[place].append(value)
-        table, face, theirs = map(statistics.median, times)
-        print(f"{name:<34} {table:>8.1f} {face:>8.1f} {theirs:>10.1f} {theirs / table:>6.1f}")
+            reference = getattr(diffusers, name)(**config)
+            ours = SCHEDULERS[name](**config)
+            arms = [_table_arm(ours, steps, x, out), _face_arm(ours, steps, x, out),
+                    _face_arm(reference, steps, x, out)]  # fmt: skip
+            turns = [[_once(arm) for arm in arms] for _ in range(rounds + 1)][1:]  # the first turn warms up
+        times = [[turn[place][0] for turn in turns] for place in range(3)]
+        ready = [min(turn[place][1] for turn in turns) for place in range(3)]
+        low, middle = [min(values) for values in times], [statistics.median(values) for values in times]
+        shown = [f"{a:.1f}/{b:.1f}" for a, b in zip(low, middle, strict=True)]
+        shown += [f"{low[2] / low[place]:.1f} ({middle[2] / middle[place]:.1f})" for place in (0, 1)]
+        print(f"{name:<36} " + " ".join(f"{text:>13}" for text in shown) + f"   {ready[0]:.0f}, {ready[2]:.0f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -212,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15, help="turns of each arm (overhead)")
     parser.add_argument(
         "--schedulers",
-        default="DDIM,EulerDiscrete,EulerAncestralDiscrete,HeunDiscrete,DPMSolverMultistep,UniPCMultistep",
+        default=",".join(name for name in sorted(SCHEDULERS) if name != "RePaintScheduler"),
         help="names joined by commas (overhead)",
     )
     options = parser.parse_args(arguments)

@@ -15,7 +15,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from anamorph.errors import BackendError
-from anamorph.exporters.operators import OPERATORS, Size
+from anamorph.exporters.operators import Size
+from anamorph.exporters.operators_layers import OPERATORS
 from anamorph.exporters.storing import (
     DATA,
     INLINE,

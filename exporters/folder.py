@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from anamorph.artifact import DRAFT, MANIFEST, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
 from anamorph.checkpoint import Checkpoint
 from anamorph.components import Component, vae_scale_factor
+from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, ConfigError, InputError
 from anamorph.exporters import certificate
-from anamorph.exporters.drafts import drafted
 from anamorph.exporters.references import load, write_picture, write_probes
 from anamorph.exporters.trace import part_interface, trace, with_scalars
 from anamorph.exporting import LINKED, PICTURE, Check, ExportOptions, Report
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"float32": (1e-4, 1e-4), LINKED: (1e-4, 1e-4), "float16": (1e-2, 1e-1), "bfloat16": (5e-2, 3e-1)}
 """Storage -> largest relative L2 difference of a part's output, and of the latents after any step of a picture."""
-LAYOUT = 2
+LAYOUT = 3
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
 
 
@@ -110,13 +110,13 @@ class FolderExporter:
             storing = _storing(checkpoint, component, module, options, report)
             for name, interface in functions.items():
                 report(f"exporting {name}")
-                place = draft / name if component.name == "vae" else draft / component.name
-                program = trace(module, module.method(name), interface, component.config)
+                place = draft / (name if len(functions) > 1 else component.name)
+                program = trace(module, module.method(name), interface)
                 written = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, storing)
                 del program
                 parts[name] = _part(component, written, place, draft, interface, storing)
                 (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")
-                write_probes(probes, name, interface, module, component.config, written.taps)
+                write_probes(probes, name, interface, module, written.taps)
             del module
             gc.collect()  # traced graphs refer to themselves, and to the weights
         _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
@@ -143,7 +143,7 @@ class FolderExporter:
                 for name in component.parts:
                     report(f"computing {name} with PyTorch")
                     part = exported.parts[name]
-                    write_probes(place, name, part.interface, module, component.config, part.taps)
+                    write_probes(place, name, part.interface, module, part.taps)
                 del module
             report("drawing a picture with PyTorch")
             write_picture(place, source, exported)

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint, Source, component_config, open_checkpoint
 from anamorph.components import Component, unet_multiple, vae_scale_factor
-from anamorph.config import Config
 from anamorph.errors import AnamorphError
 from anamorph.exporters.children import run_child
 from anamorph.exporters.taps import recorded
@@ -43,14 +42,12 @@ def load(component: Component) -> "Model":
     return MODELS[component.class_name].from_pretrained(component.folder, variant=component.variant)
 
 
-def write_probes(
-    folder: Path, part: str, interface: Interface, module: "Model", config: Config, blocks: Iterable[str] = ()
-) -> None:
+def write_probes(folder: Path, part: str, interface: Interface, module: "Model", blocks: Iterable[str] = ()) -> None:
     """Run a part with PyTorch at each probe size; keep inputs, outputs and those of its `blocks` in `folder`."""
     import torch
 
     names = list(blocks)
-    for number, inputs in enumerate(probes(interface, config)):
+    for number, inputs in enumerate(probes(interface)):
         values = (torch.from_numpy(inputs[port.name]) if port.name in inputs else None for port in interface.inputs)
         with torch.inference_mode(), recorded(module, names) as inner:
             results = getattr(module, module.method(part))(*values)

@@ -8,16 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.artifact import PORTABLE
-from anamorph.components import Component, unet_multiple
-from anamorph.config import Config
-from anamorph.errors import BackendError, InputError
+from anamorph.components import Component, even
+from anamorph.errors import ArtifactError, BackendError, InputError
 from anamorph.exporting import ExportOptions
 from anamorph.interface import Axis, Interface, Port, Scaled, size_of
 
 if TYPE_CHECKING:
     import torch
 
-LEGACY_EOS = 2
 TIMESTEP = 637.25
 """A timestep between two training steps, as Karras schedules have them."""
 SEQUENCE = 77
@@ -30,19 +28,16 @@ def part_interface(component: Component, part: str, options: ExportOptions, fact
     2 N for the denoiser (both guidance branches); prompts may come in any number.
     Raises InputError: the fixed size is none that the model takes.
     """
-    interface = component.interface(part)
+    interface = even(component.interface(part), component.config)
     if options.signature == PORTABLE:
         interface = interface.required
     limits: dict[str, Axis] = {}
-    if part == "unet":
-        multiple = unet_multiple(component.config)
-        limits = {name: Axis(name, multiple, multiple) for name in ("latent_height", "latent_width")}
     if options.size is not None:
         for side, pixels in zip(("height", "width"), options.size, strict=True):
             if pixels < factor or pixels % factor:
                 raise InputError(f"{side} {pixels} is no positive multiple of {factor} pixels")
             latent = f"latent_{side}"
-            limits[latent] = _fixed(limits.get(latent, Axis(latent)), pixels // factor)
+            limits[latent] = _fixed(interface.axes.get(latent, Axis(latent)), pixels // factor)
             limits[side] = _fixed(Axis(side, factor, factor), pixels)
     if options.batch is not None and not part.startswith("text_encoder"):
         limits["batch"] = _fixed(Axis("batch"), options.batch * (2 if part == "unet" else 1))
@@ -75,41 +70,38 @@ def probe_sizes(interface: Interface) -> list[dict[str, int]]:
     return [smallest] if smallest == uneven else [smallest, uneven]
 
 
-def probes(interface: Interface, config: Config) -> list[dict[str, NDArray[Any]]]:
+def probes(interface: Interface) -> list[dict[str, NDArray[Any]]]:
     """Inputs to compare at, the same at each call: every size of `probe_sizes` without and with optional inputs.
 
-    Normal noise, a fractional timestep, texts with begin and end.
+    Normal noise, a fractional timestep, texts that end with the last token of the vocabulary.
     """
     signatures = [interface.required, interface] if interface.required != interface else [interface]
-    return [probe(signature, sizes, config) for sizes in probe_sizes(interface) for signature in signatures]
+    return [probe(signature, sizes) for sizes in probe_sizes(interface) for signature in signatures]
 
 
-def probe(interface: Interface, sizes: Mapping[str, int], config: Config) -> dict[str, NDArray[Any]]:
+def probe(interface: Interface, sizes: Mapping[str, int]) -> dict[str, NDArray[Any]]:
     """Inputs of these sizes."""
     random = np.random.default_rng(20240229)
-    return {port.name: _probe_port(port, sizes, config, random) for port in interface.inputs}
+    return {port.name: _probe_port(port, sizes, random) for port in interface.inputs}
 
 
-def _probe_port(port: Port, sizes: Mapping[str, int], config: Config, random: np.random.Generator) -> NDArray[Any]:
+def _probe_port(port: Port, sizes: Mapping[str, int], random: np.random.Generator) -> NDArray[Any]:
     shape = tuple(size_of(axis, sizes) for axis in port.axes)
     if port.name == "timestep":
         return np.full(shape, TIMESTEP, np.float32)
     if port.dtype == "float32":
         return random.standard_normal(shape, np.float32)
-    if len(shape) == 1:
-        return random.integers(0, int(config["num_embeds_ada_norm"]), shape)  # classes
-    words = int(config["vocab_size"])
-    end = words - 1 if config.get("eos_token_id", LEGACY_EOS) == LEGACY_EOS else int(config["eos_token_id"])
-    tokens = random.integers(0, words, shape)
-    tokens[tokens == end] = 0
-    for row, text in enumerate(tokens):  # texts of different lengths, filled up with the end token
-        text[max(1, len(text) // (row + 2)) :] = end
-    return tokens
+    if port.below is None:
+        raise ArtifactError(f"nothing says how many values {port.name} may have; export the checkpoint again")
+    last = port.below - 1
+    whole: NDArray[np.int64] = random.integers(0, last, shape) if last else np.zeros(shape, np.int64)
+    if len(shape) == 2:
+        for row, text in enumerate(whole):  # texts of different lengths, filled up with the end token
+            text[max(1, len(text) // (row + 2)) :] = last
+    return whole
 
 
-def trace(
-    module: "torch.nn.Module", method: str, interface: Interface, config: Config
-) -> "torch.export.ExportedProgram":
+def trace(module: "torch.nn.Module", method: str, interface: Interface) -> "torch.export.ExportedProgram":
     """Export one method of a model for all sizes of the interface.
 
     Raises BackendError: PyTorch cannot trace it.
@@ -117,7 +109,7 @@ def trace(
     import torch
 
     sizes = {name: _example(axis, index) for index, (name, axis) in enumerate(interface.axes.items())}
-    values = tuple(torch.from_numpy(value) for value in probe(interface, sizes, config).values())
+    values = tuple(torch.from_numpy(value) for value in probe(interface, sizes).values())
     shapes = tuple(dict(_dynamic(port, interface.axes)) for port in interface.inputs)
     try:
         with torch.no_grad():

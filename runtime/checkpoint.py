@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ from anamorph.files import digest
 log = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".model")
+PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
+"""What is downloaded of a hub id."""
+VERSION_WRITTEN = "0.42.1"
+"""The version of diffusers whose layout is written."""
 BUNDLED = Path(__file__).parent / "data" / "emoji"
 """The model that ships with the package."""
 
@@ -81,7 +84,7 @@ def open_checkpoint(source: Source, made_from: Path | None = None) -> Checkpoint
     Raises ArtifactError: the folder is an artifact that is damaged, incomplete or of a newer schema.
     Raises ConfigError: it was exported by another tool, from a model that is not served.
     """
-    folder = _folder(source)
+    folder = find_folder(source)
     index = folder / "model_index.json"
     if not index.is_file():
         raise CheckpointError(f"{folder} has no model_index.json; name a checkpoint folder in diffusers' layout")
@@ -118,18 +121,22 @@ def component_config(folder: Path) -> Config:
     return Config(read_json(folder / "config.json"))
 
 
-def _folder(source: Source) -> Path:
+def find_folder(source: Source, patterns: Sequence[str] = PATTERNS) -> Path:
+    """A local folder, or that of a hub id in the hub's cache, where the files of `patterns` are downloaded.
+
+    Raises CheckpointError: there is no such folder or id, or it cannot be had.
+    """
     local = Path(source.name).expanduser()
     if local.is_dir():
         return local.resolve()
     if local.exists():
-        raise CheckpointError(f"{local} is a file, expected a checkpoint folder in diffusers' layout")
+        raise CheckpointError(f"{local} is a file, expected a checkpoint folder; open it with from_single_file")
     if not HUB_ID.fullmatch(source.name):
         raise CheckpointError(f"there is no folder {source.name}, and it is no hub id of the form owner/name")
-    return _download(source)
+    return _download(source, patterns)
 
 
-def _download(source: Source) -> Path:
+def _download(source: Source, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -140,7 +147,7 @@ def _download(source: Source) -> Path:
                 revision=source.revision,
                 cache_dir=source.cache_dir,
                 local_files_only=source.local_files_only,
-                allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
+                allow_patterns=list(patterns),
             )
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:

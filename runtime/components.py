@@ -8,12 +8,18 @@ from typing import Any
 
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint
-from anamorph.conditions import condition_ports, residual_ports
+from anamorph.conditions import condition_ports, residual_ports, unconditional_ports
 from anamorph.config import Config
 from anamorph.errors import ConfigError
 from anamorph.interface import Axis, Interface, Port, Scaled
+from anamorph.safety import CONCEPTS, SPECIAL
 
 BATCH = Axis("batch")
+TRANSFORMERS = (
+    "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModel", "CLIPVisionModelWithProjection", "LDMBertModel",
+    "StableDiffusionSafetyChecker",
+)  # fmt: skip
+"""Classes whose files are named as transformers names them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Component:
     @property
     def stem(self) -> str:
         """How its weight files are named: as diffusers does, or as transformers does."""
-        return "model" if self.class_name.startswith("CLIP") else "diffusion_pytorch_model"
+        return "model" if self.class_name in TRANSFORMERS else "diffusion_pytorch_model"
 
     def interface(self, part: str) -> Interface:
         """Inputs and outputs of one part; an exported one may take fewer sizes than the model."""
@@ -76,7 +82,7 @@ def text_encoder_interface(config: Config) -> Interface:
     layers = range(config["num_hidden_layers"] + 1)
     return Interface(
         "text_encoder",
-        (Port("input_ids", (BATCH, sequence), "int64"),),
+        (Port("input_ids", (BATCH, sequence), "int64", below=config["vocab_size"]),),
         (
             Port("last_hidden_state", states),
             Port("pooler_output", (BATCH, width)),
@@ -92,12 +98,71 @@ def projected_text_interface(config: Config) -> Interface:
     return replace(plain, outputs=(Port("text_embeds", (BATCH, config["projection_dim"])), last, *states))
 
 
+def bert_interface(config: Config) -> Interface:
+    """Token ids to hidden states: [B, S] -> [B, S, D]."""
+    sequence = Axis("sequence", maximum=config["max_position_embeddings"])
+    ids = Port("input_ids", (BATCH, sequence), "int64", below=config["vocab_size"])
+    return Interface("text_encoder", (ids,), (Port("last_hidden_state", (BATCH, sequence, config["d_model"])),))
+
+
+def image_encoder_interface(config: Config) -> Interface:
+    """Pictures as CLIP's processor makes them, [B, C, s, s] -> embedding [B, P], every layer's states [B, S, D]."""
+    pixels = Port("pixel_values", (BATCH, config["num_channels"], *(config["image_size"],) * 2))
+    tokens = (config["image_size"] // config["patch_size"]) ** 2 + 1
+    states = (BATCH, tokens, config["hidden_size"])
+    layers = range(config["num_hidden_layers"] + 1)
+    return Interface(
+        "image_encoder",
+        (pixels,),
+        (
+            Port("image_embeds", (BATCH, config["projection_dim"])),
+            Port("last_hidden_state", states),
+            *(Port(f"hidden_states.{layer}", states) for layer in layers),
+        ),
+    )
+
+
+def safety_checker_interface(config: Config) -> Interface:
+    """Pictures as CLIP's processor makes them, [B, 3, s, s] -> scores of `anamorph.safety`, [B, S] and [B, C]."""
+    # transformers leaves out what equals its own defaults inside.
+    vision = {"num_channels": 3, "image_size": 224, **(config["vision_config"] or {})}
+    pixels = Port("clip_input", (BATCH, vision["num_channels"], *(vision["image_size"],) * 2))
+    return Interface(
+        "safety_checker", (pixels,), (Port("special", (BATCH, SPECIAL)), Port("concepts", (BATCH, CONCEPTS)))
+    )
+
+
+def plain_unet_interface(config: Config) -> Interface:
+    """One call of a denoiser without texts: x_t [B, C, h, w], t (scalar), perhaps classes -> [B, C_out, h, w]."""
+    height, width = Axis("latent_height"), Axis("latent_width")
+    sample = Port("sample", (BATCH, config["in_channels"], height, width))
+    return Interface(
+        "unet",
+        (sample, Port("timestep", ()), *unconditional_ports(config)),
+        (Port("out_sample", (BATCH, config["out_channels"], height, width)),),
+    )
+
+
+def transformer_interface(config: Config) -> Interface:
+    """One call of a class-conditional transformer: x_t [B, C, s, s], t (scalar), classes [B] -> [B, C_out, s, s].
+
+    The class after the last one stands for none.
+    """
+    side = (config["sample_size"],) * 2
+    classes = Port("class_labels", (BATCH,), "int64", below=config["num_embeds_ada_norm"] + 1)
+    return Interface(
+        "transformer",
+        (Port("sample", (BATCH, config["in_channels"], *side)), Port("timestep", ()), classes),
+        (Port("out_sample", (BATCH, config["out_channels"] or config["in_channels"], *side)),),
+    )
+
+
 def unet_interface(config: Config, time_ids: int = 6) -> Interface:
     """One denoiser call: x_t [B, C, h, w], t (scalar) and what the model is conditioned on -> [B, C_out, h, w].
 
     `time_ids` as for `condition_ports`; the residuals of a ControlNet are optional.
     """
-    height, width = Axis("latent_height"), Axis("latent_width")
+    height, width = _sides(config)
     return Interface(
         "unet",
         (
@@ -110,22 +175,42 @@ def unet_interface(config: Config, time_ids: int = 6) -> Interface:
     )
 
 
+def _sides(config: Config) -> tuple[Axis, Axis]:
+    """Height and width of a denoiser's latents; k-diffusion's blocks halve evenly and reflect two pixels or more."""
+    multiple = unet_multiple(config) if config["down_block_types"][0].startswith("K") else 1
+    least = 1 if multiple == 1 else 2 * multiple
+    return Axis("latent_height", multiple, least), Axis("latent_width", multiple, least)
+
+
 def vae_encoder_interface(config: Config) -> Interface:
     """Pictures in -1..1 [B, C, H, W] -> mean and log-variance of the latents, joined [B, 2 c, h, w]."""
+    return _encoder(config, Port("latent_parameters", (BATCH, 2 * config["latent_channels"])))
+
+
+def plain_encoder_interface(config: Config) -> Interface:
+    """Pictures in -1..1 [B, C, H, W] -> their latents [B, c, h, w]."""
+    return _encoder(config, Port("latents", (BATCH, latent_channels(config))))
+
+
+def _encoder(config: Config, latents: Port) -> Interface:
     multiple = vae_scale_factor(config)
     height, width = Axis("height", multiple, multiple), Axis("width", multiple, multiple)
-    latent_size = (Scaled("height", 1, multiple), Scaled("width", 1, multiple))
-    moments = (BATCH, 2 * config["latent_channels"], *latent_size)
+    size = (Scaled("height", 1, multiple), Scaled("width", 1, multiple))
     sample = Port("sample", (BATCH, config["in_channels"], height, width))
-    return Interface("vae_encoder", (sample,), (Port("latent_parameters", moments),))
+    return Interface("vae_encoder", (sample,), (replace(latents, axes=(*latents.axes, *size)),))
 
 
 def vae_decoder_interface(config: Config) -> Interface:
     """Unscaled latents [B, c, h, w] -> pictures in about -1..1 [B, C, H, W]."""
-    latents = (BATCH, config["latent_channels"], Axis("latent_height"), Axis("latent_width"))
+    latents = (BATCH, latent_channels(config), Axis("latent_height"), Axis("latent_width"))
     factor = vae_scale_factor(config)
     pictures = (BATCH, config["out_channels"], Scaled("latent_height", factor), Scaled("latent_width", factor))
     return Interface("vae_decoder", (Port("latent_sample", latents),), (Port("sample", pictures),))
+
+
+def latent_channels(config: Mapping[str, Any]) -> int:
+    """Channels of an autoencoder's latents; a codebook may be narrower than what it is looked up for."""
+    return int(config.get("vq_embed_dim") or config["latent_channels"])
 
 
 def unet_multiple(config: Mapping[str, Any]) -> int:
@@ -133,16 +218,35 @@ def unet_multiple(config: Mapping[str, Any]) -> int:
     return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
+def even(interface: Interface, config: Mapping[str, Any]) -> Interface:
+    """A UNet's interface with sizes that it halves evenly on every level, as graphs take them; others as they are."""
+    if interface.component != "unet":
+        return interface
+    multiple = unet_multiple(config)
+    sides = (interface.axes[name] for name in ("latent_height", "latent_width"))
+    limits = {side.name: replace(side, multiple=multiple, minimum=max(side.minimum, multiple)) for side in sides}
+    return interface.limited(limits)
+
+
 def vae_scale_factor(config: Mapping[str, Any]) -> int:
     """Pixels per latent along one side: 2 to the number of levels less one."""
-    return int(2 ** (len(config["block_out_channels"]) - 1))
+    levels = config.get("block_out_channels") or config["decoder_block_out_channels"]
+    return int(2 ** (len(levels) - 1))
 
 
 _INTERFACES: dict[str, dict[str, Callable[[Config], Interface]]] = {
     "CLIPTextModel": {"text_encoder": text_encoder_interface},
     "CLIPTextModelWithProjection": {"text_encoder": projected_text_interface},
     "UNet2DConditionModel": {"unet": unet_interface},
+    "UNet2DModel": {"unet": plain_unet_interface},
+    "DiTTransformer2DModel": {"transformer": transformer_interface},
+    "Transformer2DModel": {"transformer": transformer_interface},
     "AutoencoderKL": {"vae_encoder": vae_encoder_interface, "vae_decoder": vae_decoder_interface},
+    "AutoencoderTiny": {"vae_encoder": plain_encoder_interface, "vae_decoder": vae_decoder_interface},
+    "VQModel": {"vae_encoder": plain_encoder_interface, "vae_decoder": vae_decoder_interface},
+    "LDMBertModel": {"text_encoder": bert_interface},
+    "CLIPVisionModelWithProjection": {"image_encoder": image_encoder_interface},
+    "StableDiffusionSafetyChecker": {"safety_checker": safety_checker_interface},
 }
 
 

@@ -22,6 +22,9 @@ PROJECTED: Mapping[str | None, tuple[str, ...]] = MappingProxyType(
 )
 """`encoder_hid_dim_type` -> keys of `added_cond_kwargs` that it takes."""
 
+TIMESTEPS = 1000
+"""How many timesteps training has, where classes are timesteps."""
+
 
 def projection(config: Mapping[str, Any]) -> str | None:
     """How the encoder's states are projected; a width without a type means "text_proj", as in diffusers."""
@@ -97,6 +100,8 @@ def class_ports(config: Mapping[str, Any], time_width: int) -> tuple[Port, ...]:
         return (Port("class_labels", (batch, config["projection_class_embeddings_input_dim"])),)
     if kind == "identity":
         return (Port("class_labels", (batch, time_width)),)
-    if kind == "timestep" or config.get("num_class_embeds") is not None:
-        return (Port("class_labels", (batch,), "int64"),)
+    if kind == "timestep":
+        return (Port("class_labels", (batch,), "int64", below=TIMESTEPS),)
+    if (classes := config.get("num_class_embeds")) is not None:
+        return (Port("class_labels", (batch,), "int64", below=classes),)
     return ()

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from anamorph.artifact import DRAFT, PORTABLE, UNVERIFIED, Artifact, FileRecord, Part
 from anamorph.checkpoint import Checkpoint, component_config
-from anamorph.components import interfaces, unet_multiple
+from anamorph.components import even, interfaces
 from anamorph.config import Config
 from anamorph.errors import ArtifactError
-from anamorph.interface import Axis, Interface
+from anamorph.interface import Interface
 
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
 """Format -> the graph's file in each component's folder."""
@@ -84,11 +84,7 @@ def _functions(opened: Checkpoint, form: str, component: str, class_name: str) -
 
 def _declared(interface: Interface, config: Config) -> Interface:
     """The interface with the sizes that a UNet halves evenly; only the first output is sure to be there."""
-    if interface.component == "unet":
-        multiple = unet_multiple(config)
-        interface = interface.limited(
-            {name: Axis(name, multiple, multiple) for name in ("latent_height", "latent_width")}
-        )
+    interface = even(interface, config)
     first, *rest = interface.outputs
     return replace(interface, outputs=(first, *(replace(port, optional=True) for port in rest)))
 

@@ -4,6 +4,7 @@ Example inputs for export, dynamic axes, partial shapes, run-time checks and the
 computed from these declarations.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,12 +63,14 @@ class Port:
     An `optional` input is a term that is added or multiplied into others: where a caller leaves it out, zeros of the
     shape `Interface.absent` take its place and broadcast, so that one graph serves with and without it. An optional
     output may be missing from graphs that other tools have exported.
+    Whole numbers lie in 0 .. `below` - 1 (tokens of a vocabulary, classes); None: no bound is known.
     """
 
     name: str
     axes: tuple[Dimension, ...]
     dtype: str = "float32"
     optional: bool = False
+    below: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,21 @@ class Interface:
         for name, value in inputs.items():
             self._check_port(ports[name], tuple(int(size) for size in value.shape), sizes)
         return sizes
+
+    def check_values(self, inputs: Mapping[str, Any]) -> None:
+        """Compare whole numbers with the range that their port declares; engines look these up without asking.
+
+        Raises InputError: a number is outside.
+        """
+        for port in self.inputs:
+            value = inputs.get(port.name)
+            if port.below is None or value is None or not math.prod(value.shape):
+                continue
+            low, high = int(value.min()), int(value.max())
+            if low < 0 or high >= port.below:
+                raise InputError(
+                    f"{self.component}: {port.name} holds {low if low < 0 else high}, expected 0 to {port.below - 1}"
+                )
 
     def output_shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Shapes of all outputs for the axis sizes that `check` returned."""

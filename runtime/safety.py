@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+CONCEPTS, SPECIAL = 17, 3
+"""How many concepts are held back, and how many make the check stricter."""
 STRICTER = np.float32(0.01)
 """What a hit among the special concepts adds to the scores of the others."""
 DECIMALS = 3

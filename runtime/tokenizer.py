@@ -66,11 +66,11 @@ class ClipTokenizer:
         Raises ConfigError: the configuration asks for what CLIP's tokenizer does not do.
         """
         self.config = Config(config)
+        self._vocabulary = vocabulary
         self.model_max_length = _length(config)
         for key, value in SERVED.items():
             if config.get(key, value) != value:
                 raise ConfigError(f"the tokenizer does not serve {key}={config[key]!r}; it serves {value!r}")
-        self._merges = tuple(vocabulary.merges)
         names = {key: _content(config.get(key, default)) for key, default in NAMED.items()}
         self.special = {key: name for key, name in names.items() if name is not None}
         for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
@@ -99,7 +99,7 @@ class ClipTokenizer:
         Raises ConfigError: it is another kind of tokenizer.
         """
         place = Path(folder) / subfolder if subfolder else Path(folder)
-        config = _read_object(place / "tokenizer_config.json")
+        config = read_object(place / "tokenizer_config.json")
         if (name := config.get("tokenizer_class")) not in CLASSES:
             raise ConfigError(f"{place} holds a {name}, expected a CLIPTokenizer; this pipeline serves no other")
         return cls(_vocabulary(place, config), _with_special_tokens(place, config))
@@ -109,23 +109,11 @@ class ClipTokenizer:
 
         Raises InputError: a bare string instead of a sequence, or something that is no valid text.
         """
-        if isinstance(prompts, str):
-            raise InputError("got one string, expected a sequence of prompts; put it into a list")
-        rows = [self._encode(prompt) for prompt in prompts]
-        ids = np.array([row for row, _ in rows], np.int64).reshape(len(rows), self.model_max_length)
-        return Encoding(ids, tuple(rest for _, rest in rows))
+        return encode(self._tokenizer, prompts, self.model_max_length, self.eos_token_id, self.pad_token_id)
 
-    def _encode(self, prompt: str) -> tuple[list[int], str]:
-        if not isinstance(prompt, str):
-            raise InputError(f"a prompt is a {type(prompt).__name__}, expected text")
-        try:
-            encoded = self._tokenizer.encode(prompt)
-        except (UnicodeEncodeError, TypeError):  # what the tokenizers package raises for text that has no UTF-8 form
-            raise InputError(f"the prompt {prompt!r} holds half of a surrogate pair, expected valid Unicode") from None
-        ids, length = encoded.ids, self.model_max_length
-        if len(ids) > length:
-            return [*ids[: length - 1], self.eos_token_id], prompt[encoded.offsets[length - 1][0] :]
-        return ids + [self.pad_token_id] * (length - len(ids)), ""
+    def replace(self, **changes: Any) -> "ClipTokenizer":
+        """The same vocabulary with some keys of the configuration changed."""
+        return ClipTokenizer(self._vocabulary, {**self.config, **changes})
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -150,13 +138,35 @@ class ClipTokenizer:
         config = {**self.config, **self.special, "tokenizer_class": "CLIPTokenizer", "added_tokens_decoder": added}
         texts = {
             "vocab.json": json.dumps(dict(words), ensure_ascii=False),
-            "merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *map(" ".join, self._merges))),
+            "merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *map(" ".join, self._vocabulary.merges))),
             "special_tokens_map.json": json.dumps(self.special, indent=2, ensure_ascii=False) + "\n",
             "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n",
         }
         for name, text in texts.items():
             with replacing(place / name) as draft:
                 draft.write_bytes(text.encode())
+
+
+def encode(tokenizer: Tokenizer, prompts: Sequence[str], length: int, end: int, padding: int) -> Encoding:
+    """Each prompt as `length` ids: cut off before an `end` token of its own, or filled up with `padding`.
+
+    Raises InputError: a bare string instead of a sequence, or something that is no valid text.
+    """
+    if isinstance(prompts, str):
+        raise InputError("got one string, expected a sequence of prompts; put it into a list")
+    rows, lost = np.full((len(prompts), length), padding, np.int64), []
+    for row, prompt in zip(rows, prompts, strict=True):
+        if not isinstance(prompt, str):
+            raise InputError(f"a prompt is a {type(prompt).__name__}, expected text")
+        try:
+            encoded = tokenizer.encode(prompt)
+        except (UnicodeEncodeError, TypeError):  # what the tokenizers package raises for text that has no UTF-8 form
+            raise InputError(f"the prompt {prompt!r} holds half of a surrogate pair, expected valid Unicode") from None
+        long = len(encoded.ids) > length
+        ids = [*encoded.ids[: length - 1], end] if long else encoded.ids
+        row[: len(ids)] = ids
+        lost.append(prompt[encoded.offsets[length - 1][0] :] if long else "")
+    return Encoding(rows, tuple(lost))
 
 
 def _length(config: Mapping[str, Any]) -> int:
@@ -233,7 +243,7 @@ def _add(tokenizer: Tokenizer, vocabulary: Vocabulary, tokens: Iterable[AddedTok
 
 def _vocabulary(place: Path, config: Mapping[str, Any]) -> Vocabulary:
     whole = place / "tokenizer.json"
-    complete = _read_object(whole) if whole.is_file() else None
+    complete = read_object(whole) if whole.is_file() else None
     added = _recorded_tokens(place, config, complete)
     if complete is not None:
         model = complete.get("model")
@@ -245,10 +255,10 @@ def _vocabulary(place: Path, config: Mapping[str, Any]) -> Vocabulary:
     words, merges = place / "vocab.json", place / "merges.txt"
     if not words.is_file() and not merges.is_file():
         raise CheckpointError(f"{place} has neither {whole.name} nor {words.name} and {merges.name}; download it again")
-    lines = (line.removesuffix("\r") for line in _read_text(merges).rstrip().split("\n"))
+    lines = (line.removesuffix("\r") for line in read_text(merges).rstrip().split("\n"))
     pairs = [line for line in lines if not line.startswith("#version")]
     return Vocabulary(
-        f"{words} with {merges.name}", _ids(words, _read_object(words)), list(_pairs(merges, pairs)), added
+        f"{words} with {merges.name}", _ids(words, read_object(words)), list(_pairs(merges, pairs)), added
     )
 
 
@@ -278,7 +288,7 @@ def _recorded_tokens(
         found = {}
         if (source := place / "added_tokens.json").is_file():
             special = {_content(value) for value in _named(_with_special_tokens(place, config))}
-            for content, index in _read_object(source).items():
+            for content, index in read_object(source).items():
                 found[int(index)] = AddedToken(content, special=content in special, normalized=content not in special)
         source = place / "tokenizer.json"
         for value in (complete or {}).get("added_tokens", ()):
@@ -292,7 +302,7 @@ def _with_special_tokens(place: Path, config: Mapping[str, Any]) -> dict[str, An
     """The configuration with `special_tokens_map.json` on top, where the layout keeps special tokens there."""
     source = place / "special_tokens_map.json"
     separate = source.is_file() and "added_tokens_decoder" not in config
-    merged = {**config, **(_read_object(source) if separate else {})}
+    merged = {**config, **(read_object(source) if separate else {})}
     for value in _named(merged):
         content = value.get("content") if isinstance(value, Mapping) else value
         if not isinstance(content, str):
@@ -316,7 +326,7 @@ def _as_dict(token: AddedToken) -> dict[str, str | bool]:
             "single_word": token.single_word, "special": token.special}  # fmt: skip
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         if (size := path.stat().st_size) > LARGEST_FILE:
             raise CheckpointError(f"{path} has {size} bytes, expected at most {LARGEST_FILE}; it is no vocabulary")
@@ -327,9 +337,9 @@ def _read_text(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_read_text(path))
+        value = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):

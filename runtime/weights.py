@@ -2,10 +2,14 @@
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from anamorph.config import read_json
 from anamorph.errors import CheckpointError
@@ -13,6 +17,13 @@ from anamorph.errors import CheckpointError
 WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
          "U8": 1, "BOOL": 1}  # fmt: skip
 """Bytes per element of safetensors' types."""
+
+NUMPY: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(np.uint16),
+    "F8_E4M3": np.dtype(np.uint8), "F8_E5M2": np.dtype(np.uint8), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
+}  # fmt: skip
+"""How NumPy holds safetensors' types: those it does not have as their bits."""
 
 LARGEST_HEADER = 100 << 20
 """A safetensors header beyond this size is refused, as the reference implementation does (bytes)."""
@@ -65,6 +76,33 @@ def _entries(path: Path, header: dict[str, dict[str, object]], base: int, size: 
         if end > size:
             raise CheckpointError(f"{path} is truncated: tensor {name} ends at byte {end}, the file has {size}")
         yield name, Entry(path, dtype, tuple(shape), begin, end)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor's values as NumPy holds them (see NUMPY), and the name of its stored type."""
+
+    values: NDArray[Any]
+    dtype: str
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Stored]) -> None:
+    """Write the tensors one after another, so that no more than one of them is in memory."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    # Wide types first: the header's length is a multiple of 8, so that every tensor begins at a multiple of its width.
+    order = sorted(tensors, key=lambda name: (-WIDTH[tensors[name].dtype], name))
+    for name in order:
+        begin, end = end, end + tensors[name].values.size * WIDTH[tensors[name].dtype]
+        header[name] = {
+            "dtype": tensors[name].dtype, "shape": list(tensors[name].values.shape), "data_offsets": [begin, end],
+        }  # fmt: skip
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            file.write(np.ascontiguousarray(tensors[name].values).data)
 
 
 @dataclass(frozen=True)

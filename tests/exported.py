@@ -13,10 +13,18 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from anamorph.artifact import NATIVE, VERIFIED, Artifact, FileRecord, Part
+from anamorph.backends import onnxruntime, openvino
 from anamorph.checkpoint import Source, open_checkpoint
+from anamorph.engine import Session, Target
 from anamorph.errors import ArtifactError
 from anamorph.exporters import certificate, folder, references
+from anamorph.exporters import onnx as onnx_format
+from anamorph.exporters import openvino as openvino_format
+from anamorph.exporters.storing import Storing
+from anamorph.exporters.trace import with_scalars
 from anamorph.exporting import Check, ExportOptions
+from anamorph.interface import Interface
 from anamorph.plugins import get_exporter
 
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
@@ -26,11 +34,12 @@ _traces: dict[Any, Any] = {}
 _trace = folder.trace
 
 
-def _trace_once(module: Any, method: str, interface: Any, config: Any) -> Any:
+def trace_once(module: Any, method: str, interface: Any) -> Any:
+    """The traced graph of a model of ours, the same for both formats."""
     weights = float(sum(value.double().sum() for value in module.state_dict().values()))
-    key = (weights, module.config.to_json(), method, interface)
+    key = (type(module), weights, module.config.to_json(), method, interface)
     if key not in _traces:
-        _traces[key] = _trace(module, method, interface, config)
+        _traces[key] = _trace(module, method, interface)
     return _traces[key]
 
 
@@ -38,7 +47,7 @@ def _trace_once(module: Any, method: str, interface: Any, config: Any) -> Any:
 def shared_traces() -> Iterator[None]:
     """Both formats start from the same traced graphs: tracing takes most of the time of a tiny export."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder, "trace", _trace_once)
+        patch.setattr(folder, "trace", trace_once)
         yield
 
 
@@ -93,3 +102,16 @@ def exported(checkpoint: Path, engine: str) -> Path:
             export(checkpoint, engine, out)
 
     return once(shared_place() / f"{checkpoint.name}-{short}-{engine}", make)
+
+
+def opened(engine: str, place: Path, program: Any, interface: Interface) -> Session:
+    """A traced method of a model, written into `place` and opened by the engine's own adapter."""
+    if engine == "onnxruntime":
+        written = onnx_format.write(program, interface, place, Storing())
+    else:
+        written = openvino_format.write(program, with_scalars(interface, (1,)), place, Storing())
+    files = {path.name: FileRecord.of(path) for path in place.iterdir()}
+    part = Part("part", written.file, files, interface, "float32", VERIFIED)
+    artifact = Artifact(place, FORMATS[engine], NATIVE, {"part": part}, {}, {}, {})
+    adapter = onnxruntime if engine == "onnxruntime" else openvino
+    return adapter._open(artifact, "part", Target()).session()

@@ -12,44 +12,22 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from exported import FORMATS, exported
+from exported import FORMATS, exported, opened
 from numpy.typing import NDArray
 from parity import relative
 from torch import Tensor, nn
 
 from anamorph import StableDiffusionPipeline, UNet2DConditionModel
-from anamorph.artifact import NATIVE, VERIFIED, Artifact, FileRecord, Part
-from anamorph.backends import onnxruntime, openvino
-from anamorph.components import unet_interface
-from anamorph.config import Config
-from anamorph.engine import Session, Target
+from anamorph.components import even, interfaces, unet_interface
+from anamorph.engine import Session
 from anamorph.errors import InputError
-from anamorph.exporters import onnx as onnx_format
-from anamorph.exporters import openvino as openvino_format
-from anamorph.exporters.storing import Storing
-from anamorph.exporters.trace import trace, with_scalars
+from anamorph.exporters.trace import trace
 from anamorph.interface import Axis, Interface, Port, Scaled
 from anamorph.models.dit import DiTTransformer2DModel
 from anamorph.pipelines.sampling import Plan, denoise
 
 BOUND = 1e-5
 BATCH, SEQUENCE = Axis("batch"), Axis("sequence")
-
-
-def opened(
-    engine: str, folder: Path, module: nn.Module, method: str, interface: Interface, config: Config | None = None
-) -> Session:
-    """One method of a module, exported and opened by the engine's own adapter."""
-    program = trace(module, method, interface, config or Config({}))
-    if engine == "onnxruntime":
-        written = onnx_format.write(program, interface, folder, Storing())
-    else:
-        written = openvino_format.write(program, with_scalars(interface, (1,)), folder, Storing())
-    files = {path.name: FileRecord.of(path) for path in folder.iterdir()}
-    part = Part("spike", written.file, files, interface, "float32", VERIFIED)
-    artifact = Artifact(folder, FORMATS[engine], NATIVE, {"spike": part}, {}, {}, {})
-    adapter = onnxruntime if engine == "onnxruntime" else openvino
-    return adapter._open(artifact, "spike", Target()).session()
 
 
 def normal(seed: int, *shape: int) -> NDArray[Any]:
@@ -74,17 +52,12 @@ def call(unet: UNet2DConditionModel, batch: int = 2, side: int = 8) -> dict[str,
     }
 
 
-def even(interface: Interface) -> Interface:
-    """For latents that halve evenly on the tiny model's three levels."""
-    return interface.limited({name: Axis(name, 4, 4) for name in ("latent_height", "latent_width")})
-
-
 @pytest.mark.parametrize("engine", FORMATS)
 def test_one_graph_serves_with_and_without_the_residuals_of_a_controlnet(
     unet: UNet2DConditionModel, sd1: Path, tmp_path: Path, engine: str
 ) -> None:
-    interface = even(unet_interface(unet.config))
-    session = opened(engine, tmp_path, unet, "denoise", interface)
+    interface = even(unet_interface(unet.config), unet.config)
+    session = opened(engine, tmp_path, trace(unet, "denoise", interface), interface)
     inputs = call(unet)
     sizes = {"batch": 2, "latent_height": 8, "latent_width": 16, "sequence": 77}
     optional = [port for port in interface.inputs if port.optional]
@@ -149,9 +122,9 @@ def test_factors_of_a_lora_are_inputs_of_any_rank(sd1: Path, tmp_path: Path, eng
         rank, width = Axis("rank"), layer.layer.in_features
         ports.append(Port(f"lora.{n}.down", (rank, width), optional=True))
         ports.append(Port(f"lora.{n}.up", (layer.layer.out_features, rank), optional=True))
-    plain = even(unet_interface(model.config)).required
+    plain = even(unet_interface(model.config), model.config).required
     interface = Interface("unet", (*plain.inputs, *ports), plain.outputs)
-    session = opened(engine, tmp_path, wrapped, "denoise", interface)
+    session = opened(engine, tmp_path, trace(wrapped, "denoise", interface), interface)
     inputs = call(model)
     for rank in (1, 4, 7):
         factors = {
@@ -215,10 +188,11 @@ def test_keys_and_values_are_a_part_of_their_own(sd1: Path, tmp_path: Path, engi
     split = Split(model)
     text = Port("encoder_hidden_states", (BATCH, SEQUENCE, model.config.cross_attention_dim))
     named = [Port(f"context.{n}", (BATCH, SEQUENCE, layer.layer.out_features)) for n, layer in enumerate(split.layers)]
-    plain = even(unet_interface(model.config)).required
+    plain = even(unet_interface(model.config), model.config).required
     steps = Interface("unet", (*plain.inputs[:2], *named), plain.outputs)
-    first = opened(engine, tmp_path / "context", split, "context", Interface("context", (text,), tuple(named)))
-    then = opened(engine, tmp_path / "steps", split, "denoise", steps)
+    keys = Interface("context", (text,), tuple(named))
+    first = opened(engine, tmp_path / "context", trace(split, "context", keys), keys)
+    then = opened(engine, tmp_path / "steps", trace(split, "denoise", steps), steps)
     context = first({"encoder_hidden_states": inputs["encoder_hidden_states"]})
     called = then({"sample": inputs["sample"], "timestep": inputs["timestep"], **context})
     assert relative(called["out_sample"], expected) <= BOUND
@@ -239,16 +213,8 @@ def test_a_transformer_is_a_denoiser_like_any_other(tmp_path: Path, engine: str)
         nn.init.normal_(value, std=0.1)
     reference.save_pretrained(tmp_path / "transformer")
     model = DiTTransformer2DModel.from_pretrained(tmp_path / "transformer").eval()
-    interface = Interface(
-        "transformer",
-        (
-            Port("sample", (BATCH, 4, 8, 8)),
-            Port("timestep", ()),
-            Port("class_labels", (BATCH,), "int64"),
-        ),
-        (Port("out_sample", (BATCH, 8, 8, 8)),),
-    )
-    session = opened(engine, tmp_path / "artifact", model, "denoise", interface, model.config)
+    interface = interfaces("DiTTransformer2DModel", "transformer")["transformer"](model.config)
+    session = opened(engine, tmp_path / "artifact", trace(model, "denoise", interface), interface)
     classes = np.array([1, 9, 10])
     inputs = {"sample": normal(3, 3, 4, 8, 8), "timestep": np.array(37, np.float32), "class_labels": classes}
     with torch.inference_mode():

@@ -23,9 +23,9 @@ from anamorph import StableDiffusionPipeline
 from anamorph.artifact import FileRecord, interface_from_dict, interface_to_dict, read_artifact
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.cli import main
+from anamorph.drafts import drafted
 from anamorph.errors import AnamorphError, ArtifactError, InputError
 from anamorph.exporters import folder as folders
-from anamorph.exporters.drafts import drafted
 from anamorph.image import psnr
 
 TEXT = ["last_hidden_state", "pooler_output", "hidden_states.0", "hidden_states.1", "hidden_states.2"]
@@ -281,7 +281,7 @@ def test_doctor_knows_engines_and_exporters(capsys: pytest.CaptureFixture[str]) 
 KILLED = """
 import sys, time
 from pathlib import Path
-from anamorph.exporters.drafts import drafted
+from anamorph.drafts import drafted
 with drafted(Path(sys.argv[1])) as draft:
     (draft / "anamorph.json").write_text("{}")
     print("begun", flush=True)
@@ -307,7 +307,7 @@ def test_a_killed_export_leaves_nothing_and_the_next_one_cleans_up(tmp_path: Pat
 SECOND = """
 import sys
 from pathlib import Path
-from anamorph.exporters.drafts import drafted
+from anamorph.drafts import drafted
 print("begun", flush=True)
 with drafted(Path(sys.argv[1])) as draft:
     print("waited for" if draft is None else "wrote", flush=True)

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anamorph.backends.openvino import core
 from anamorph.errors import BackendError
 from anamorph.exporters.emit import emit
 from anamorph.exporters.storing import Storing
 from anamorph.interface import Axis, Interface, Port
+
+PLAIN = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+"""What OpenVINO would change by itself."""
 
 
 class Model(nn.Module):
@@ -59,12 +63,15 @@ def check(
     """Export with `values`, then compare on them and on `others`."""
     written(folder, model.eval(), values, dynamic, storage)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
+    compiled = core().compile_model(folder / "model.onnx", "CPU", PLAIN)
     for inputs in (values, *others):
-        ours = session.run(None, {f"x{i}": value.numpy() for i, value in enumerate(inputs)})
-        for value, reference in zip(ours, model(*inputs), strict=True):
-            exact = reference.detach().numpy()
-            assert value.shape == exact.shape
-            assert np.abs(value - exact).max() <= bound * max(1.0, np.abs(exact).max())
+        named = {f"x{i}": value.numpy() for i, value in enumerate(inputs)}
+        results = session.run(None, named), [*compiled(named).values()]
+        exact = [value.detach().numpy() for value in model(*inputs)]
+        for ours in results:
+            for value, reference in zip(ours, exact, strict=True):
+                assert value.shape == reference.shape
+                assert np.abs(value - reference).max() <= bound * max(1.0, np.abs(reference).max())
 
 
 CASES: dict[str, tuple[Model, tuple[Tensor, ...]]] = {
@@ -100,6 +107,26 @@ CASES: dict[str, tuple[Model, tuple[Tensor, ...]]] = {
         Model(lambda x: (x == 3).int().argmax(-1)), (torch.tensor([[0, 3, 3, 3], [1, 1, 1, 1], [3, 0, 0, 3]]),)
     ),
     "largest number": (Model(lambda x: x.argmax(-1)), (torch.tensor([[0, 3, 9, 9], [7, 1, 1, 1]]),)),
+    "means of neighbours": (Model(lambda x: F.avg_pool2d(x, 2)), (normal(1, 2, 5, 6),)),
+    "means of neighbours with padding": (
+        Model(lambda x: F.avg_pool2d(x, (2, 3), stride=1, padding=1)), (normal(1, 2, 5, 6),)
+    ),
+    "means of neighbours, their own number": (
+        Model(lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False)), (normal(1, 2, 5, 6),)
+    ),
+    "reflected edges": (Model(lambda x: F.pad(x, (1, 2, 0, 3), mode="reflect")), (normal(1, 2, 5, 4),)),
+    "group norm without weights": (Model(lambda x: F.group_norm(x, 2)), (normal(2, 6, 5, 4),)),
+    "mean and sum": (
+        Model(lambda x: (x.mean(1, keepdim=True), x.sum(-1), x.mean((-1, -2)), x.sum((0, 2), keepdim=True))),
+        (normal(2, 3, 5),),
+    ),
+    "vectors of length one": (Model(lambda x: (F.normalize(x), F.normalize(0 * x, dim=-1))), (normal(2, 3, 5),)),
+    "length of vectors": (Model(lambda x: torch.linalg.vector_norm(x, dim=-1)), (normal(2, 3, 5),)),
+    "one of several": (Model(lambda x: (x[:, 1], x[..., -2])), (normal(2, 3, 5),)),
+    "as large as another": (Model(lambda x, y: x.expand_as(y) + 1), (normal(2, 1), normal(4, 2, 3, seed=1))),
+    "matrix transposed": (Model(lambda x: x.t() @ x), (normal(2, 5),)),
+    "at least": (Model(lambda x: x.clamp_min(0.1)), (normal(2, 5),)),
+    "curves": (Model(lambda x: (x.relu(), x.tanh(), (x * x + 1).log())), (3 * normal(2, 5),)),
     "slices with a step": (Model(lambda x: x[:, 1:6:2]), (normal(2, 7),)),
     "numbers on either side": (Model(lambda x: (2 * x - 1) / 3), (normal(2, 7),)),
     "whole numbers stay whole": (Model(lambda x: x * 2 + 1), (torch.arange(6),)),

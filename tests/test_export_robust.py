@@ -17,8 +17,8 @@ from scarce import full, sealable
 from anamorph import StableDiffusionPipeline
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.cli import main
+from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, BackendUnavailable, InputError, OutputError
-from anamorph.exporters.drafts import drafted
 from anamorph.exporters.folder import read_components
 from anamorph.exporters.openvino import write
 from anamorph.exporters.references import load
@@ -76,7 +76,7 @@ def test_openvino_s_own_failure_to_write_is_one_sentence(sd2: Path, place: Path)
     component = read_components(open_checkpoint(Source(str(sd2))))[0]
     interface = component.interface("vae_decoder")
     model = load(component)
-    program = trace(model, model.PARTS["vae_decoder"], interface, component.config)
+    program = trace(model, model.PARTS["vae_decoder"], interface)
     size = (exported(sd2, "onnxruntime") / "vae_decoder" / "model.onnx_data").stat().st_size
     with full(place, int(0.7 * size)), pytest.raises(OutputError, match="OpenVINO cannot write") as caught:
         write(program, interface, place / "vae_decoder", Storing())
@@ -157,7 +157,7 @@ import sys, warnings
 sys.modules["fcntl"] = None
 warnings.simplefilter("ignore")
 from pathlib import Path
-from anamorph.exporters.drafts import drafted
+from anamorph.drafts import drafted
 with drafted(Path(sys.argv[1])) as draft:
     (draft / "file").write_text("written")
 with drafted(Path(sys.argv[1])) as draft:

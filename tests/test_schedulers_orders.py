@@ -28,7 +28,7 @@ def test_a_coefficient_off_by_a_hundredth_costs_the_order(monkeypatch: pytest.Mo
 
     def spoiled(self: HeunDiscreteScheduler, steps: int) -> Table:
         table = whole(self, steps)
-        rows = [dataclasses.replace(row, b=(row.b[0] * 1.01, *row.b[1:])) for row in table.rows]
+        rows = [row._replace(b=(row.b[0] * 1.01, *row.b[1:])) for row in table.rows]
         return dataclasses.replace(table, rows=tuple(rows))
 
     assert measured("HeunDiscreteScheduler", SMOOTH)[0] > 1.5

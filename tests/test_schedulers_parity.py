@@ -263,7 +263,7 @@ def test_parity_notices_a_coefficient_off_by_a_thousandth(name: str) -> None:
     expected = run_reference(theirs, theirs.timesteps, x)
     assert worst(run_table(table, x), expected) <= TOLERANCE
     row = table.rows[10]
-    wrong = dataclasses.replace(row, b=(row.b[0] + 1e-3, *row.b[1:]))
+    wrong = row._replace(b=(row.b[0] + 1e-3, *row.b[1:]))
     changed = dataclasses.replace(table, rows=(*table.rows[:10], wrong, *table.rows[11:]))
     assert worst(run_table(changed, x), expected) > TOLERANCE
 

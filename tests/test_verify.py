@@ -35,7 +35,7 @@ def block_differences(artifact: Path, checkpoint: Path, part: str, place: Path) 
     components = read_components(open_checkpoint(Source(str(checkpoint))))
     component = next(component for component in components if part in component.parts)
     interface, taps = opened.parts[part].interface, opened.parts[part].taps
-    write_probes(place, part, interface, load(component), component.config, taps)
+    write_probes(place, part, interface, load(component), taps)
     for row in certificate.compare_blocks(opened, place, [part]):
         yield row.output, row.difference.relative_l2
 

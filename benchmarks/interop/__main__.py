@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anamorph.benchmarks.interop.cases import FORMATS, Case, Picture, draw, export, with_ddim, write_cases
+from anamorph.benchmarks.interop.cases import FORMATS, Case, Picture, draw, export, write_cases
 from anamorph.checkpoint import BUNDLED
 from anamorph.errors import AnamorphError
 from anamorph.image import psnr
@@ -28,20 +28,20 @@ SECONDS = 900
 class Peer:
     """Another tool: its environment's name, the format of its folders, the script that runs it there.
 
-    `ddim`: it has no DPM-Solver, so it gets a copy of the folder whose scheduler is DDIM.
+    `eight_bits`: it hands out no other pixels.
     """
 
     name: str
     form: str
     script: tuple[str, ...]
-    ddim: bool = False
+    eight_bits: bool = False
     exports: bool = True
 
 
 PEERS = (
     Peer("optimum-onnx", "onnx", ("peer_optimum.py", "optimum-onnx", "draw")),
     Peer("optimum-intel", "openvino", ("peer_optimum.py", "optimum-intel", "draw")),
-    Peer("openvino-genai", "openvino", ("peer_genai.py",), ddim=True, exports=False),
+    Peer("openvino-genai", "openvino", ("peer_genai.py",), eight_bits=True, exports=False),
 )
 
 
@@ -67,20 +67,20 @@ class References:
 
     def __init__(self, folders: Path) -> None:
         self.folders = folders
-        self.drawn: dict[tuple[str, str, bool], Picture] = {}
+        self.drawn: dict[tuple[str, str], Picture] = {}
 
-    def of(self, engine: str, case: Case, ddim: bool) -> Picture:
+    def of(self, engine: str, case: Case) -> Picture:
         """Eager's from the bundled checkpoint, another engine's from our export."""
-        key = (engine, case.name, ddim)
+        key = (engine, case.name)
         if key not in self.drawn:
             form = next((form for form, name in FORMATS.items() if name == engine), None)
             folder = BUNDLED if form is None else self.folders / form
-            self.drawn[key] = draw(folder, engine, case, ddim=ddim)
+            self.drawn[key] = draw(folder, engine, case)
         return self.drawn[key]
 
-    def decibels(self, picture: Picture, form: str, case: Case, *, ddim: bool, eight_bits: bool) -> tuple[float, ...]:
+    def decibels(self, picture: Picture, form: str, case: Case, eight_bits: bool) -> tuple[float, ...]:
         """PSNR to eager's picture and to the one of our engine for that format."""
-        ours = [self.of(engine, case, ddim) for engine in ("eager", FORMATS[form])]
+        ours = [self.of(engine, case) for engine in ("eager", FORMATS[form])]
         return tuple(psnr(picture, np.round(one * 255) / 255 if eight_bits else one) for one in ours)
 
 
@@ -100,11 +100,8 @@ def run(python: Path, arguments: Sequence[str]) -> str | None:
 
 
 def ours_in_theirs(root: Path, peer: Peer, cases: Sequence[Case], references: References) -> Iterator[Row]:
-    """The peer opens our folder, unchanged but for the scheduler where it lacks ours."""
+    """The peer opens our folder as it is."""
     folder = references.folders / peer.form
-    if peer.ddim:
-        folder = folder.with_name(f"{peer.form}-ddim")
-        with_ddim(references.folders / peer.form, folder)
     for case in cases:
         out = root / "artifacts" / "drawn" / peer.name / case.name
         out.mkdir(parents=True)
@@ -119,9 +116,8 @@ def ours_in_theirs(root: Path, peer: Peer, cases: Sequence[Case], references: Re
             yield Row(name, opener, case.name, bool(versions), note=failure)
             continue
         picture = np.load(out / "picture.npy")
-        decibels = references.decibels(picture, peer.form, case, ddim=peer.ddim, eight_bits=peer.ddim)
-        note = "8-bit pixels, DDIM: it has no DPM-Solver" if peer.ddim else ""
-        yield Row(name, opener, case.name, True, decibels, note)
+        decibels = references.decibels(picture, peer.form, case, peer.eight_bits)
+        yield Row(name, opener, case.name, True, decibels, "8-bit pixels" if peer.eight_bits else "")
 
 
 def theirs_in_ours(root: Path, peer: Peer, cases: Sequence[Case], references: References) -> Iterator[Row]:
@@ -140,7 +136,7 @@ def theirs_in_ours(root: Path, peer: Peer, cases: Sequence[Case], references: Re
         except AnamorphError as error:
             yield Row(f"{peer.name}'s", engine, case.name, False, note=str(error))
             continue
-        decibels = references.decibels(picture, peer.form, case, ddim=False, eight_bits=False)
+        decibels = references.decibels(picture, peer.form, case, eight_bits=False)
         yield Row(f"{peer.name}'s", engine, case.name, True, decibels)
 
 

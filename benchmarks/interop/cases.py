@@ -1,7 +1,6 @@
 """The bundled model's pictures that are compared: requests, first latents, folders and our own results."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from anamorph.exporting import ExportOptions
 from anamorph.noise import SeededNoise
 from anamorph.pipelines import StableDiffusionPipeline
 from anamorph.plugins import get_exporter
-from anamorph.schedulers import DDIMScheduler
 
 Picture = NDArray[np.float32]
 
@@ -28,8 +26,6 @@ CALLS: Mapping[str, Mapping[str, Any]] = {
 """Height x width -> arguments of the pipelines: with guidance and without, square and not."""
 STEPS = 10
 """openvino-genai 2026.4 takes a step too many where 1000 over the number of steps is no binary fraction."""
-DDIM = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type", "timestep_spacing",
-        "steps_offset", "rescale_betas_zero_snr", "thresholding")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,28 +58,10 @@ def export(form: str, folder: Path) -> None:
     get_exporter([form]).export(source, folder, ExportOptions(), lambda _: None)
 
 
-def ddim_config() -> dict[str, Any]:
-    """The bundled model's noise levels for a DDIM scheduler, written out in full.
-
-    openvino-genai has no DPM-Solver, and reads no number that JSON does not have (its config says -Infinity).
-    """
-    own = json.loads((BUNDLED / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    kept = {key: own[key] for key in DDIM}
-    return {"_class_name": "DDIMScheduler", **kept, "clip_sample": False, "set_alpha_to_one": True}
-
-
-def with_ddim(folder: Path, copy: Path) -> None:
-    """A copy of an exported folder whose scheduler is DDIM."""
-    shutil.copytree(folder, copy)
-    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(ddim_config(), indent=2), encoding="utf-8")
-
-
-def draw(folder: Path, engine: str, case: Case, *, ddim: bool = False) -> Picture:
+def draw(folder: Path, engine: str, case: Case) -> Picture:
     """Our picture [1, H, W, 3] in 0..1."""
     pipe = StableDiffusionPipeline.from_pretrained(folder, backend=engine)
     pipe.set_progress_bar_config(disable=True)
-    if ddim:
-        pipe.scheduler = DDIMScheduler.from_config(ddim_config())
     assert isinstance(pipe, StableDiffusionPipeline)
     picture: Picture = pipe(**case.call, latents=case.latents, output_type="np").images
     return picture

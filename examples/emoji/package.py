@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from anamorph import AutoencoderKL, CLIPTextModel, DPMSolverMultistepScheduler, UNet2DConditionModel
+from anamorph import AutoencoderKL, CLIPTextModel, DDIMScheduler, UNet2DConditionModel
 
 SCHEDULER = {
     "beta_start": 0.00085,
@@ -14,7 +14,7 @@ SCHEDULER = {
     "beta_schedule": "scaled_linear",
     "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
-    "clip_sample": False,  # for schedulers that clip unless they are told otherwise: latents exceed 1
+    "clip_sample": False,  # latents exceed 1
 }
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -23,7 +23,7 @@ INDEX = {
     "image_encoder": [None, None],
     "requires_safety_checker": False,
     "safety_checker": [None, None],
-    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -39,7 +39,7 @@ def write(work: Path, out: Path) -> None:
             # Without a word about its type, transformers would run this part alone in the type that is stored.
             part.config = part.config.replace(dtype="float32")
         part.save_pretrained(out / name)
-    DPMSolverMultistepScheduler(**SCHEDULER).save_pretrained(out / "scheduler")
+    DDIMScheduler(**SCHEDULER).save_pretrained(out / "scheduler")
     shutil.copytree(work / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     (out / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

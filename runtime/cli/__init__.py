@@ -114,7 +114,8 @@ def _generate(commands: "Commands[argparse.ArgumentParser]") -> None:
     )
     command.add_argument("prompt", nargs="+", help="what to draw; several prompts make several pictures")
     command.add_argument(
-        "--model", help="checkpoint folder in diffusers' layout, or hub id (default: the bundled model)"
+        "--model",
+        help="checkpoint folder in diffusers' layout, file, or hub id (default: the bundled model)",
     )
     command.add_argument("--negative", default="", metavar="TEXT", help="what to stay away from")
     command.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")

@@ -36,12 +36,22 @@ def backend_option(value: str | None) -> str | dict[str, str]:
     return {name.strip(): engine.strip() for name, _, engine in pairs}
 
 
+def folder_of(model: str | None) -> str | None:
+    """The model as `from_pretrained` takes it: one file is converted into a folder first."""
+    if model is None or not Path(model).expanduser().is_file():
+        return model
+    from anamorph.original.folder import Wishes, as_folder
+    from anamorph.original.reading import find_file
+
+    return str(as_folder(find_file(model), Wishes()))
+
+
 def open_pipeline(
     kind: type[DiffusionPipeline], model: str | None, options: argparse.Namespace, variant: str | None = None
 ) -> DiffusionPipeline:
     """Open the checkpoint as a pipeline of `kind`, on the wished engine."""
     return kind.from_pretrained(
-        model,
+        folder_of(model),
         backend=backend_option(options.backend),
         device=options.device,
         torch_dtype=options.dtype,

@@ -12,6 +12,7 @@ from typing import Any
 from anamorph.artifact import NATIVE
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.cli import OK
+from anamorph.cli.common import folder_of
 from anamorph.errors import InputError
 from anamorph.exporting import LINKED, Check, ExportOptions
 from anamorph.pipelines.loading import precision_name
@@ -62,8 +63,8 @@ def run(options: argparse.Namespace) -> int:
     signature = NATIVE if options.link else options.signature
     wishes = ExportOptions(storage, static_size(options.static), options.batch, signature)
     exporter = get_exporter([options.to])
-    model = str(BUNDLED) if options.model == "bundled" else options.model
-    checkpoint = open_checkpoint(Source(model, variant=options.variant))
+    model = str(BUNDLED) if options.model == "bundled" else folder_of(options.model)
+    checkpoint = open_checkpoint(Source(str(model), variant=options.variant))
     checks = exporter.export(checkpoint, Path(options.out), wishes, say)
     if options.json:
         print(json.dumps({"folder": options.out, "format": exporter.format, "certificate": rows(checks)}, indent=2))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from anamorph.config import Config, complete, read_json
 from anamorph.errors import CheckpointError, ConfigError
 from anamorph.files import replacing
-from anamorph.weights import WeightFiles, find_weights
+from anamorph.pickles import load_pickle, tensors
+from anamorph.weights import Stored, WeightFiles, find_weights
 
 TORCH_TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
@@ -96,20 +99,58 @@ class Model(nn.Module):
         model.load(find_weights(place, cls.STEM, variant), torch_dtype or torch.float32)
         return model.eval()
 
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | Path,
+        *,
+        config: str | Path | None = None,
+        torch_dtype: torch.dtype | None = None,
+        extract_ema: bool = False,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load this model out of a `.safetensors` or `.ckpt` file in the layout of the code that trained it.
+
+        `config`: a folder or hub id whose configuration counts, of the model or of a whole checkpoint; without it the
+        configuration is read off the shapes. `extract_ema` takes the average of the weights that training kept.
+        Raises CheckpointError: the file is damaged, or holds no model of this class.
+        """
+        from anamorph.original.folder import Wishes, config_folder, configured
+        from anamorph.original.kinds import model_of
+        from anamorph.original.reading import find_file, open_original
+
+        file = find_file(path, cache_dir=cache_dir, local_files_only=local_files_only)
+        found = model_of(open_original(file), cls.__name__, ema=extract_ema)
+        wishes = Wishes(None if config is None else str(config), cache_dir=cache_dir, local_files_only=local_files_only)
+        if (folder := config_folder(wishes)) is not None:
+            found = configured(found, folder)
+        with torch.device("meta"):
+            model = cls(**found.config)
+        tensors = {cls.rename(name): _as_tensor(value) for name, value in found.tensors.items()}
+        model.fill(tensors, torch_dtype or torch.float32, file)
+        return model.eval()
+
     def load(self, weights: WeightFiles, dtype: torch.dtype) -> None:
         """Give this module the stored tensors, mapped from disk where type and layout allow it."""
         wanted = self.state_dict()
         if weights.pickled:
-            found = self._unpickle(weights)
-            self.verify({name: self._shape(name, tuple(value.shape)) for name, value in found.items()}, wanted, weights)
-        else:
-            # The headers are compared first, so that a wrong checkpoint costs no memory.
-            entries = weights.entries()
-            shapes = {(known := self.rename(name)): self._shape(known, entry.shape) for name, entry in entries.items()}
-            self.verify(shapes, wanted, weights)
-            found = {self.rename(name): value for name, value in _read(weights.files)}
+            self.fill(self._unpickle(weights), dtype, weights.files[0].parent)
+            return
+        # The headers are compared first, so that a wrong checkpoint costs no memory.
+        shapes = {self.rename(name): entry.shape for name, entry in weights.entries().items()}
+        self.verify(shapes, wanted, weights.files[0].parent)
+        self.fill({self.rename(name): value for name, value in _read(weights.files)}, dtype, weights.files[0].parent)
+
+    def fill(self, found: Mapping[str, Tensor], dtype: torch.dtype, where: Path) -> None:
+        """Give this module tensors by its own names; `where` is what errors name.
+
+        Raises CheckpointError: tensors are missing, extra or of another shape.
+        """
+        wanted = self.state_dict()
+        self.verify({name: tuple(value.shape) for name, value in found.items()}, wanted, where)
         state = {
-            name: (found[name].to(dtype) if found[name].is_floating_point() else found[name]).view(value.shape)
+            name: (found[name].to(dtype) if found[name].is_floating_point() else found[name]).reshape(value.shape)
             for name, value in wanted.items()
         }
         self.load_state_dict(state, assign=True)
@@ -117,24 +158,16 @@ class Model(nn.Module):
     def _unpickle(self, weights: WeightFiles) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for file in weights.files:
-            try:
-                found |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except Exception as error:  # torch raises several unrelated types for damaged and for unsafe pickles
-                reason = str(error).splitlines()[0]
-                raise CheckpointError(f"{file} cannot be loaded as plain weights: {reason}") from None
-        for name, value in found.items():
-            if not isinstance(value, Tensor):
-                raise CheckpointError(
-                    f"{weights.files[0]} holds no plain weights: {name} is a {type(value).__name__}, expected a tensor"
-                )
+            found |= tensors(file, load_pickle(file))
         return {self.rename(name): value for name, value in found.items()}
 
     def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape under which a stored tensor is taken: 1x1 convolutions count as the matrices that they are."""
         return shape[:2] if shape[2:] == (1, 1) and _matches(name, self.POINTWISE) else shape
 
-    def verify(self, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor], weights: WeightFiles) -> None:
+    def verify(self, stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor], where: Path) -> None:
         """Raise CheckpointError where stored names and shapes differ from this module's."""
+        found = {name: self._shape(name, shape) for name, shape in stored.items()}
         extra = [name for name in found if name not in wanted and not _matches(name, self.HARMLESS)]
         missing = [name for name in wanted if name not in found]
         shapes = [
@@ -149,8 +182,7 @@ class Model(nn.Module):
         ]
         if problems:
             raise CheckpointError(
-                f"{weights.files[0].parent} does not fit its config.json as {type(self).__name__}: "
-                f"{' | '.join(problems)}"
+                f"{where} does not fit its config.json as {type(self).__name__}: {' | '.join(problems)}"
             )
 
     def save_pretrained(self, folder: str | Path, *, variant: str | None = None) -> None:
@@ -181,6 +213,12 @@ def _read(files: Iterable[Path]) -> Iterable[tuple[str, Tensor]]:
                     yield name, file.get_tensor(name)
         except SafetensorError as error:
             raise CheckpointError(f"{path} is no valid safetensors file: {error}") from None
+
+
+def _as_tensor(stored: Stored) -> Tensor:
+    """A tensor over the mapped values; bits that NumPy holds for PyTorch's types become these again."""
+    tensor = torch.from_numpy(np.ascontiguousarray(stored.values))
+    return tensor.view(TORCH_TYPES[stored.dtype])
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -14,10 +14,7 @@ from anamorph.errors import ConfigError, InputError
 from anamorph.models.base import Model
 from anamorph.models.clip import FOREIGN
 from anamorph.models.clip_vision import CLIPVisionModel
-from anamorph.safety import flagged
-
-CONCEPTS, SPECIAL = 17, 3
-"""How many concepts are held back, and how many make the check stricter."""
+from anamorph.safety import CONCEPTS, SPECIAL, flagged
 
 
 class StableDiffusionSafetyChecker(Model):

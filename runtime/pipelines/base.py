@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
 from anamorph.arrays import Array
-from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
+from anamorph.checkpoint import BUNDLED, VERSION_WRITTEN, Checkpoint, Source, open_checkpoint
 from anamorph.components import Component
 from anamorph.engine import Placement, Program
 from anamorph.errors import ConfigError, InputError
@@ -20,9 +20,7 @@ from anamorph.pipelines.sampling import Plan
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import Slots, check_given, check_slots, library, models, parts_of, read_slot
 from anamorph.schedulers import Scheduler
-
-VERSION_WRITTEN = "0.42.1"
-"""The version of diffusers whose layout `save_pretrained` writes."""
+from anamorph.tokenizer import ClipTokenizer
 
 
 class DiffusionPipeline:
@@ -117,6 +115,45 @@ class DiffusionPipeline:
             [value for value in found.values() if isinstance(value, Component)])}  # fmt: skip
         options = {name: checkpoint.settings[name] for name in cls.OPTIONS if name in checkpoint.settings}
         return cls(**{**options, **found, **components}, **wishes, origin=checkpoint)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | Path,
+        *,
+        config: str | Path | None = None,
+        extract_ema: bool = False,
+        prediction_type: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
+        tokenizer: ClipTokenizer | None = None,
+        tokenizer_2: ClipTokenizer | None = None,
+        **others: Any,
+    ) -> "DiffusionPipeline":
+        """Load a pipeline from one `.safetensors` or `.ckpt` file, or the address of one on the hub.
+
+        The file (Stable Diffusion 1, 2 and XL in the layout of the code that trained them) is converted once into a
+        folder in the user's cache, which every engine opens like any other. Configurations are read off the shapes, or
+        taken from `config`, a checkpoint folder or hub id; `prediction_type` says what Stable Diffusion 2 leaves open.
+        The vocabulary is not in the file: it comes from `config`, from a folder `tokenizer` beside the file, or from
+        the hub. `others` are arguments of `from_pretrained`.
+
+        Raises CheckpointError: the file is damaged or of another kind, or no tokenizer is found. Raises what
+        `from_pretrained` raises.
+        """
+        from anamorph.original.folder import Wishes, as_folder
+        from anamorph.original.reading import find_file
+
+        path = find_file(
+            pretrained_model_link_or_path, cache_dir=cache_dir, local_files_only=local_files_only, revision=revision
+        )
+        given = {"tokenizer": tokenizer, "tokenizer_2": tokenizer_2}
+        wishes = Wishes(
+            None if config is None else str(config), extract_ema, prediction_type, cache_dir, local_files_only,
+            {slot: value for slot, value in given.items() if value is not None},
+        )  # fmt: skip
+        return cls.from_pretrained(as_folder(path, wishes), **others)
 
     @classmethod
     def _class_for(cls, checkpoint: Checkpoint) -> type["DiffusionPipeline"]:

@@ -46,7 +46,29 @@ def widen(value: Array) -> Array:
 
 def cast(value: Array, like: Array) -> Array:
     """`value` in the type of `like`."""
-    return value.to(like.dtype) if is_tensor(value) else value.astype(like.dtype, copy=False)
+    if value.dtype == like.dtype:
+        return value
+    return value.to(like.dtype) if is_tensor(value) else value.astype(like.dtype)
+
+
+def weighted_sum(weights: Sequence[float], values: Sequence[Array]) -> Array:
+    """sum_i w_i v_i in an array of its own; what has no weight is left out, and may be None."""
+    terms = [(weight, value) for weight, value in zip(weights, values, strict=True) if weight]
+    if not terms:
+        return 0.0 * values[0]
+    (weight, first), rest = terms[0], terms[1:]
+    if not is_tensor(first):
+        return sum((weight * value for weight, value in rest), weight * first)
+    if weight != 1.0:
+        result = weight * first
+    elif not rest:
+        return first.clone()
+    else:
+        result = first.add(rest[0][1], alpha=rest[0][0])
+        del rest[0]
+    for weight, value in rest:  # one pass over memory per term
+        result.add_(value, alpha=weight)
+    return result
 
 
 def numbers(values: Any) -> list[float]:

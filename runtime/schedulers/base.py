@@ -1,8 +1,8 @@
 """What all schedulers share: a checked configuration, the pure `table`, and diffusers' stateful face on top of it."""
 
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,44 +18,56 @@ from anamorph.schedulers.configuration import carried, completed, stored
 from anamorph.schedulers.grids import Grid, Request
 from anamorph.schedulers.keys import COMPATIBLE
 from anamorph.schedulers.noise import F32, alphas_bar
-from anamorph.schedulers.position import Position
+from anamorph.schedulers.position import Places, Position
 from anamorph.schedulers.registry import FILE, SCHEDULERS, read_config
 from anamorph.schedulers.table import Table, advance, clean_estimate
 
+FURTHER = tuple(field.name for field in fields(Request))[4:]
+"""What a run may be asked for, beside the arguments that `table` and `set_timesteps` spell out."""
 
-@dataclass(frozen=True, eq=False)
+INSTEAD = {
+    "num_train_timesteps": "it belongs to the configuration, with which the noise schedule agrees",
+    "strength": "give `begin` or call set_begin_index",
+    "original_inference_steps": "only distilled models have such",
+}
+"""What to do instead, where a class does not take an argument of `Request`."""
+
+
 class StepOutput:
     """The next sample, and the estimate of the clean one, which is computed when it is asked for."""
 
-    prev_sample: Array
-    _inputs: tuple[Table, int, Array, Array]
+    def __init__(self, prev_sample: Array, *inputs: Any) -> None:
+        self.prev_sample = prev_sample
+        self._inputs = inputs
 
     @cached_property
     def pred_original_sample(self) -> Array:
         """D as the solver's own last call sees it, clipped as the configuration says."""
-        table, n, x, out = self._inputs
-        return cast(clean_estimate(table, n, x, out), self.prev_sample)
+        return cast(clean_estimate(*self._inputs), self.prev_sample)
 
 
 class Scheduler:
     """A noise schedule and a solver, described by diffusers' configuration keys.
 
-    A subclass states `DEFAULTS` (diffusers' keys and defaults), `ONLY` (key -> the values it serves), what it takes
-    (`ETA` with its default, `TIMESTEPS`, `SIGMAS`), `STATELESS` (a step depends on its timestep alone),
-    `TRANSLATE` (values of other classes' vocabulary that `from_config` replaces), `order` (model calls per step),
-    `SUMMARY` (one line on when to use it), and writes `plan` and `solve`.
+    A subclass states `DEFAULTS` (diffusers' keys and defaults), `ONLY` (key -> the values it serves), what a run of it
+    takes beside the number of steps (`TAKES`) and what its steps take (`OPTIONS`, with defaults), `STATELESS` (a step
+    depends on its timestep alone), `TRANSLATE` (values of other classes' vocabulary that `from_config` replaces),
+    `order` (model calls per step), `SUMMARY` (one line on when to use it), and writes `plan` and `solve`.
     """
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     TRANSLATE: ClassVar[Mapping[tuple[str, Any], Any]] = {}
     SUMMARY: ClassVar[str]
-    ETA: ClassVar[float | None] = None
-    TIMESTEPS: ClassVar[bool] = False
-    SIGMAS: ClassVar[bool] = False
+    TAKES: ClassVar[tuple[str, ...]] = ()
+    OPTIONS: ClassVar[Mapping[str, float]] = {}
     STATELESS: ClassVar[bool] = False
     WIDE_NOISE: ClassVar[bool] = False
     """Noise is drawn in float32 also for half-precision samples, as diffusers does in one of its classes."""
+    SCALES: ClassVar[bool] = False
+    """Whether the model receives the sample at another scale."""
+    SHOWS_CLEAN: ClassVar[bool] = True
+    """Whether diffusers' class returns the clean estimate beside the sample."""
     order: ClassVar[int] = 1
 
     def __init__(self, **config: Any) -> None:
@@ -118,9 +130,8 @@ class Scheduler:
         """The grid for a checked request."""
         raise NotImplementedError
 
-    def solve(self, grid: Grid, eta: float) -> Table:
-        """The table of a grid; coefficients in float64."""
-        raise NotImplementedError
+    solve: Callable[..., Table]
+    """The table of a grid, coefficients in float64; its further arguments are those of `OPTIONS`."""
 
     def at_most(self, steps: int, most: int, key: str) -> None:
         """Raises InputError: more steps than a configuration key allows."""
@@ -138,32 +149,32 @@ class Scheduler:
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
-        eta: float | None = None,
         begin: int = 0,
+        **options: Any,
     ) -> Table:
         """Everything that a run needs, as plain numbers; this object stays unchanged, so threads may share it.
 
-        Give the number of steps, or your own `timesteps` or `sigmas` where the class takes them. `eta` in 0..1 scales
-        the noise of DDIM and TCD; `mu` is the shift of a flow for the size of the picture. `begin` leaves out the
-        first rows (image-to-image); solvers with a history start afresh.
+        Give the number of steps, or your own `timesteps` or `sigmas` where the class takes them; `mu` is the shift of
+        a flow for the size of the picture. `begin` leaves out the first rows (image-to-image); solvers with a history
+        start afresh. `options` are what the class names in `TAKES` and `OPTIONS`, such as `eta`, which scales the
+        noise of DDIM and TCD.
         Raises InputError: an argument out of range, missing, doubled, or unknown to this class.
         """
-        return self._table(self._grid(num_inference_steps, timesteps, sigmas, mu), eta, begin)
+        request = {name: options.pop(name) for name in FURTHER if name in options}
+        grid = self._grid(num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu, **request)
+        return self._table(grid, options, begin)
 
-    def _grid(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        mu: float | None,
-    ) -> Grid:
-        name = type(self).__name__
-        for given, taken, word in ((timesteps, self.TIMESTEPS, "timesteps"), (sigmas, self.SIGMAS, "sigmas")):
-            if given is not None and not taken:
-                raise InputError(f"{name} takes no {word} of your own; give num_inference_steps instead")
-        if sum(given is not None for given in (steps, timesteps, sigmas)) != 1:
-            choices = ["num_inference_steps"] + ["timesteps"] * self.TIMESTEPS + ["sigmas"] * self.SIGMAS
-            raise InputError(f"{name} needs exactly one of {', '.join(choices)}; give one and leave out the others")
+    def _grid(self, steps: int | None, **given: Any) -> Grid:
+        name, asked = type(self).__name__, {key: value for key, value in given.items() if value is not None}
+        for key in asked:
+            if key != "mu" and key not in self.TAKES:
+                raise InputError(f"{name} takes no {key}; {INSTEAD.get(key, 'give num_inference_steps')}")
+        if (steps is not None) + ("timesteps" in asked) + ("sigmas" in asked) != 1:
+            choices = [key for key in ("timesteps", "sigmas") if key in self.TAKES]
+            raise InputError(
+                f"{name} needs exactly one of {', '.join(['num_inference_steps', *choices])}; "
+                f"give one and leave out the others"
+            )
         if steps is not None:
             try:
                 steps = operator.index(steps)
@@ -172,24 +183,33 @@ class Scheduler:
             if steps < 1:
                 raise InputError(f"num_inference_steps is {steps}, expected 1 or more")
         dynamic = bool(self.own.get("use_dynamic_shifting"))
-        if (mu is not None) != dynamic:
-            reason = "needs mu, because its use_dynamic_shifting is on" if dynamic else f"has no use for mu={mu}"
+        if ("mu" in asked) != dynamic:
+            unused = f"has no use for mu={given['mu']}"
+            reason = "needs mu, because its use_dynamic_shifting is on" if dynamic else unused
             raise InputError(f"{name} {reason}; pass mu exactly where use_dynamic_shifting=True")
-        return self.plan(Request(steps, timesteps, sigmas, mu))
+        return self.plan(Request(steps, **asked))
 
-    def _table(self, grid: Grid, eta: float | None, begin: int) -> Table:
-        if eta is not None and self.ETA is None and eta:
-            raise InputError(f"{type(self).__name__} has no eta, got {eta}; leave it at 0 or use DDIMScheduler")
-        scale = float((self.ETA or 0.0) if eta is None else eta)
-        if not 0 <= scale <= 1:
-            raise InputError(f"eta is {eta}, expected 0 to 1")
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a step, completed; eta = 0, which pipelines pass to all, is welcome everywhere."""
+        options = dict(self.OPTIONS)
+        for name, value in given.items():
+            if name not in options and not (name == "eta" and not value):
+                known = ", ".join(options) or "none"
+                raise InputError(f"{type(self).__name__} has no {name}, got {value}; the options of its steps: {known}")
+            if name in options and value is not None:
+                options[name] = value
+        if not 0 <= options.get("eta", 0) <= 1:
+            raise InputError(f"eta is {options['eta']}, expected 0 to 1")
+        return options
+
+    def _table(self, grid: Grid, options: Mapping[str, Any], begin: int) -> Table:
         if not 0 <= begin < len(grid.timesteps):
             raise InputError(f"begin is {begin}, expected 0 to {len(grid.timesteps) - 1} for this number of steps")
         if self.order > 1 and begin % self.order:
             raise InputError(
                 f"begin is {begin}, which lies inside a step of {type(self).__name__}; give a multiple of {self.order}"
             )
-        return self.solve(grid.begin(begin), scale)
+        return self.solve(grid.begin(begin), **self._options(options))
 
     # ---- diffusers' face -----------------------------------------------------------------------------------------
 
@@ -197,16 +217,18 @@ class Scheduler:
         self,
         num_inference_steps: int | None = None,
         device: object = None,
+        *,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        **further: Any,
     ) -> None:
         """Prepare a run; see `table` for the arguments and errors.
 
         `device` is accepted for diffusers' sake: timesteps are NumPy numbers, which serve every device alike.
         """
         del device
-        grid = self._grid(num_inference_steps, timesteps, sigmas, mu)
+        grid = self._grid(num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu, **further)
         self.num_inference_steps = grid.steps
         self._position = Position(grid)
 
@@ -242,23 +264,33 @@ class Scheduler:
         """Start the run at this position in `timesteps` (image-to-image); call it before the first step."""
         self._position.begin = begin_index
 
-    def _current(self, timestep: Any, eta: float | None) -> tuple[Table, int]:
+    @property
+    def state_in_first_order(self) -> bool:
+        """Whether the next call begins a step, rather than being a further call of one."""
+        return (self._position.step or 0) % self.order == 0
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
+        """The place of a timestep in this run's, or in `schedule_timesteps`; InputError: it is not there."""
+        timesteps = self._levels().timesteps if schedule_timesteps is None else schedule_timesteps
+        return Places(numbers(timesteps)).find(float(timestep))
+
+    def _current(self, timestep: Any, options: Mapping[str, Any]) -> tuple[Table, int]:
         """The table of this run, and the row that belongs to a timestep."""
         position = self._position
         if position.grid is None:
             raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
-        (value,) = numbers(timestep)
-        index = position.locate(position.grid, value, self.STATELESS)
-        key = -1.0 if eta is None else float(eta)
-        if key not in position.tables:
-            position.tables[key] = self._table(position.grid, eta, position.first)
-        return position.tables[key], index - position.first
+        index = position.locate(float(timestep), self.STATELESS)
+        key = tuple(options.items())
+        table = position.tables.get(key)
+        if table is None:
+            table = position.tables[key] = self._table(position.grid, options, position.first)
+        return table, index - position.first
 
-    def scale_model_input(self, sample: Array, timestep: Any) -> Array:
+    def scale_model_input(self, sample: Array, timestep: Any = None) -> Array:
         """What the model receives for `sample`: scale x, of the same shape and type."""
-        if self.STATELESS:
+        if not self.SCALES:
             return sample
-        table, n = self._current(timestep, None)
+        table, n = self._current(timestep, {})
         scale = table.rows[n].scale
         return sample if scale == 1.0 else cast(scale * widen(sample), sample)
 
@@ -268,29 +300,32 @@ class Scheduler:
         timestep: Any,
         sample: Array,
         *,
-        eta: float | None = None,
         generator: Any = None,
         variance_noise: Array | None = None,
         return_dict: bool = True,
-    ) -> StepOutput | tuple[Array, Array | None]:
+        **options: Any,
+    ) -> StepOutput | tuple[Array, ...]:
         """The sample of the next timestep, in the type of `model_output`; half precision is computed in float32.
 
         Noise is `variance_noise`, or drawn from `generator` (torch's or NumPy's, as the sample is), or fresh.
-        Raises InputError: called out of order, before `set_timesteps`, or with both kinds of noise.
+        `options` are those that the class names in `OPTIONS`. Without `return_dict`, a tuple as diffusers' is.
+        Raises InputError: called out of order, before `set_timesteps`, with an unknown option or both kinds of noise.
         """
         if variance_noise is not None and generator is not None:
             raise InputError("step got both generator and variance_noise; give one of them")
-        table, n = self._current(timestep, eta)
-        x, out = widen(sample), widen(model_output)
-        noise = variance_noise
+        table, n = self._current(timestep, options)
+        position, x, out, noise = self._position, widen(sample), widen(model_output), variance_noise
         if noise is None and table.rows[n].draws:
             like = model_output if table.variance is None else model_output[:, : sample.shape[1]]
             noise = draw(widen(like) if self.WIDE_NOISE else like, generator)
-        noise = None if noise is None else widen(noise)
-        result, self._position.history = advance(table, n, x, out, self._position.history, noise)
-        self._position.step = self._position.first + n + 1
-        output = StepOutput(cast(result, model_output), (table, n, x, out))
-        return output if return_dict else (output.prev_sample, output.pred_original_sample)
+        if noise is not None:
+            noise = widen(noise)
+        result, position.history = advance(table, n, x, out, position.history, noise)
+        position.step = position.first + n + 1
+        output = StepOutput(cast(result, model_output), table, n, x, out, noise)
+        if return_dict:
+            return output
+        return (output.prev_sample, output.pred_original_sample) if self.SHOWS_CLEAN else (output.prev_sample,)
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any) -> Array:
         """alpha x_0 + sigma noise at the level of each image's timestep; timesteps has shape (batch,) or ()."""
@@ -298,5 +333,11 @@ class Scheduler:
         return coefficients(alpha, original_samples) * original_samples + coefficients(sigma, noise) * noise
 
     def _noise_levels(self, timesteps: list[float]) -> tuple[list[float], list[float]]:
-        """alpha and sigma of each timestep."""
-        return self._position.levels(self._levels(), timesteps)
+        """alpha and sigma of each timestep: looked up, or those of the place where the run begins or stands."""
+        grid, position = self._levels(), self._position
+        if position.begin is None:
+            places = Places(grid.timesteps.tolist())
+            where = [places.find(timestep) for timestep in timesteps]
+        else:
+            where = [position.begin if position.step is None else position.step] * len(timesteps)
+        return grid.alpha[where].tolist(), grid.sigma[where].tolist()

@@ -4,10 +4,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from anamorph.errors import InputError
 from anamorph.schedulers.configuration import CURVES, K_NOISE, PREDICTIONS, THRESHOLD, clip_of
-from anamorph.schedulers.grids import F64, Grid, Request, as_indices, custom_timesteps, variance_preserving
+from anamorph.schedulers.grids import F64, I64, Grid, Request, as_indices, custom_timesteps, variance_preserving
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import columns, rows_of, to_clean
+from anamorph.schedulers.solvers import Columns, rows_of, to_clean
 from anamorph.schedulers.table import Table
 from anamorph.schedulers.training import TrainingLevels
 
@@ -30,19 +31,33 @@ DISTILLED = {
 class _Distilled(TrainingLevels):
     """Steps on the timesteps that the student was distilled on."""
 
-    TIMESTEPS: ClassVar = True
+    TAKES: ClassVar = ("timesteps", "strength", "original_inference_steps")
 
     def plan(self, request: Request) -> Grid:
-        """Timesteps among the teacher's, evenly from the noisiest; each call leads to the next one's level."""
+        """Timesteps among the teacher's, evenly from the noisiest that `strength` leaves; each leads to the next.
+
+        Raises InputError: strength is not within 0..1, or leaves fewer timesteps than steps.
+        """
+        strength, steps = request.strength, request.count
+        if not 0 < strength <= 1:
+            raise InputError(f"strength is {strength}, expected more than 0 and at most 1")
         if request.timesteps is not None:
             places = as_indices(custom_timesteps(request.timesteps, len(self)), len(self))
+            places = places[steps - int(steps * strength) :]
         else:
-            teacher = self.own["original_inference_steps"]
+            teacher = request.original_inference_steps or self.own["original_inference_steps"]
             self.at_most(teacher, len(self), "num_train_timesteps")
-            self.at_most(request.count, teacher, "original_inference_steps")
-            choices = (np.arange(1, teacher + 1) * (len(self) // teacher) - 1)[::-1]
-            places = choices[np.floor(np.linspace(0, teacher, request.count, endpoint=False)).astype(np.int64)]
-        return variance_preserving(places, np.append(places[1:], 0), self.alphas_cumprod, 1.0, len(places))
+            self.at_most(steps, teacher, "original_inference_steps")
+            choices = self.choices(teacher, strength, own=request.original_inference_steps is None)[::-1]
+            places = choices[np.floor(np.linspace(0, len(choices), steps, endpoint=False)).astype(np.int64)]
+        if len(np.unique(places)) < steps * (request.timesteps is None) or not len(places):
+            raise InputError(f"strength={strength} leaves fewer than {steps} timesteps; ask for fewer or a higher one")
+        return variance_preserving(places, np.append(places[1:], 0), self.alphas_cumprod, 1.0, steps)
+
+    def choices(self, teacher: int, strength: float, *, own: bool) -> I64:
+        """The timesteps that a run may pass, ascending; `own` says that the configuration names the teacher's steps."""
+        del own
+        return np.arange(1, int(teacher * strength) + 1) * (len(self) // teacher) - 1
 
 
 @register
@@ -57,14 +72,13 @@ class LCMScheduler(_Distilled):
     DEFAULTS: ClassVar = DISTILLED
     ONLY: ClassVar = {"beta_schedule": CURVES, "prediction_type": PREDICTIONS}
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """x' = alpha' f + sigma' noise, in the last step x' = f."""
-        del eta  # refused before
         scaled = grid.timesteps * self.own["timestep_scaling"]
         skip, jump = 0.25 / (scaled**2 + 0.25), scaled / np.sqrt(scaled**2 + 0.25)
         more = np.arange(len(scaled)) < len(scaled) - 1
         alpha = np.where(more, grid.alpha_next, 1.0)
-        steps = columns(X=alpha * skip, D=alpha * jump, Z=np.where(more, grid.sigma_next, 0.0))
+        steps = Columns(X=alpha * skip, D=alpha * jump, Z=np.where(more, grid.sigma_next, 0.0))
         rows = rows_of(grid, to_clean(self.own["prediction_type"], grid.alpha, grid.sigma), steps, draws=more)
         return Table(rows, grid.timesteps, clip=clip_of(self.own))
 
@@ -84,7 +98,11 @@ class TCDScheduler(_Distilled):
         "clip_sample": (False,),
         "thresholding": (False,),
     }
-    ETA: ClassVar = 0.3
+    OPTIONS: ClassVar = {"eta": 0.3}
+
+    def choices(self, teacher: int, strength: float, *, own: bool) -> I64:
+        """All training timesteps where the caller names the teacher's steps, as in diffusers."""
+        return super().choices(teacher, strength, own=own) if own else np.arange(int(len(self) * strength))
 
     def solve(self, grid: Grid, eta: float) -> Table:
         """x_s = alpha_s D + sigma_s E; x' = (alpha'/alpha_s) x_s + sqrt(1 - (alpha'/alpha_s)^2) noise."""
@@ -94,6 +112,6 @@ class TCDScheduler(_Distilled):
         up = grid.alpha_next / np.sqrt(bar)
         more = np.arange(len(goals)) < len(goals) - 1
         c = np.where(more, np.sqrt(np.clip(1 - up**2, 0, None)), 0.0)
-        steps = columns(X=up * down, D=up * (np.sqrt(bar) - grid.alpha * down), Z=c)
+        steps = Columns(X=up * down, D=up * (np.sqrt(bar) - grid.alpha * down), Z=c)
         estimate = to_clean(self.own["prediction_type"], grid.alpha, grid.sigma)
         return Table(rows_of(grid, estimate, steps, draws=more & (eta > 0)), grid.timesteps)

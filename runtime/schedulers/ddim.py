@@ -7,7 +7,7 @@ import numpy as np
 from anamorph.schedulers.configuration import CURVES, NOISE, PREDICTIONS, SPACINGS, THRESHOLD, clip_of
 from anamorph.schedulers.grids import Grid, Request, as_indices, custom_timesteps, spaced, variance_preserving
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import columns, first_order, rows_of, to_clean, to_noise
+from anamorph.schedulers.solvers import Columns, first_order, rows_of, to_clean, to_noise
 from anamorph.schedulers.table import Table
 from anamorph.schedulers.training import TrainingLevels
 
@@ -40,7 +40,7 @@ class DDPMScheduler(TrainingLevels):
         "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range"),
     }
     TRANSLATE: ClassVar = {("variance_type", None): "fixed_small"}
-    TIMESTEPS: ClassVar = True
+    TAKES: ClassVar = ("timesteps",)
     STATELESS: ClassVar = True
 
     def plan(self, request: Request) -> Grid:
@@ -51,14 +51,13 @@ class DDPMScheduler(TrainingLevels):
             places = self.indices(request.count)
         return variance_preserving(places, np.append(places[1:], -1), self.alphas_cumprod, 1.0, len(places))
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """The first-order step with eta = 1; noise of the chosen variance, none at timestep 0."""
-        del eta  # refused before
         a, b, c = first_order(grid, 1.0)
         kind, noisy = self.own["variance_type"], grid.timesteps > 0
         small = np.maximum(c, 1e-10)  # diffusers keeps the variance above 1e-20
         large = np.sqrt(1 - (grid.alpha / grid.alpha_next) ** 2)
-        steps = columns(X=a, D=b, Z=np.where(noisy, large if kind == "fixed_large" else small, 0.0))
+        steps = Columns(X=a, D=b, Z=np.where(noisy, large if kind == "fixed_large" else small, 0.0))
         learned = kind.startswith("learned")
         log_c = None
         if learned:  # log c is linear in v, from log(small) at v = -1 to log(large) at v = 1
@@ -73,7 +72,7 @@ class DDIMScheduler(TrainingLevels):
     """Denoising diffusion implicit models (Song et al. 2021, arXiv:2010.02502, eq. 12); `eta` scales the noise.
 
     With `clip_sample` or `thresholding` the clean sample is clipped but the noise estimate E is not, as in diffusers:
-    x' = alpha' clip(D) + sqrt(sigma'^2 - c^2) E + c noise.
+    x' = alpha' clip(D) + sqrt(sigma'^2 - c^2) E + c noise; `use_clipped_model_output` takes E from the clipped one.
     """
 
     SUMMARY: ClassVar = "deterministic and invertible; 50 steps; the safe choice for old checkpoints"
@@ -88,7 +87,7 @@ class DDIMScheduler(TrainingLevels):
         "rescale_betas_zero_snr": False,
     }
     ONLY: ClassVar = {"beta_schedule": CURVES, "prediction_type": PREDICTIONS, "timestep_spacing": SPACINGS}
-    ETA: ClassVar = 0.0
+    OPTIONS: ClassVar = {"eta": 0.0, "use_clipped_model_output": False}
     STATELESS: ClassVar = True
 
     def plan(self, request: Request) -> Grid:
@@ -99,15 +98,15 @@ class DDIMScheduler(TrainingLevels):
             places, places - len(self) // steps, self.alphas_cumprod, self.final_alpha_bar, steps
         )
 
-    def solve(self, grid: Grid, eta: float) -> Table:
-        """The first-order step; with clipping, its two parts have a column each."""
+    def solve(self, grid: Grid, eta: float, use_clipped_model_output: bool) -> Table:
+        """The first-order step; with clipping of D alone, its two parts have a column each."""
         kind, clip = self.own["prediction_type"], clip_of(self.own)
         a, b, c = first_order(grid, eta)
-        if clip is None:
-            steps = columns(X=a, D=b, Z=c)
+        if clip is None or use_clipped_model_output:
+            steps = Columns(X=a, D=b, Z=c)
         else:
             p, q = to_noise(kind, grid.alpha, grid.sigma)
-            steps = columns(X=a * grid.sigma * p, D=grid.alpha_next, O=a * grid.sigma * q, Z=c)
+            steps = Columns(X=a * grid.sigma * p, D=grid.alpha_next, O=a * grid.sigma * q, Z=c)
         rows = rows_of(grid, to_clean(kind, grid.alpha, grid.sigma), steps, draws=eta > 0)
         return Table(rows, grid.timesteps, clip=clip)
 
@@ -152,11 +151,10 @@ class DDIMInverseScheduler(TrainingLevels):
         )
         return Grid(places, here.alpha_next, here.sigma_next, there.alpha, there.sigma, steps)
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """x' = alpha' clip(D) + sigma' E with E the noise estimate; the first level may have no noise at all."""
-        del eta  # refused before
         kind = self.own["prediction_type"]
         p, q = to_noise(kind, grid.alpha, grid.sigma)
-        steps = columns(X=grid.sigma_next * p, D=grid.alpha_next, O=grid.sigma_next * q)
+        steps = Columns(X=grid.sigma_next * p, D=grid.alpha_next, O=grid.sigma_next * q)
         rows = rows_of(grid, to_clean(kind, grid.alpha, grid.sigma), steps)
         return Table(rows, grid.timesteps, clip=clip_of(self.own))

@@ -46,7 +46,7 @@ def multistep(config: Config, grid: Grid, points: Points) -> list[Terms]:
     diffusers, and pictures made with them.
     """
     algorithm, halved = config["algorithm_type"], config["solver_type"] == "midpoint"
-    orders = multistep_orders(config, grid, float(points.lam[-1] - points.lam[-2]))
+    orders = multistep_orders(config, grid, points.lam[-1] - points.lam[-2])
     return [
         dpm_step(
             algorithm, points, n, n + 1, range(n - 1, n - order, -1), halved=halved and order == 2, bend=1.0
@@ -88,7 +88,7 @@ class DPMSolverMultistepScheduler(LogSnr):
         "time_shift_type": ("exponential",),
     }
     TRANSLATE: ClassVar = {("algorithm_type", "deis"): "dpmsolver++", **OLD_SOLVERS, **FIXED}
-    TIMESTEPS: ClassVar = True
+    TAKES: ClassVar[tuple[str, ...]] = ("timesteps",)
     WIDE_NOISE: ClassVar = True
     REPEATS: ClassVar = False
     ROUNDED: ClassVar[tuple[str, ...]] = ("use_karras_sigmas", "use_lu_lambdas")
@@ -115,9 +115,8 @@ class DPMSolverMultistepScheduler(LogSnr):
             return found.astype(np.int64)
         return super().whole(chosen, found)
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """Rows with as many past estimates as the order of each step needs."""
-        del eta  # refused before
         self.check_descent(grid)
         steps = multistep(self.own, grid, points_of(grid))
         return self.table_of(grid, steps, draws=self.own["algorithm_type"].startswith("sde-"))
@@ -145,7 +144,7 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
         "variance_type": VARIANCES,
         "use_flow_sigmas": (False,),
     }
-    TIMESTEPS: ClassVar = False
+    TAKES: ClassVar = ()
     WIDE_NOISE: ClassVar = False
     ROUNDED: ClassVar = ("use_karras_sigmas",)
 
@@ -228,9 +227,8 @@ class DPMSolverSinglestepScheduler(DPMSolverMultistepScheduler):
         """Rounded for Karras' levels, also with the cosine schedule."""
         return LogSnr.whole(self, chosen, found)
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """Rows whose step starts from the first sample of the group."""
-        del eta  # refused before
         self.check_descent(grid)
         points, algorithm = points_of(grid), self.own["algorithm_type"]
         halved = self.own["solver_type"] == "midpoint"

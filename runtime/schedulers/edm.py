@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from anamorph.config import Config
-from anamorph.errors import ConfigError
-from anamorph.schedulers.base import Scheduler
+from anamorph.errors import ConfigError, InputError
+from anamorph.schedulers.arrays import Array, numbers
+from anamorph.schedulers.base import Scheduler, StepOutput
 from anamorph.schedulers.configuration import FINAL, THRESHOLD, clip_of
 from anamorph.schedulers.dpmsolver import ORDERS, SOLVER, multistep
 from anamorph.schedulers.exponential import points_of
@@ -21,7 +22,7 @@ from anamorph.schedulers.grids import F64, Grid, Request, custom_timesteps
 from anamorph.schedulers.levels import exponential, karras
 from anamorph.schedulers.logsnr import OLD_SOLVERS
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import Terms, columns, first_order, rows_of
+from anamorph.schedulers.solvers import CHURN, Columns, Terms, churned, first_order, rows_of
 from anamorph.schedulers.table import Clip, Table
 
 PRECONDITIONED = {
@@ -35,6 +36,8 @@ PRECONDITIONED = {
 
 class FreeLevels(Scheduler):
     """Noise levels between sigma_max and sigma_min, x = x_0 + sigma noise."""
+
+    SCALES: ClassVar = True
 
     def idle(self) -> Grid:
         """As many levels as the configuration counts training timesteps."""
@@ -55,10 +58,19 @@ class Preconditioned(FreeLevels):
     """The grids of both EDM solvers."""
 
     def plan(self, request: Request) -> Grid:
-        """Levels of Karras et al. or equidistant in log sigma; the network is told log(s) / 4."""
+        """Levels of Karras et al. or equidistant in log sigma; the network is told log(s) / 4.
+
+        `sigmas` of one's own are places 0..1 among Karras' levels, as in diffusers.
+        Raises InputError: they do not ascend within 0..1, or the levels are not Karras'.
+        """
         high, low, steps = self.own["sigma_max"], self.own["sigma_min"], request.count
+        places = np.linspace(0, 1, steps) if request.sigmas is None else np.array(numbers(request.sigmas))
         if self.own["sigma_schedule"] == "karras":
-            levels = karras(high, low, np.linspace(0, 1, steps), self.own["rho"])
+            if not places.size or (np.diff(places) <= 0).any() or places[0] < 0 or places[-1] > 1:
+                raise InputError(f"sigmas are places among Karras' levels and must ascend within 0..1, got {places}")
+            levels = karras(high, low, places, self.own["rho"])
+        elif request.sigmas is not None:
+            raise InputError("sigmas of your own are places among Karras' levels; use sigma_schedule='karras'")
         else:
             levels = exponential(low, high, steps)[::-1]  # a single one is the lowest
         timesteps = np.float32(0.25) * np.log(levels.astype(np.float32))
@@ -75,9 +87,18 @@ class Preconditioned(FreeLevels):
         square = grid.sigma**2 + d**2
         return d**2 / square, sign * grid.sigma * d / np.sqrt(square)
 
-    def table_of(self, grid: Grid, steps: list[Terms], *, draws: bool = False) -> Table:
+    def table_of(
+        self,
+        grid: Grid,
+        steps: Columns | list[Terms],
+        draws: npt.NDArray[np.bool_] | bool = False,
+        *,
+        estimate: tuple[F64, F64] | None = None,
+        churn: F64 | None = None,
+    ) -> Table:
         """A table of steps in the clean estimate."""
-        rows = rows_of(grid, self.estimate(grid), steps, scale=self.scale(grid), draws=draws)
+        estimate = estimate or self.estimate(grid)
+        rows = rows_of(grid, estimate, steps, scale=self.scale(grid), draws=draws, churn=churn)
         return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, clip_of(self.own))
 
 
@@ -96,12 +117,24 @@ class EDMEulerScheduler(Preconditioned):
     SUMMARY: ClassVar = "Euler for models trained in the EDM way (Playground 2.5); 20 to 50 steps"
     DEFAULTS: ClassVar = KEYS
     ONLY: ClassVar = SERVED
+    TAKES: ClassVar = ("sigmas",)
+    OPTIONS: ClassVar = {**CHURN, "told": False}
 
-    def solve(self, grid: Grid, eta: float) -> Table:
-        """x' = (sigma' / sigma) x + (1 - sigma' / sigma) D."""
-        del eta  # refused before
-        a, b, _ = first_order(grid)
-        return self.table_of(grid, columns(X=a, D=b))
+    def solve(self, grid: Grid, told: bool, **options: float) -> Table:
+        """x' = (sigma' / sigma) x + (1 - sigma' / sigma) D, from the level that churning leads to."""
+        raised, churn = churned(grid, **options)
+        a, b, _ = first_order(raised)
+        estimate = (np.zeros_like(a), np.ones_like(a)) if told else self.estimate(raised)
+        return self.table_of(grid, Columns(X=a, D=b), churn > 0, estimate=estimate, churn=churn)
+
+    def step(
+        self, model_output: Array, timestep: Any, sample: Array, *, pred_original_sample: Array | None = None,
+        **options: Any,
+    ) -> StepOutput | tuple[Array, ...]:  # fmt: skip
+        """As its parent's; `pred_original_sample` is D, for those who compute it themselves."""
+        told = pred_original_sample is not None
+        out = pred_original_sample if told else model_output
+        return super().step(out, timestep, sample, told=told, **options)
 
 
 @register
@@ -112,6 +145,7 @@ class EDMDPMSolverMultistepScheduler(Preconditioned):
     DEFAULTS: ClassVar = {**KEYS, **THRESHOLD, **SOLVER, "lower_order_final": True, "euler_at_final": False}
     ONLY: ClassVar = {**SERVED, **ORDERS, "algorithm_type": ("dpmsolver++", "sde-dpmsolver++")}
     TRANSLATE: ClassVar = {("algorithm_type", "deis"): "dpmsolver++", **OLD_SOLVERS}
+    SHOWS_CLEAN: ClassVar = False
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:
@@ -126,9 +160,8 @@ class EDMDPMSolverMultistepScheduler(Preconditioned):
         del levels
         return float(self.own["sigma_min"])
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """Rows with as many past estimates as the order of each step needs."""
-        del eta  # refused before
         steps = multistep(self.own, grid, points_of(grid))
         return self.table_of(grid, steps, draws=self.own["algorithm_type"].startswith("sde-"))
 
@@ -142,7 +175,8 @@ class CMStochasticIterativeScheduler(FreeLevels):
 
     SUMMARY: ClassVar = "only for consistency models: one to four steps"
     DEFAULTS: ClassVar = {**PRECONDITIONED, "num_train_timesteps": 40, "s_noise": 1.0, "clip_denoised": True}
-    TIMESTEPS: ClassVar = True
+    TAKES: ClassVar = ("timesteps",)
+    SHOWS_CLEAN: ClassVar = False
 
     def plan(self, request: Request) -> Grid:
         """Levels at whole places among num_train_timesteps of Karras'; the network is told 250 log(s)."""
@@ -156,16 +190,15 @@ class CMStochasticIterativeScheduler(FreeLevels):
         levels = karras(high, low, places[::-1] / max(train - 1, 1), self.own["rho"])
         return self.grid_of(250 * np.log(levels), levels, low, high)
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """x' = clip(D) + s_noise sqrt(s'^2 - s_min^2) noise."""
-        del eta  # refused before
         d, low = self.own["sigma_data"], self.own["sigma_min"]
         above = grid.sigma - low
         estimate = d**2 / (above**2 + d**2), above * d / np.hypot(grid.sigma, d)
         after = np.clip(grid.sigma_next, low, self.own["sigma_max"])
         noisy = grid.steps > 1  # a single step is the jump alone
         c = noisy * self.own["s_noise"] * np.sqrt(np.clip(after**2 - low**2, 0, None))
-        steps = columns(D=np.ones_like(c), Z=c)
+        steps = Columns(D=1.0, Z=c)
         rows = rows_of(grid, estimate, steps, scale=self.scale(grid), draws=noisy)
         clip = Clip(1.0) if self.own["clip_denoised"] else None
         return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, clip)

@@ -6,18 +6,22 @@ import numpy as np
 import numpy.typing as npt
 
 from anamorph.errors import InputError
+from anamorph.schedulers.arrays import Array
 from anamorph.schedulers.base import Scheduler
 from anamorph.schedulers.configuration import CURVES, FINAL, NOISE, PREDICTIONS, SIGMAS, SPACINGS, clip_of
 from anamorph.schedulers.grids import F64, Grid, Request, custom_sigmas, custom_timesteps, sigma_to_timestep, spaced
 from anamorph.schedulers.levels import exponential, family, family_sigmas, finite_sigmas
 from anamorph.schedulers.noise import F32
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import Terms, columns, first_order, rows_of, to_clean
+from anamorph.schedulers.solvers import CHURN, Columns, Terms, churned, first_order, rows_of, to_clean
 from anamorph.schedulers.table import Clip, Table, Threshold
+from anamorph.schedulers.training import velocity
 
 
 class SigmaLevels(Scheduler):
     """Schedulers whose steps lie on free noise levels sigma; the network sees x / sqrt(1 + sigma^2)."""
+
+    SCALES: ClassVar = True
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -71,9 +75,18 @@ class SigmaLevels(Scheduler):
         """What the configuration does to the clean estimate."""
         return clip_of(self.own)
 
-    def table_of(self, grid: Grid, steps: list[Terms], draws: npt.NDArray[np.bool_] | bool = False) -> Table:
+    def table_of(
+        self,
+        grid: Grid,
+        steps: Columns | list[Terms],
+        draws: npt.NDArray[np.bool_] | bool = False,
+        *,
+        estimate: tuple[F64, F64] | None = None,
+        churn: F64 | None = None,
+    ) -> Table:
         """A table of steps in the clean estimate, clipped where the class has such a key."""
-        rows = rows_of(grid, self.estimate(grid), steps, scale=1 / np.hypot(1.0, grid.sigma), draws=draws)
+        scale = 1 / np.hypot(1.0, grid.sigma)
+        rows = rows_of(grid, estimate or self.estimate(grid), steps, scale=scale, draws=draws, churn=churn)
         return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, self.clip)
 
 
@@ -106,8 +119,8 @@ class EulerDiscreteScheduler(SigmaLevels):
         "timestep_type": ("discrete", "continuous"),
         "final_sigmas_type": FINAL,
     }
-    TIMESTEPS: ClassVar = True
-    SIGMAS: ClassVar = True
+    TAKES: ClassVar = ("timesteps", "sigmas")
+    OPTIONS: ClassVar = CHURN
 
     def plan(self, request: Request) -> Grid:
         """Levels at the timesteps, or timesteps at the levels; InputError: own timesteps beside a sigma family."""
@@ -141,11 +154,19 @@ class EulerDiscreteScheduler(SigmaLevels):
             timesteps = np.float32(0.25) * np.log(sigmas[:-1])
         return self.grid_of(timesteps.astype(np.float32), sigmas)
 
-    def solve(self, grid: Grid, eta: float) -> Table:
-        """x' = (sigma' / sigma) x + (1 - sigma' / sigma) D."""
-        del eta  # refused before
-        a, b, _ = first_order(grid)
-        return self.table_of(grid, columns(X=a, D=b))
+    def solve(self, grid: Grid, **options: float) -> Table:
+        """x' = (sigma' / sigma) x + (1 - sigma' / sigma) D, from the level that churning leads to.
+
+        A network of v is read at the level before it, as in diffusers.
+        """
+        raised, churn = churned(grid, **options)
+        a, b, _ = first_order(raised)
+        estimate = self.estimate(grid if self.own["prediction_type"] == "v_prediction" else raised)
+        return self.table_of(grid, Columns(X=a, D=b), churn > 0, estimate=estimate, churn=churn)
+
+    def get_velocity(self, sample: Array, noise: Array, timesteps: Any) -> Array:
+        """v = alpha noise - sigma sample at training timesteps, see `velocity`."""
+        return velocity(self.alphas_cumprod, sample, noise, timesteps)
 
 
 @register
@@ -174,8 +195,7 @@ class EulerAncestralDiscreteScheduler(SigmaLevels):
         places, values = self.levels(request)
         return self.grid_of(places.astype(np.float32), np.append(values, 0.0).astype(np.float32))
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """Euler's step with eta = 1."""
-        del eta  # refused before
         a, b, c = first_order(grid, 1.0)
-        return self.table_of(grid, columns(X=a, D=b, Z=c), draws=True)
+        return self.table_of(grid, Columns(X=a, D=b, Z=c), draws=True)

@@ -4,12 +4,13 @@ All of them integrate the linear part of the flow exactly and put a polynomial t
 the clean sample ("clean" below) or of the noise.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from anamorph.schedulers.grids import F64, Grid
+from anamorph.schedulers.grids import Grid
 from anamorph.schedulers.solvers import Symbol, Terms
 
 QUADRATURE = np.polynomial.legendre.leggauss(32)
@@ -19,16 +20,16 @@ QUADRATURE = np.polynomial.legendre.leggauss(32)
 class Points:
     """The levels of a run, one more than calls: call n stands at point n and leads to point n + 1."""
 
-    alpha: F64
-    sigma: F64
-    lam: F64
+    alpha: list[float]
+    sigma: list[float]
+    lam: list[float]
 
 
 def points_of(grid: Grid) -> Points:
     """The points of a grid whose calls follow each other; lambda is infinite where no noise is left."""
     alpha, sigma = np.append(grid.alpha, grid.alpha_next[-1]), np.append(grid.sigma, grid.sigma_next[-1])
     with np.errstate(divide="ignore"):
-        return Points(alpha, sigma, np.log(alpha) - np.log(sigma))
+        return Points(alpha.tolist(), sigma.tolist(), (np.log(alpha) - np.log(sigma)).tolist())
 
 
 # ---- DPM-Solver ------------------------------------------------------------------------------------------------------
@@ -45,23 +46,22 @@ def integrals(algorithm: str, points: Points, start: int, end: int) -> tuple[flo
     k = 2.0 if algorithm.startswith("sde-") else 1.0
     alpha, sigma = points.alpha[end], points.sigma[end]
     h = points.lam[end] - points.lam[start]
-    with np.errstate(divide="ignore", invalid="ignore"):  # an infinite or empty last step uses a, phi_0 and c alone
-        if algorithm.endswith("++"):
-            fade = -np.expm1(-k * h)
-            a = sigma / points.sigma[start] * (np.exp(-h) if k == 2 else 1.0)
-            values = (
-                alpha * fade,
-                alpha * (1 - fade / (k * h)),
-                alpha * ((fade - k * h) / (k * h) ** 2 + (0.5 if k == 1 else -0.5)),
-            )
-            c = sigma * np.sqrt(np.maximum(fade, 0))
-        else:
-            growth = np.expm1(h)
-            a = alpha / points.alpha[start]
-            values = (-k * sigma * growth, -k * sigma * (growth / h - 1), -sigma * ((growth - h) / h**2 - 0.5))
-            c = sigma * np.sqrt(np.maximum(np.expm1(2 * h), 0))
-    phi_0, phi_1, phi_2 = (float(value) for value in values)
-    return float(a), phi_0, phi_1, phi_2, float(c) if k == 2 else 0.0
+    if algorithm.endswith("++"):
+        fade, kh = -math.expm1(-k * h), k * h
+        a = sigma / points.sigma[start] * (math.exp(-h) if k == 2 else 1.0)
+        c = sigma * math.sqrt(max(fade, 0.0))
+        phi_0 = alpha * fade
+        # An infinite or empty last step is of order 1.
+        phi_1 = alpha * (1 - fade / kh) if h else 0.0
+        phi_2 = alpha * ((fade - kh) / kh**2 + (0.5 if k == 1 else -0.5)) if h else 0.0
+    else:
+        growth = math.expm1(h)
+        a = alpha / points.alpha[start]
+        c = sigma * math.sqrt(max(math.expm1(2 * h), 0.0))
+        phi_0 = -k * sigma * growth
+        phi_1 = -k * sigma * (growth / h - 1) if h else 0.0
+        phi_2 = -sigma * ((growth - h) / h**2 - 0.5) if h else 0.0
+    return a, phi_0, phi_1, phi_2, c if k == 2 else 0.0
 
 
 def dpm_step(
@@ -75,7 +75,7 @@ def dpm_step(
     a, phi_0, phi_1, phi_2, c = integrals(algorithm, points, start, end)
     terms = {("X", start): a, ("D", start): phi_0, ("Z", end - 1): c}
     h = points.lam[end] - points.lam[start]
-    r = [float((points.lam[k] - points.lam[start]) / h) for k in others]
+    r = [(points.lam[k] - points.lam[start]) / h for k in others]
     if len(others) == 1 or (len(others) == 2 and not bend):
         slope = {others[-1]: (phi_0 / 2 if halved else phi_1) / r[-1]}  # weights of D_k - D_start
     elif others:
@@ -100,13 +100,13 @@ def lagrange(nodes: Sequence[float], start: float, end: float, rate: float = 0.0
     Gauss-Legendre quadrature with 32 points: exact for rate = 0, to the last digits for any step of a sampler.
     """
     x, weights = QUADRATURE
-    u = (end + start) / 2 + (end - start) / 2 * x
-    weighted = (end - start) / 2 * weights * np.exp(rate * (u - end))
-    found = []
-    for i, node in enumerate(nodes):
-        others = [other for k, other in enumerate(nodes) if k != i]
-        basis = np.prod([(u - other) / (node - other) for other in others], axis=0)
-        found.append(float(np.sum(weighted * basis)))
+    h, place = end - start, (x + 1) / 2  # 0..1 from start to end
+    if h == 0:
+        return [0.0] * len(nodes)
+    weighted = h / 2 * weights * np.exp(rate * h * (place - 1))
+    moments = weighted @ np.vander(place, len(nodes), increasing=True)
+    scaled = (np.array(nodes) - start) / h
+    found: list[float] = np.linalg.solve(np.vander(scaled, increasing=True).T, moments).tolist()
     return found
 
 
@@ -133,16 +133,16 @@ def sa_step(points: Points, start: int, calls: Sequence[int], tau: float, clean:
     nodes = [points.lam[i] for i in calls]
     w = lagrange(nodes, points.lam[start], points.lam[end], k if clean else -1.0)
     if clean and len(calls) == 2:
-        shift = (h**2 / 2 - (h * k + np.expm1(-k * h)) / k**2) / (nodes[0] - nodes[1])
+        shift = (h**2 / 2 - (h * k + math.expm1(-k * h)) / k**2) / (nodes[0] - nodes[1])
         w = [w[0] + shift, w[1] - shift]
     if clean:
-        a, scale = np.exp(-(tau**2) * h) * points.sigma[end] / points.sigma[start], k * points.alpha[end]
-        c = points.sigma[end] * np.sqrt(-np.expm1(-2 * tau**2 * h))
+        a, scale = math.exp(-(tau**2) * h) * points.sigma[end] / points.sigma[start], k * points.alpha[end]
+        c = points.sigma[end] * math.sqrt(-math.expm1(-2 * tau**2 * h))
     else:
         a, scale = points.alpha[end] / points.alpha[start], -k * points.sigma[end]
-        c = tau * points.sigma[end] * np.sqrt(np.expm1(2 * h))
-    terms: Terms = {("X", start): float(a), ("Z", start): float(c)}
-    return terms | {("D", i): float(scale * weight) for i, weight in zip(calls, w, strict=True)}
+        c = tau * points.sigma[end] * math.sqrt(math.expm1(2 * h))
+    terms: Terms = {("X", start): a, ("Z", start): c}
+    return terms | {("D", i): scale * weight for i, weight in zip(calls, w, strict=True)}
 
 
 def unipc_step(points: Points, start: int, others: Sequence[int], clean: bool, kind: str) -> Terms:
@@ -156,10 +156,10 @@ def unipc_step(points: Points, start: int, others: Sequence[int], clean: bool, k
     end = start + 1
     h = points.lam[end] - points.lam[start]
     g = -h if clean else h
-    grown = float(np.expm1(g))
+    grown = math.expm1(g)
     ratio, scale = (points.sigma, points.alpha) if clean else (points.alpha, points.sigma)
-    s = float(scale[end])
-    terms = {("X", start): float(ratio[end] / ratio[start]), ("D", start): -s * grown}
+    s = scale[end]
+    terms = {("X", start): ratio[end] / ratio[start], ("D", start): -s * grown}
     if not others:
         return terms
     r = np.array([(points.lam[k] - points.lam[start]) / h for k in others])

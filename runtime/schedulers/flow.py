@@ -5,19 +5,21 @@ from typing import Any, ClassVar
 import numpy as np
 
 from anamorph.errors import InputError
-from anamorph.schedulers.arrays import Array
-from anamorph.schedulers.base import Scheduler
+from anamorph.schedulers.arrays import Array, draw, widen
+from anamorph.schedulers.base import Scheduler, StepOutput
 from anamorph.schedulers.configuration import SIGMAS
 from anamorph.schedulers.grids import F64, Grid, Request
 from anamorph.schedulers.levels import family, family_sigmas, shifted, shifted_for_size, stretched
 from anamorph.schedulers.noise import F32
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import Terms, columns, rows_of
+from anamorph.schedulers.solvers import CHURN, Columns, Terms, churned, rows_of
 from anamorph.schedulers.table import Table
 
 
 class Flow(Scheduler):
     """Levels from 1 to 0; the timestep is the level times num_train_timesteps."""
+
+    SHOWS_CLEAN: ClassVar = False
 
     def idle(self) -> Grid:
         """All training timesteps, descending, then zero."""
@@ -46,10 +48,10 @@ class Flow(Scheduler):
             1 - exact[:-1], exact[:-1], 1 - exact[1:], exact[1:], len(timesteps), sigmas,
         )  # fmt: skip
 
-    def table_of(self, grid: Grid, steps: list[Terms], *, draws: bool = False) -> Table:
+    def table_of(self, grid: Grid, steps: Columns | list[Terms], draws: Any = False, churn: F64 | None = None) -> Table:
         """A table of steps in the raw output, D = out."""
         zeros, ones = np.zeros_like(grid.sigma), np.ones_like(grid.sigma)
-        rows = rows_of(grid, (zeros, ones), steps, draws=draws, clean=(ones, -grid.sigma))
+        rows = rows_of(grid, (zeros, ones), steps, draws=draws, clean=(ones, -grid.sigma), churn=churn)
         return Table(rows, grid.timesteps, grid.sigmas)
 
     def scale_noise(self, sample: Array, timestep: Any, noise: Array) -> Array:
@@ -81,8 +83,16 @@ class FlowMatchEulerDiscreteScheduler(Flow):
         "stochastic_sampling": False,
     }
     ONLY: ClassVar = {"time_shift_type": ("exponential", "linear")}
-    TIMESTEPS: ClassVar = True
-    SIGMAS: ClassVar = True
+    TAKES: ClassVar = ("timesteps", "sigmas")
+    OPTIONS: ClassVar = CHURN
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        self.shift = float(self.own["shift"])
+
+    def set_shift(self, shift: float) -> None:
+        """The shift of the runs to come, in place of the configuration's."""
+        self.shift = float(shift)
 
     def plan(self, request: Request) -> Grid:
         """Levels, even or given, shifted, stretched to `shift_terminal`, or the family between their ends.
@@ -102,7 +112,7 @@ class FlowMatchEulerDiscreteScheduler(Flow):
         if request.mu is not None:
             levels = shifted_for_size(levels, request.mu, self.own["time_shift_type"])
         else:
-            levels = shifted(levels, float(self.own["shift"]))
+            levels = shifted(levels, self.shift)
         if self.own["shift_terminal"]:
             levels = stretched(levels, self.own["shift_terminal"])
         chosen = family(self.own)
@@ -113,14 +123,42 @@ class FlowMatchEulerDiscreteScheduler(Flow):
         rising = np.float32(1) - levels.astype(np.float32)
         return self.through(np.append(rising, np.float32(1)), rising * np.float32(len(self)))
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid, **options: float) -> Table:
         """x' = x + (sigma' - sigma) out, or with noise x' = (1 - sigma') (x - sigma out) + sigma' noise."""
-        del eta  # refused before
-        one = np.ones_like(grid.sigma)
+        if options != CHURN:
+            raise InputError(
+                "FlowMatchEulerDiscreteScheduler adds no noise by s_churn: diffusers' class names it but does not use "
+                "it; take FlowMatchHeunDiscreteScheduler or stochastic_sampling=True"
+            )
         if not self.own["stochastic_sampling"]:
-            return self.table_of(grid, columns(X=one, D=grid.sigma_next - grid.sigma))
-        steps = columns(X=grid.alpha_next, D=-grid.alpha_next * grid.sigma, Z=grid.sigma_next)
+            return self.table_of(grid, Columns(X=1.0, D=grid.sigma_next - grid.sigma))
+        steps = Columns(X=grid.alpha_next, D=-grid.alpha_next * grid.sigma, Z=grid.sigma_next)
         return self.table_of(grid, steps, draws=True)
+
+    def step(
+        self, model_output: Array, timestep: Any, sample: Array, *, per_token_timesteps: Array | None = None,
+        **options: Any,
+    ) -> StepOutput | tuple[Array, ...]:  # fmt: skip
+        """As its parent's; with `per_token_timesteps` [N, T], `sample` [N, T, C] has a level in every token.
+
+        Each token goes to the run's next lower level: x' = x + (s - s') out, in float32. The sign of the output is
+        turned, as in diffusers, whose pipelines turn it before.
+        """
+        if per_token_timesteps is None:
+            return super().step(model_output, timestep, sample, **options)
+        self._current(timestep, {})
+        grid = self._levels()
+        levels = per_token_timesteps[..., None] / len(self)
+        below, last = 0.0 * levels, 0.0
+        for level in sorted([*grid.sigma.tolist(), float(grid.sigma_next[-1])]):
+            below, last = below + (level - last) * (levels > level + 1e-6), level
+        out, x = widen(model_output), widen(sample)
+        if self.own["stochastic_sampling"]:
+            x = (1.0 - below) * (x - levels * out) + below * draw(x, options.get("generator"))
+        else:
+            x = x + (levels - below) * out
+        self._position.step = (self._position.step or 0) + 1
+        return StepOutput(x) if options.get("return_dict", True) else (x,)
 
 
 @register
@@ -129,6 +167,7 @@ class FlowMatchHeunDiscreteScheduler(Flow):
 
     SUMMARY: ClassVar = "second order on flow models at two calls per step; 10 to 25 steps"
     DEFAULTS: ClassVar = {"num_train_timesteps": 1000, "shift": 1.0}
+    OPTIONS: ClassVar = CHURN
     order: ClassVar = 2
 
     def plan(self, request: Request) -> Grid:
@@ -140,11 +179,16 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         after = np.append(exact[1:], 0.0)
         return Grid(calls * np.float32(len(self)), 1 - exact, exact, 1 - after, after, request.count, shown)
 
-    def solve(self, grid: Grid, eta: float) -> Table:
-        """x' = x + (sigma' - sigma) (out + out') / 2."""
-        del eta  # refused before
-        steps = columns(X=np.ones_like(grid.sigma), D=grid.sigma_next - grid.sigma)
+    def solve(self, grid: Grid, **options: float) -> Table:
+        """x' = x + (sigma' - sigma_hat) (out sigma / sigma_hat + out') / 2, from the level that churning leads to.
+
+        The output is read at the level before that, and noise is drawn in both calls, as in diffusers.
+        """
+        raised, churn = churned(grid, **options)
+        dt, ratio = grid.sigma_next - raised.sigma, grid.sigma / raised.sigma
+        draws = churn > 0
+        steps = Columns(X=1.0, D=dt * ratio).terms(len(dt))
         for n in range(0, len(steps) - 1, 2):
-            half = float(grid.sigma[n + 1] - grid.sigma[n]) / 2
-            steps[n + 1] = {("X", n): 1.0, ("D", n): half, ("D", n + 1): half}
-        return self.table_of(grid, steps)
+            steps[n + 1] = {("X", n): 1.0, ("D", n): float(dt[n] * ratio[n]) / 2, ("D", n + 1): float(dt[n]) / 2}
+            draws[n + 1], churn[n + 1] = draws[n], 0.0
+        return self.table_of(grid, steps, draws, churn)

@@ -17,12 +17,17 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Request:
-    """What a run was asked for: exactly one of `steps`, `timesteps` and `sigmas` is not None."""
+    """What a run was asked for: exactly one of `steps`, `timesteps` and `sigmas` is not None.
+
+    A run of a distilled model starts at `strength` 0..1 of the schedule of `original_inference_steps` steps.
+    """
 
     steps: int | None = None
     timesteps: Sequence[float] | None = None
     sigmas: Sequence[float] | None = None
     mu: float | None = None
+    strength: float = 1.0
+    original_inference_steps: int | None = None
 
     @property
     def count(self) -> int:

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from anamorph.errors import InputError
 from anamorph.schedulers.configuration import CURVES, K_NOISE, NOISE, PREDICTIONS, SIGMAS, SPACINGS
 from anamorph.schedulers.euler import SigmaLevels
 from anamorph.schedulers.exponential import lagrange, through_clean
 from anamorph.schedulers.grids import F64, Grid, Request, sigma_to_timestep
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import Terms, columns, first_order, rows_of, to_noise
+from anamorph.schedulers.solvers import Columns, Terms, first_order, rows_of, to_noise
 from anamorph.schedulers.table import Table
 
 COMMON = {"prediction_type": "epsilon", "timestep_spacing": "linspace", "steps_offset": 0}
@@ -46,7 +47,7 @@ def two_stage_grid(
 
 def two_stage_steps(grid: Grid, second: Callable[[int, float, float], Terms]) -> list[Terms]:
     """Euler's step to each middle level, then `second(n, sigma, sigma')` from the sample of call n; D are slopes."""
-    steps = columns(X=np.ones_like(grid.sigma), D=grid.sigma_next - grid.sigma)
+    steps = Columns(X=1.0, D=grid.sigma_next - grid.sigma).terms(len(grid.sigma))
     for n in range(0, len(steps) - 1, 2):
         steps[n + 1] = {("X", n): 1.0} | second(n, float(grid.sigma[n]), float(grid.sigma_next[n + 1]))
     return steps
@@ -70,7 +71,7 @@ class HeunDiscreteScheduler(SigmaLevels):
     SUMMARY: ClassVar = "second order at two calls per step; the most faithful at 15 to 30 steps"
     DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **COMMON, "clip_sample": False, "clip_sample_range": 1.0}
     ONLY: ClassVar = {"beta_schedule": (*CURVES, "exp"), "prediction_type": PREDICTIONS, "timestep_spacing": SPACINGS}
-    TIMESTEPS: ClassVar = True
+    TAKES: ClassVar = ("timesteps",)
     order: ClassVar = 2
 
     def plan(self, request: Request) -> Grid:
@@ -79,9 +80,8 @@ class HeunDiscreteScheduler(SigmaLevels):
         places = places.astype(np.float32)
         return two_stage_grid(self, places, values, np.append(values[1:], 0.0), np.append(places[1:], np.float32(0)))
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """x' = x + (sigma' - sigma) (d + d') / 2 with the slopes d = (x - D) / sigma of both calls."""
-        del eta  # refused before
 
         def second(n: int, sigma: float, after: float) -> Terms:
             return {("D", n): (after - sigma) / 2, ("D", n + 1): (after - sigma) / 2}
@@ -91,23 +91,25 @@ class HeunDiscreteScheduler(SigmaLevels):
 
 @register
 class LMSDiscreteScheduler(SigmaLevels):
-    """Linear multistep of order 1 to 4: slopes (x - D) / sigma, integrated as a polynomial in sigma (k-diffusion)."""
+    """Linear multistep: slopes (x - D) / sigma, integrated as a polynomial in sigma (k-diffusion); 4 by `order`."""
 
     SUMMARY: ClassVar = "fourth-order multistep at one call per step; good from 30 steps on"
     DEFAULTS: ClassVar = {**NOISE, **SIGMAS, **COMMON}
     ONLY: ClassVar = {**SERVED, "prediction_type": PREDICTIONS}
+    OPTIONS: ClassVar = {"order": 4}
 
     def plan(self, request: Request) -> Grid:
         """The training schedule's levels or a family's, then zero."""
         places, values = self.levels(request)
         return self.grid_of(places.astype(np.float32), np.append(values, 0.0).astype(np.float32))
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid, order: int) -> Table:
         """x' = x + sum_i w_i S_n-i with the slopes S, w_i the integral of the Lagrange polynomial of level i."""
-        del eta  # refused before
+        if order < 1:
+            raise InputError(f"order is {order}, expected 1 or more")
         steps: list[Terms] = []
         for n, (start, end) in enumerate(zip(grid.sigma.tolist(), grid.sigma_next.tolist(), strict=True)):
-            calls = [n - i for i in range(min(n + 1, 4))]
+            calls = [n - i for i in range(min(n + 1, order))]
             w = lagrange([float(grid.sigma[k]) for k in calls], start, end)
             steps.append({("X", n): 1.0} | {("D", k): weight for k, weight in zip(calls, w, strict=True)})
         return slope_table(self, grid, steps)
@@ -140,9 +142,8 @@ class KDPM2DiscreteScheduler(_MiddleLevels):
     ONLY: ClassVar = SERVED
     order: ClassVar = 2
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """x' = x + (sigma' - sigma) d, d = (x_m - D_m) / sigma_m at the middle."""
-        del eta  # refused before
 
         def second(n: int, sigma: float, after: float) -> Terms:
             return {("D", n + 1): after - sigma}
@@ -170,9 +171,8 @@ class KDPM2AncestralDiscreteScheduler(_MiddleLevels):
         pairs = zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True)
         return np.array([ancestral(sigma, after)[0] for sigma, after in pairs])
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """x' = x + (sigma_down - sigma) d + sigma_up noise; noise is drawn in the second call."""
-        del eta  # refused before
 
         def second(n: int, sigma: float, after: float) -> Terms:
             down, up = ancestral(sigma, after)
@@ -197,6 +197,7 @@ class DPMSolverSDEScheduler(_MiddleLevels):
     SUMMARY: ClassVar = "stochastic, two calls per step; rich texture, slow but steady from 20 steps"
     DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **COMMON, "noise_sampler_seed": None}
     ONLY: ClassVar = {**SERVED, "noise_sampler_seed": (None,)}
+    OPTIONS: ClassVar = {"s_noise": 1.0}
     order: ClassVar = 2
 
     def plan(self, request: Request) -> Grid:
@@ -206,19 +207,18 @@ class DPMSolverSDEScheduler(_MiddleLevels):
         between = sigma_to_timestep(middle, np.log(self.training_sigmas))
         return two_stage_grid(self, places.astype(np.float64), values, middle, between)
 
-    def solve(self, grid: Grid, eta: float) -> Table:
-        """x' = (down / sigma) x + (1 - down / sigma) D + up W, first to the middle, then with the D found there."""
-        del eta  # refused before
+    def solve(self, grid: Grid, s_noise: float) -> Table:
+        """x' = (down / sigma) x + (1 - down / sigma) D + s_noise up W, first to the middle, then with D found there."""
         a, b, _ = first_order(grid)
-        steps = columns(X=a, D=b)
+        steps = Columns(X=a, D=b).terms(len(a))
         for n in range(0, len(steps) - 1, 2):
             sigma, middle, after = float(grid.sigma[n]), float(grid.sigma[n + 1]), float(grid.sigma_next[n + 1])
             down, up = ancestral(sigma, middle)
-            steps[n] = {("X", n): down / sigma, ("D", n): 1 - down / sigma, ("Z", n): up}
+            steps[n] = {("X", n): down / sigma, ("D", n): 1 - down / sigma, ("Z", n): s_noise * up}
             down, up = ancestral(sigma, after)
-            shared = ((sigma - middle) / (sigma - after)) ** 0.5
-            own = ((middle - after) / (sigma - after)) ** 0.5
+            shared = s_noise * up * ((sigma - middle) / (sigma - after)) ** 0.5
+            own = s_noise * up * ((middle - after) / (sigma - after)) ** 0.5
             steps[n + 1] = {
-                ("X", n): down / sigma, ("D", n + 1): 1 - down / sigma, ("Z", n): up * shared, ("Z", n + 1): up * own,
+                ("X", n): down / sigma, ("D", n + 1): 1 - down / sigma, ("Z", n): shared, ("Z", n + 1): own,
             }  # fmt: skip
         return self.table_of(grid, steps, np.arange(len(steps)) < len(steps) - 1)

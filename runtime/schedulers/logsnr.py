@@ -43,6 +43,7 @@ class LogSnr(Scheduler):
 
     ROUNDED: ClassVar[tuple[str, ...]] = ("use_karras_sigmas",)
     """Families whose timesteps are rounded; those of the others are cut off."""
+    SHOWS_CLEAN: ClassVar = False
     REPEATS: ClassVar[bool] = True
     """A run that does not end at zero ends at its family's last level, which so comes twice."""
 

@@ -55,12 +55,11 @@ class DEISMultistepScheduler(LogSnr):
         del config
         return False
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """Rows with as many past estimates as the order of each step needs."""
-        del eta  # refused before
         self.check_descent(grid)
         points = points_of(grid)
-        orders = multistep_orders(self.own, grid, float(points.lam[-1] - points.lam[-2]))
+        orders = multistep_orders(self.own, grid, points.lam[-1] - points.lam[-2])
         return self.table_of(grid, [deis_step(points, n, order) for n, order in enumerate(orders)])
 
 
@@ -99,7 +98,7 @@ class UniPCMultistepScheduler(LogSnr):
         "time_shift_type": ("exponential", "linear"),
     }
     TRANSLATE: ClassVar = {("solver_type", name): "bh2" for name in ("midpoint", "heun", "logrho")}
-    SIGMAS: ClassVar = True
+    TAKES: ClassVar = ("sigmas",)
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:
@@ -142,9 +141,8 @@ class UniPCMultistepScheduler(LogSnr):
             values[0] -= 1e-6
         return values
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """Rows that first correct and then predict; the order rises from 1 and falls to 1 at the end."""
-        del eta  # refused before
         self.check_descent(grid)
         points, count = points_of(grid), len(grid.timesteps)
         clean, kind = self.own["predict_x0"], self.own["solver_type"]
@@ -225,9 +223,8 @@ class SASolverScheduler(LogSnr):
         """By `algorithm_type`."""
         return bool(config["algorithm_type"] == "data_prediction")
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """Rows that first correct, with the noise of the step before, and then predict with noise of their own."""
-        del eta  # refused before
         self.check_descent(grid)
         points, count, clean = points_of(grid), len(grid.timesteps), self.is_clean(self.own)
         predictor, corrector = self.own["predictor_order"], self.own["corrector_order"]

@@ -48,6 +48,7 @@ class PNDMScheduler(TrainingLevels):
         "timestep_spacing": "leading",
         "steps_offset": 0,
     }
+    SHOWS_CLEAN: ClassVar = False
     ONLY: ClassVar = {
         "beta_schedule": CURVES,
         "prediction_type": ("epsilon", "v_prediction"),
@@ -64,9 +65,8 @@ class PNDMScheduler(TrainingLevels):
             calls = np.concatenate([_warm_up(base, len(self) // steps), base[3:]])
         return variance_preserving(calls, calls, self.alphas_cumprod, 1.0, steps)
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """Rows in terms of the raw output: p = 0, q = 1."""
-        del eta  # refused before
         warm = not self.own["skip_prk_steps"]
         if warm and grid.first:
             raise InputError(
@@ -135,6 +135,7 @@ class IPNDMScheduler(Scheduler):
 
     SUMMARY: ClassVar = "fourth-order multistep for v-prediction models on a cosine schedule (audio, first of its kind)"
     DEFAULTS: ClassVar = {"num_train_timesteps": 1000, "trained_betas": None}
+    SHOWS_CLEAN: ClassVar = False
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:
@@ -166,9 +167,8 @@ class IPNDMScheduler(Scheduler):
         s, a = sigma.astype(np.float64), alpha.astype(np.float64)
         return Grid(timesteps, a[:-1], s[:-1], a[1:], s[1:], steps)
 
-    def solve(self, grid: Grid, eta: float) -> Table:
+    def solve(self, grid: Grid) -> Table:
         """D = sigma x + alpha out, the noise; x' = (alpha'/alpha) x + (sigma' - sigma alpha'/alpha) adams(D)."""
-        del eta  # refused before
         steps: list[Terms] = []
         for n in range(len(grid.timesteps)):
             alpha, sigma = float(grid.alpha[n]), float(grid.sigma[n])

@@ -1,14 +1,32 @@
 """Where a run of the stateful face stands: which call comes next, and what earlier calls left."""
 
-import numpy as np
+from collections.abc import Sequence
+from typing import Any
 
 from anamorph.errors import InputError
 from anamorph.schedulers.grids import Grid
 from anamorph.schedulers.table import History, Table
 
 
+class Places:
+    """Finds timesteps in a list of them."""
+
+    def __init__(self, timesteps: Sequence[float]) -> None:
+        self.found: dict[float, list[int]] = {}
+        for place, timestep in enumerate(timesteps):
+            self.found.setdefault(timestep, []).append(place)
+
+    def find(self, timestep: float) -> int:
+        """Place of a timestep; InputError: it is not there."""
+        found = self.found.get(timestep)
+        if found is None:
+            raise InputError(f"timestep {timestep:g} is none of this run's; pass one of `scheduler.timesteps`")
+        # Where a timestep occurs twice, image-to-image means its second call; a run from the start means its first.
+        return found[1] if len(found) > 1 and found[0] else found[0]
+
+
 class Position:
-    """The state between two calls of `step`; `grid` is None before `set_timesteps`."""
+    """The state between two calls of `step`; `grid` is None before `set_timesteps`, `levels` never."""
 
     def __init__(self, grid: Grid | None) -> None:
         self.grid = grid
@@ -16,41 +34,27 @@ class Position:
         self.step: int | None = None
         self.first = 0
         self.history: History = ()
-        self.tables: dict[float, Table] = {}
+        self.tables: dict[tuple[tuple[str, Any], ...], Table] = {}
+        self.timesteps: list[float] = [] if grid is None else grid.timesteps.tolist()
+        self.places = Places(self.timesteps)
 
-    def find(self, grid: Grid, timestep: float) -> int:
-        """Place of a timestep in the grid; InputError: it is not there."""
-        found = np.flatnonzero(grid.timesteps == timestep)
-        if not found.size:
-            raise InputError(f"timestep {timestep:g} is none of this run's; pass one of `scheduler.timesteps`")
-        # Where a timestep occurs twice, image-to-image means its second call; a run from the start means its first.
-        return int(found[1] if found.size > 1 and found[0] else found[0])
-
-    def locate(self, grid: Grid, timestep: float, stateless: bool) -> int:
+    def locate(self, timestep: float, stateless: bool) -> int:
         """Place of the call at hand; fixes where the run begins when this is its first.
 
         Raises InputError: the run is over, or another timestep is due.
         """
         if stateless:
-            self.step = self.find(grid, timestep)
+            self.step = self.places.find(timestep)
             return self.step
         if self.step is None:
-            self.step = self.find(grid, timestep) if self.begin is None else self.begin
+            self.step = self.places.find(timestep) if self.begin is None else self.begin
             self.first, self.history, self.tables = self.step, (), {}
-        if self.step >= len(grid.timesteps):
-            raise InputError(f"all {len(grid.timesteps)} steps are done; call set_timesteps before the next run")
-        expected = grid.timesteps[self.step]
+        if self.step >= len(self.timesteps):
+            raise InputError(f"all {len(self.timesteps)} steps are done; call set_timesteps before the next run")
+        expected = self.timesteps[self.step]
         if timestep != expected:
             raise InputError(
                 f"step {self.step} belongs to timestep {expected:g}, got {timestep:g}; go through "
                 f"`scheduler.timesteps` in order, after set_begin_index when the run starts later"
             )
         return self.step
-
-    def levels(self, grid: Grid, timesteps: list[float]) -> tuple[list[float], list[float]]:
-        """alpha and sigma of each timestep, looked up in the grid."""
-        if self.begin is None:
-            where = [self.find(grid, timestep) for timestep in timesteps]
-        else:
-            where = [self.begin if self.step is None else self.step] * len(timesteps)
-        return grid.alpha[where].tolist(), grid.sigma[where].tolist()

@@ -1,17 +1,18 @@
 """RePaint: inpainting with a model that knows nothing of masks, by going back and forth in noise."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from anamorph.errors import InputError
-from anamorph.schedulers.arrays import Array, cast, draw, numbers, widen
+from anamorph.schedulers.arrays import Array, cast, draw, widen
 from anamorph.schedulers.base import StepOutput
 from anamorph.schedulers.configuration import CURVES, NOISE, clip_of
 from anamorph.schedulers.grids import Grid, Request, variance_preserving
 from anamorph.schedulers.position import Position
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import columns, first_order, rows_of, to_clean
+from anamorph.schedulers.solvers import Columns, first_order, rows_of, to_clean
 from anamorph.schedulers.table import Table, advance
 from anamorph.schedulers.training import TrainingLevels
 
@@ -62,7 +63,7 @@ class RePaintScheduler(TrainingLevels):
         """x' = alpha' clip(D) + sqrt(sigma'^2 - c^2) out + c noise, for the part under the mask."""
         a, _, c = first_order(grid, eta)
         c = np.where(grid.timesteps > 0, c, 0.0)
-        steps = columns(D=grid.alpha_next, O=a * grid.sigma, Z=c)
+        steps = Columns(D=grid.alpha_next, O=a * grid.sigma, Z=c)
         rows = rows_of(grid, to_clean("epsilon", grid.alpha, grid.sigma), steps, draws=True)
         return Table(rows, grid.timesteps, clip=clip_of(self.own))
 
@@ -75,29 +76,29 @@ class RePaintScheduler(TrainingLevels):
         mask: Array,
         generator: Any = None,
         return_dict: bool = True,
-    ) -> StepOutput | tuple[Array, Array | None]:
+    ) -> StepOutput | tuple[Array, ...]:
         """The sample of the next lower level; `mask` is 1 where the original picture stays, 0 where it is repainted."""
-        table, n = self._current(timestep, self.own["eta"])
+        table, n = self._current(timestep, {"eta": self.own["eta"]})
         grid = self._position.grid
         assert grid is not None
         noise, x, out = widen(draw(model_output, generator)), widen(sample), widen(model_output)
         unknown, _ = advance(table, n, x, out, (), noise)
         known = float(grid.alpha_next[n]) * original_image + float(grid.sigma_next[n]) * noise
         result = cast(mask * known + (1.0 - mask) * unknown, model_output)
-        output = StepOutput(result, (table, n, x, out))
+        output = StepOutput(result, table, n, x, out)
         return output if return_dict else (result, output.pred_original_sample)
 
-    def _table(self, grid: Grid, eta: float | None, begin: int) -> Table:
+    def _table(self, grid: Grid, options: Mapping[str, Any], begin: int) -> Table:
         del begin  # every step stands for itself
-        return self.solve(grid, eta or 0.0)
+        return self.solve(grid, **options)
 
     def undo_step(self, sample: Array, timestep: Any, generator: Any = None) -> Array:
         """One stride back up: x = sqrt(1 - beta) x + sqrt(beta) noise for each training timestep from `timestep` on."""
-        (value,) = numbers(timestep)
+        value = int(timestep)
         if self.num_inference_steps is None:
             raise InputError("RePaintScheduler has no steps yet; call set_timesteps first")
         bar = np.append(1.0, self.alphas_cumprod.astype(np.float64))
-        for place in range(int(value), int(value) + len(self) // self.num_inference_steps):
+        for place in range(value, value + len(self) // self.num_inference_steps):
             kept = float(bar[place + 1] / bar[place])
             sample = kept**0.5 * sample + max(1 - kept, 0.0) ** 0.5 * draw(sample, generator)
         return sample

@@ -1,12 +1,14 @@
 """From coefficients to rows: what the network predicts, and steps as sums over earlier estimates and samples."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from anamorph.errors import ConfigError
+from anamorph.errors import ConfigError, InputError
 from anamorph.schedulers.grids import F64, Grid
 from anamorph.schedulers.table import NOISE, Row
 
@@ -75,59 +77,89 @@ def first_order(grid: Grid, eta: float = 0.0) -> tuple[F64, F64, F64]:
     return a, grid.alpha_next - grid.alpha * a, c
 
 
-def columns(**weights: F64) -> list[Terms]:
-    """Steps without history from columns of weights, one keyword per kind of symbol."""
-    values = zip(*(column.tolist() for column in weights.values()), strict=True)
-    return [{(kind, n): value for kind, value in zip(weights, row, strict=True)} for n, row in enumerate(values)]
+CHURN = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
+"""Options of the steps that may add noise before a call."""
+
+
+def churned(grid: Grid, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> tuple[Grid, F64]:
+    """The grid with the levels that noise before each call leads to, and the weights of that noise.
+
+    sigma_hat = (1 + gamma) sigma with gamma = min(s_churn / calls, sqrt(2) - 1) where s_tmin <= sigma <= s_tmax,
+    weight s_noise sqrt(sigma_hat^2 - sigma^2) (Karras et al. 2022, arXiv:2206.00364, alg. 2).
+    Raises InputError: s_churn is negative.
+    """
+    if s_churn < 0:
+        raise InputError(f"s_churn is {s_churn}, expected 0 or more")
+    if s_churn == 0:
+        return grid, np.zeros_like(grid.sigma)
+    gamma = min(s_churn / (grid.first + len(grid.timesteps)), math.sqrt(2) - 1)
+    hat = grid.sigma * np.where((s_tmin <= grid.sigma) & (grid.sigma <= s_tmax), 1 + gamma, 1.0)
+    return replace(grid, sigma=hat), s_noise * np.sqrt(hat**2 - grid.sigma**2)
+
+
+class Columns(NamedTuple):
+    """Steps without history: a weight of each kind of symbol per call."""
+
+    X: F64 | float = 0.0
+    D: F64 | float = 0.0
+    Z: F64 | float = 0.0
+    O: F64 | float = 0.0  # noqa: E741  (the symbol's name)
+
+    def terms(self, count: int) -> list[Terms]:
+        """The same as sums, which calls of a history may replace."""
+        columns = [np.broadcast_to(column, count).tolist() for column in self]
+        return [
+            {(kind, n): weight for kind, weight in zip(self._fields, row, strict=True)}
+            for n, row in enumerate(zip(*columns, strict=True))
+        ]
 
 
 def rows_of(
     grid: Grid,
     estimate: tuple[F64, F64],
-    steps: Sequence[Terms],
+    steps: Columns | Sequence[Terms],
     *,
     fixes: Sequence[Terms] | None = None,
     scale: F64 | None = None,
     draws: npt.NDArray[np.bool_] | bool = False,
     clean: tuple[F64, F64] | None = None,
     log_c: tuple[F64, F64] | None = None,
+    churn: F64 | None = None,
 ) -> tuple[Row, ...]:
     """Rows of a grid, all plain Python numbers.
 
     `estimate` is (p, q). `steps` says what x' is the sum of, `fixes` what x is replaced by once D is known (empty: it
     stays). Each history is made just long enough for the symbols that later calls ask for.
-    `clean` are the weights of the clean estimate where D is none, `log_c` is for learned variances.
+    `clean` are the weights of the clean estimate where D is none, `log_c` is for learned variances,
+    `churn` the weight of noise before a call.
     """
     count = len(grid.timesteps)
-    corrections = [{}] * count if fixes is None else fixes
-    histories = _histories(steps, corrections)
-    numbers: Any = np.stack([grid.alpha, grid.sigma, *estimate, np.ones(count) if scale is None else scale], 1).tolist()
     drawn = np.broadcast_to(draws, count).tolist()
-    cleans, logs = _pairs(clean, count), _pairs(log_c, count)
-    rows = []
-    for n, (alpha, sigma, p, q, scaled) in enumerate(numbers):
-        step, past = steps[n], histories[n]
-        fix = tuple(corrections[n].get(symbol, 0.0) for symbol in (("X", n), ("D", n), *past))
-        rows.append(Row(
-            grid.timesteps[n].item(), alpha, sigma, p, q,
-            a=step.get(("X", n), 0.0),
-            b=(step.get(("D", n), 0.0), *(step.get(symbol, 0.0) for symbol in past)),
-            c=step.get(("Z", n), 0.0),
-            e=step.get(("O", n), 0.0),
-            scale=scaled,
-            draws=drawn[n],
-            keep=tuple(_place(symbol, n, past) for symbol in histories[n + 1]),
-            fix=fix if corrections[n] else (),
-            clean=cleans[n],
-            log_c=logs[n] if drawn[n] else None,
-        ))  # fmt: skip
-    return tuple(rows)
+    if isinstance(steps, Columns):
+        a, d, c, e = (np.broadcast_to(column, count).tolist() for column in steps)
+        b: list[tuple[float, ...]] = list(zip(d, strict=True))
+        keep: list[tuple[int, ...]] = [()] * count
+        fix: list[tuple[float, ...]] = [()] * count
+    else:
+        corrections = [{}] * count if fixes is None else fixes
+        past = _histories(steps, corrections)
+        a, c, e = ([step.get((kind, n), 0.0) for n, step in enumerate(steps)] for kind in "XZO")
+        b = [_weights(step, [("D", n), *past[n]]) for n, step in enumerate(steps)]
+        keep = [tuple([_place(symbol, n, past[n]) for symbol in past[n + 1]]) for n in range(count)]
+        fix = [_weights(step, [("X", n), ("D", n), *past[n]]) if step else () for n, step in enumerate(corrections)]
+    return tuple(map(Row, *(column.tolist() for column in (grid.timesteps, grid.alpha, grid.sigma, *estimate)),
+        a, b, c, e, [1.0] * count if scale is None else scale.tolist(), drawn, keep, fix, _pairs(clean, count),
+        [pair if draw else None for pair, draw in zip(_pairs(log_c, count), drawn, strict=True)],
+        [0.0] * count if churn is None else churn.tolist(),
+    ))  # fmt: skip
 
 
-def _pairs(values: tuple[F64, F64] | None, count: int) -> list[tuple[float, float] | None]:
-    if values is None:
-        return [None] * count
-    return list(zip(values[0].tolist(), values[1].tolist(), strict=True))
+def _weights(terms: Terms, symbols: Sequence[Symbol]) -> tuple[float, ...]:
+    return tuple([terms.get(symbol, 0.0) for symbol in symbols])
+
+
+def _pairs(values: tuple[F64, F64] | None, count: int) -> Sequence[tuple[float, float] | None]:
+    return [None] * count if values is None else list(zip(values[0].tolist(), values[1].tolist(), strict=True))
 
 
 def _histories(steps: Sequence[Terms], fixes: Sequence[Terms]) -> list[list[Symbol]]:
@@ -135,8 +167,9 @@ def _histories(steps: Sequence[Terms], fixes: Sequence[Terms]) -> list[list[Symb
     needed: set[Symbol] = set()
     found: list[list[Symbol]] = [[]]
     for n in reversed(range(len(steps))):
-        used = {symbol for terms in (steps[n], fixes[n]) for symbol, weight in terms.items() if weight}
-        needed = {symbol for symbol in needed | used if symbol[1] < n}
+        for terms in (steps[n], fixes[n]):
+            needed.update([symbol for symbol, weight in terms.items() if weight])
+        needed = {symbol for symbol in needed if symbol[1] < n}
         found.append(sorted(needed, key=lambda symbol: (symbol[0], -symbol[1])))
     return found[::-1]
 

@@ -1,15 +1,14 @@
 """A scheduler is a table: one row of numbers per model call, and one step rule for all of them."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from anamorph.errors import InputError
-from anamorph.schedulers.arrays import Array, is_tensor, per_image_quantile, spread
+from anamorph.schedulers.arrays import Array, is_tensor, per_image_quantile, spread, weighted_sum
 
 History = tuple[Array, ...]
 """What earlier calls left for later ones: estimates D, samples x and noise, as the rows' `keep` chose them."""
@@ -18,11 +17,11 @@ NOISE = -1
 """The place of this call's noise in the pool that `keep` picks from."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """The numbers of one model call.
 
         model input   scale x
+        more noise    x  = x + churn noise
         estimate      D  = p x + q out
         correction    x  = f_x x + f_0 clip(D) + sum_j f_j history_j                        (where `fix` is not empty)
         step          x' = a x + b_0 clip(D) + sum_j b_j history_j + e out + c noise
@@ -50,6 +49,7 @@ class Row:
     fix: tuple[float, ...] = ()
     clean: tuple[float, float] | None = None
     log_c: tuple[float, float] | None = None
+    churn: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ class Table:
         return len(self.rows)
 
 
-def clean_estimate(table: Table, n: int, x: Array, out: Array) -> Array:
-    """The estimate of the clean sample, clipped as the table says; `x` and `out` as for `advance`."""
+def clean_estimate(table: Table, n: int, x: Array, out: Array, noise: Array | None = None) -> Array:
+    """The estimate of the clean sample, clipped as the table says; arguments as for `advance`."""
     row = table.rows[n]
     p, q = (row.p, row.q) if row.clean is None else row.clean
-    raw = p * x + q * _mean(table, x, out)
+    raw = weighted_sum((p, q, p * row.churn), (x, _mean(table, x, out), noise))
     return raw if table.clip is None else table.clip(raw)
 
 
@@ -118,39 +118,32 @@ def advance(
     row = table.rows[n]
     if len(history) != len(row.b) - 1:
         raise InputError(f"row {n} expects a history of {len(row.b) - 1}, got {len(history)}; start at row 0 with ()")
-    if noise is None and (row.c or row.log_c or NOISE in row.keep):
+    if noise is None and (row.c or row.churn or row.log_c or NOISE in row.keep):
         raise InputError(f"row {n} adds noise, but none was given; draw it wherever `row.draws` is true")
-    deviation = _deviation(table, row, x, out)
-    out = _mean(table, x, out)
+    c, deviation = row.c, None
+    if table.variance is not None:
+        if row.log_c is not None:
+            c, deviation = 0.0, _deviation(table, row.log_c, x, out)
+        out = _mean(table, x, out)
+    if row.churn:
+        x = weighted_sum((1.0, row.churn), (x, noise))
     clean: Array = None
     if table.clip is not None or row.fix or 0 in row.keep:
-        clean = _combine((row.p, row.q), (x, out))
+        clean = weighted_sum((row.p, row.q), (x, out))
         if table.clip is not None:
             clean = table.clip(clean)
-    past = row.b[1:]
+    b, past = row.b[0], row.b[1:]
     if table.clip is None and not row.fix:
         # D is written out: where x and D nearly cancel, the sum of their weights is far more exact than their sum.
-        weights = (row.a + row.b[0] * row.p, row.e + row.b[0] * row.q, *past)
-        result = _combine(weights, (x, out, *history))
+        result = weighted_sum((row.a + b * row.p, row.e + b * row.q, c, *past), (x, out, noise, *history))
     else:
         if row.fix:
-            x = _combine(row.fix, (x, clean, *history))
-        result = _combine((row.a, row.b[0], row.e, *past), (x, clean, out, *history))
+            x = weighted_sum(row.fix, (x, clean, *history))
+        result = weighted_sum((row.a, b, row.e, c, *past), (x, clean, out, noise, *history))
     if deviation is not None:
         result = result + deviation * noise
     pool = (clean, x, *history, noise)
-    return result, tuple(pool[position] for position in row.keep)
-
-
-def _combine(weights: Sequence[float], values: Sequence[Array]) -> Array:
-    """The weighted sum, in an array of its own; what has no weight is left out."""
-    result: Array = None
-    for weight, value in zip(weights, values, strict=True):
-        if result is None:
-            result = weight * value if weight else None
-        elif weight:
-            result = result + (value if weight == 1.0 else weight * value)
-    return 0.0 * values[0] if result is None else result
+    return result, tuple([pool[position] for position in row.keep])
 
 
 def _mean(table: Table, x: Array, out: Array) -> Array:
@@ -166,14 +159,12 @@ def _mean(table: Table, x: Array, out: Array) -> Array:
     return out[:, :channels]
 
 
-def _deviation(table: Table, row: Row, x: Array, out: Array) -> Array:
-    """What the noise is multiplied by: a number, an array where the network predicts it, None without noise."""
-    if row.log_c is None:
-        return row.c or None
+def _deviation(table: Table, log_c: tuple[float, float], x: Array, out: Array) -> Array:
+    """What the noise is multiplied by where the network predicts it."""
     predicted = out[:, x.shape[1] :]
     if table.variance == "learned":
         return predicted**0.5
-    exponent = row.log_c[0] + row.log_c[1] * predicted
+    exponent = log_c[0] + log_c[1] * predicted
     return sys.modules["torch"].exp(exponent) if is_tensor(exponent) else np.exp(exponent)
 
 

@@ -1,0 +1,147 @@
+"""Rules for the layers of networks: convolutions, norms, activations, attention, changes of resolution."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto
+
+from anamorph.errors import BackendError
+from anamorph.exporters.operators import OPERATORS as OPERATORS
+from anamorph.exporters.operators import Size, rule
+from anamorph.exporters.storing import Weight
+
+if TYPE_CHECKING:
+    from anamorph.exporters.emit import Call
+
+
+@rule("aten.conv2d.default")
+def _conv2d(call: "Call") -> str:
+    inputs = [call.tensor("input"), call.tensor("weight")]
+    if call["bias"] is not None:
+        inputs.append(call.tensor("bias"))
+    padding = _pair(call["padding"])
+    return call.builder.op(
+        "Conv", *inputs, strides=_pair(call["stride"]), pads=[*padding, *padding], dilations=_pair(call["dilation"]),
+        group=call["groups"],
+    )  # fmt: skip
+
+
+def _pair(value: list[int]) -> list[int]:
+    return list(value) * (3 - len(value)) if len(value) < 2 else list(value)
+
+
+@rule("aten.linear.default")
+def _linear(call: "Call") -> str:
+    builder, weight = call.builder, call["weight"]
+    matrix = builder.weight(Weight(weight.name, weight.value, transposed=True))
+    product = builder.op("MatMul", call.tensor("input"), matrix)
+    return product if call["bias"] is None else builder.op("Add", product, call.tensor("bias"))
+
+
+@rule("aten.group_norm.default")
+def _group_norm(call: "Call") -> str:
+    """Instance normalisation over the groups as rows, then scale and shift per channel."""
+    builder, groups, x = call.builder, call["num_groups"], call.tensor("input")
+    rows = builder.op("Reshape", x, builder.constant([0, groups, -1], np.int64))
+    ones, zeros = (builder.constant(np.full(groups, value, np.float32)) for value in (1, 0))
+    normed = builder.op("InstanceNormalization", rows, ones, zeros, epsilon=call["eps"])
+    y = builder.op("Reshape", normed, builder.op("Shape", x))
+    if call["weight"] is None:
+        return y
+    shape = builder.constant([-1] + [1] * (len(call.shape("input")) - 2), np.int64)
+    y = builder.op("Mul", y, builder.op("Reshape", call.tensor("weight"), shape))
+    return builder.op("Add", y, builder.op("Reshape", call.tensor("bias"), shape))
+
+
+@rule("aten.layer_norm.default")
+def _layer_norm(call: "Call") -> str:
+    given = [name for name in ("weight", "bias") if call[name] is not None]
+    scale = [] if given else [call.builder.constant(np.ones(call["normalized_shape"], np.float32))]
+    inputs = [call.tensor("input"), *scale, *(call.tensor(name) for name in given)]
+    axis = -len(call["normalized_shape"])
+    return call.builder.op("LayerNormalization", *inputs, axis=axis, epsilon=call["eps"])
+
+
+@rule("aten.silu.default")
+def _silu(call: "Call") -> str:
+    x = call.tensor("self")
+    return call.builder.op("Mul", x, call.builder.op("Sigmoid", x))
+
+
+@rule("aten.gelu.default")
+def _gelu(call: "Call") -> str:
+    """x (1 + erf(x / sqrt 2)) / 2, in the form that engines recognise, or its approximation by tanh."""
+    builder, x = call.builder, call.tensor("self")
+    if call["approximate"] == "tanh":  # sqrt(2 / pi) (x + 0.044715 x^3), arXiv:1606.08415
+        cube = builder.op("Mul", builder.op("Mul", x, x), builder.op("Mul", x, builder.constant(0.044715, np.float32)))
+        inner = builder.op("Mul", builder.op("Add", x, cube), builder.constant((2 / np.pi) ** 0.5, np.float32))
+        wave = builder.op("Tanh", inner)
+    else:
+        wave = builder.op("Erf", builder.op("Div", x, builder.constant(2**0.5, np.float32)))
+    total = builder.op("Mul", x, builder.op("Add", wave, builder.constant(1, np.float32)))
+    return builder.op("Mul", total, builder.constant(0.5, np.float32))
+
+
+@rule("aten.scaled_dot_product_attention.default")
+def _attention(call: "Call") -> str:
+    if call["attn_mask"] is not None or call["dropout_p"] or call["enable_gqa"]:
+        raise BackendError("the exporter has no rule for attention with a mask, dropout or grouped heads")
+    builder, q, k, v = call.builder, call.tensor("query"), call.tensor("key"), call.tensor("value")
+    scale = call["scale"] or int(call.shape("query")[-1]) ** -0.5
+    rank = len(call.shape("key"))
+    turned = builder.op("Transpose", k, perm=[*range(rank - 2), rank - 1, rank - 2])
+    scaled = builder.op("Mul", q, builder.constant(scale, np.float32))
+    scores = builder.op("MatMul", scaled, turned)
+    if call["is_causal"]:
+        square = builder.op("Shape", scores, start=-2)
+        low = builder.op("ConstantOfShape", square, value=_filled(-np.inf))
+        scores = builder.op("Add", scores, builder.op("Trilu", low, builder.constant(1, np.int64), upper=1))
+    return builder.op("MatMul", builder.op("Softmax", scores, axis=-1), v)
+
+
+def _filled(value: float) -> TensorProto:
+    return TensorProto(data_type=TensorProto.FLOAT, dims=[1], float_data=[value])
+
+
+@rule("aten.pad.default")
+def _pad(call: "Call") -> str:
+    if call["mode"] not in ("constant", "reflect"):
+        raise BackendError(f"the exporter has no rule for padding in mode {call['mode']!r}")
+    pads, rank = call["pad"], len(call.shape("self"))
+    x = call.tensor("self")
+    if not any(pads):
+        return x
+    before, after = [0] * rank, [0] * rank
+    for index in range(len(pads) // 2):  # PyTorch counts from the last dimension, ONNX from the first
+        before[rank - 1 - index], after[rank - 1 - index] = pads[2 * index], pads[2 * index + 1]
+    sides = call.builder.constant(before + after, np.int64)
+    if call["mode"] == "reflect":
+        return call.builder.op("Pad", x, sides, mode="reflect")
+    return call.builder.op("Pad", x, sides, call.builder.constant(call["value"] or 0.0, np.float32))
+
+
+@rule("aten.avg_pool2d.default")
+def _avg_pool2d(call: "Call") -> str:
+    if call["divisor_override"] is not None:
+        raise BackendError("the exporter has no rule for means with a divisor of their own")
+    kernel, padding = _pair(call["kernel_size"]), _pair(call["padding"])
+    strides = _pair(call["stride"]) if call["stride"] else kernel
+    return call.builder.op(
+        "AveragePool", call.tensor("self"), kernel_shape=kernel, strides=strides, pads=[*padding, *padding],
+        ceil_mode=int(call["ceil_mode"]), count_include_pad=int(call["count_include_pad"]),
+    )  # fmt: skip
+
+
+@rule("aten.upsample_nearest2d.vec")
+def _upsample(call: "Call") -> str:
+    builder, x = call.builder, call.tensor("input")
+    how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    if call["output_size"] is None:
+        return builder.op("Resize", x, "", builder.constant([1, 1, *call["scale_factors"]], np.float32), **how)
+    leading = Size(builder.op("Shape", x, start=0, end=2))
+    return builder.op("Resize", x, "", "", builder.sizes([leading, *call["output_size"]]), **how)
+
+
+@rule("aten.embedding.default")
+def _embedding(call: "Call") -> str:
+    return call.builder.op("Gather", call.tensor("weight"), call.tensor("indices"))
