@@ -14,9 +14,9 @@ from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.outputs import check_output_type, finish_images
 from anamorph.pipelines.prompts import Asking, Family, guidance_embedding, texts
-from anamorph.pipelines.request import Request
+from anamorph.pipelines.request import Request, as_texts
 from anamorph.pipelines.sampling import FiniteCheck, Guidance, Plan
-from anamorph.pipelines.signature import Arguments
+from anamorph.pipelines.signature import Arguments, Texts
 from anamorph.pipelines.spans import table_of
 from anamorph.pipelines.tasks import Scene, Task
 from anamorph.pipelines.texts import Embeds, Encoder, last_states
@@ -122,7 +122,13 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
         With `clip_skip` the states are those before the last so many layers.
         """
-        return self._encode([prompts] * len(self.encoders), clip_skip)["prompt_embeds"]
+        return self.embeds(prompts, clip_skip=clip_skip)["prompt_embeds"]
+
+    def embeds(self, prompt: str | Sequence[str], prompt_2: Texts = None, *, clip_skip: int | None = None) -> Embeds:
+        """Texts to everything that a call takes in their place, by name of the argument; see `encode`."""
+        first = as_texts(prompt, "prompt")
+        second = first if prompt_2 is None else as_texts(prompt_2, "prompt_2")
+        return self._encode([first, *[second] * (len(self.encoders) - 1)], clip_skip)
 
     def _encode_pictures(self, pictures: NDArray[Any]) -> NDArray[Any]:
         program = self.program("vae_encoder")
