@@ -82,7 +82,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         request, unet = job.request, self._config("unet")
         table = table_of(self.scheduler, request)
         # A model that has guidance among its inputs is not guided from outside.
-        distilled = unet["time_cond_proj_dim"] is not None
+        distilled = unet.get("time_cond_proj_dim") is not None
         guidance = Guidance() if distilled else self.TASK.guidance(request)
         self._check_axes(request, guidance)
         noise, arrays = _noise(job), self.program("unet").arrays
