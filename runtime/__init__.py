@@ -24,6 +24,9 @@ if TYPE_CHECKING:
         VQModel,
     )
     from anamorph.pipelines import (
+        AutoPipelineForImage2Image,
+        AutoPipelineForInpainting,
+        AutoPipelineForText2Image,
         DiffusionPipeline,
         StableDiffusionImg2ImgPipeline,
         StableDiffusionInpaintPipeline,
@@ -77,6 +80,9 @@ _HOMES = {
     "UNet2DConditionModel": "models",
     "UNet2DModel": "models",
     "VQModel": "models",
+    "AutoPipelineForImage2Image": "pipelines",
+    "AutoPipelineForInpainting": "pipelines",
+    "AutoPipelineForText2Image": "pipelines",
     "DiffusionPipeline": "pipelines",
     "StableDiffusionImg2ImgPipeline": "pipelines",
     "StableDiffusionInpaintPipeline": "pipelines",
@@ -116,6 +122,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
     "AutoencoderKL",
     "AutoencoderTiny",
     "CLIPImageProcessor",

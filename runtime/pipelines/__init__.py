@@ -1,5 +1,6 @@
 """Pipelines: pure orchestration over engines."""
 
+from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.outputs import PipelineOutput
@@ -15,6 +16,9 @@ from anamorph.pipelines.stable_diffusion_xl import (
 )
 
 __all__ = [
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
     "DiffusionPipeline",
     "LatentDiffusion",
     "PipelineOutput",
