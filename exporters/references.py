@@ -22,7 +22,7 @@ from anamorph.components import Component, unet_multiple, vae_scale_factor
 from anamorph.errors import AnamorphError
 from anamorph.exporters.children import run_child
 from anamorph.exporters.taps import recorded
-from anamorph.exporters.trace import probes
+from anamorph.exporters.trace import branches, probes
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
@@ -30,7 +30,7 @@ from anamorph.pipelines.latent_diffusion import LatentDiffusion
 if TYPE_CHECKING:
     from anamorph.models.base import Model
 
-STEPS, GUIDANCE = 3, 5.0
+STEPS, GUIDANCE, STRENGTH = 3, 5.0, 1.0
 PROMPTS = ("a photo of a red cat", "a dog")
 
 
@@ -101,7 +101,8 @@ def _call(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
     height, width = (
         factor * (axes[name].maximum or times * multiple) for name, times in (("latent_height", 1), ("latent_width", 2))
     )
-    count = (axes["batch"].maximum or 2 * len(PROMPTS)) // 2
+    copies = branches(configs["unet"])
+    count = (axes["batch"].maximum or copies * len(PROMPTS)) // copies
     prompts = [PROMPTS[index % len(PROMPTS)] for index in range(count)]
     return {"prompt": prompts, "height": height, "width": width, "num_inference_steps": STEPS,
             "guidance_scale": GUIDANCE, "seed": list(range(count))}  # fmt: skip
@@ -117,7 +118,8 @@ def trajectory(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> Iterator[tup
     """The latents after each step of a request, by name of the step, and last the picture."""
     assert isinstance(pipe, LatentDiffusion)
     sources = {name: _source(name, len(call["prompt"]), call["height"], call["width"]) for name in pipe.TASK.needs}
-    arguments: dict[str, Any] = {**call, **sources}
+    every = {**call, **sources, "strength": STRENGTH}
+    arguments: dict[str, Any] = {name: value for name, value in every.items() if name in pipe.TAKES.all}
     for state in pipe.steps(**arguments):
         yield f"step {state.index + 1} of {state.total}", np.asarray(state.latents)
         last = state
@@ -125,7 +127,7 @@ def trajectory(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> Iterator[tup
 
 
 def _source(name: str, count: int, height: int, width: int) -> NDArray[np.float32]:
-    """What a model for inpainting starts from: ramps [N, H, W, 3], masks [N, H, W] of the right half."""
+    """What a pipeline starts from that draws on pictures: ramps [N, H, W, 3], masks [N, H, W] of the right half."""
     y, x = np.indices((height, width), np.float32)
     ramps = np.stack([x / width, y / height, x * y / (width * height)], -1)
     one = (x >= width / 2).astype(np.float32) if name == "mask_image" else ramps.astype(np.float32)
@@ -136,10 +138,11 @@ def main(arguments: Sequence[str]) -> int:
     """Draw the picture whose request lies in the folder; failures are one sentence on the error stream."""
     checkpoint, variant, folder = arguments
     try:
+        opened = open_checkpoint(Source(checkpoint))
+        unused: dict[str, Any] = {name: None for name in ("safety_checker",) if name in opened.components}
         pipe = DiffusionPipeline.from_pretrained(
-            open_checkpoint(Source(checkpoint)).folder, backend="eager", device="cpu", torch_dtype="float32",
-            variant=variant or None, safety_checker=None,
-        )  # fmt: skip
+            opened.folder, backend="eager", device="cpu", torch_dtype="float32", variant=variant or None, **unused
+        )
         arrays: dict[str, Any] = dict(trajectory(pipe, read_call(Path(folder))))
         np.savez(Path(folder) / "picture.npz", **arrays)
     except (AnamorphError, OSError) as error:
