@@ -27,7 +27,6 @@ from anamorph.schedulers import load_scheduler
 PROMPTS = {"bundled": "red apple"}
 PROMPT = "a photograph of a lighthouse on a cliff at dusk"
 NEGATIVE = "blurred"
-TOKENS = 77
 STRENGTHS = {"image-to-image": 0.8, "inpaint": 1.0}
 """Tasks that start from a picture, and how much of it is drawn anew."""
 ALLOWED = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -84,7 +83,7 @@ def write_inputs(cell: Cell, checkpoint: Checkpoint, folder: Path, steps: int) -
     np.save(folder / "latents.npy", latents)
     np.save(folder / "decode.npy", latents)
     sizes = {"batch": cell.batch * (1 + guided), "latent_height": height // factor, "latent_width": width // factor,
-             "sequence": TOKENS}  # fmt: skip
+             "sequence": _config(checkpoint, "text_encoder")["max_position_embeddings"]}  # fmt: skip
     noise = SeededNoise(tuple(range(sizes["batch"])))
     slot = checkpoint.components["unet"]
     interface = read_component(checkpoint, "unet", (slot[1],) if slot else ()).interface("unet").required

@@ -42,7 +42,8 @@ class Diffusers(TorchArm):  # type: ignore[misc]
             pipe.unet.forward = torch.compile(pipe.unet.forward, **how)
             pipe.vae.decode = torch.compile(pipe.vae.decode, **how)
         self.clock = Clock(torch.cuda.synchronize if cuda else lambda: None)
-        pipe.text_encoder.forward = self.clock.timed("text", pipe.text_encoder.forward)
+        for encoder in filter(None, (pipe.text_encoder, getattr(pipe, "text_encoder_2", None))):
+            encoder.forward = self.clock.timed("text", encoder.forward)
         pipe.unet.forward = self.clock.timed("denoiser", pipe.unet.forward)
         pipe.vae.decode = self.clock.timed("vae", pipe.vae.decode)
         pipe.vae.encode = self.clock.timed("encode", pipe.vae.encode)
@@ -53,10 +54,6 @@ class Diffusers(TorchArm):  # type: ignore[misc]
             "placement": [f"diffusers {self.mode} on {pipe.unet.device}, {torch.get_num_threads()} threads"],
             "threads": torch.get_num_threads(),
         }
-
-    def encoder(self, ids: Any) -> Any:
-        """diffusers keeps transformers' encoder."""
-        return self.pipe.text_encoder(ids.to(self.place["device"])).last_hidden_state
 
     def denoiser(self, given: dict[str, Any], extra: dict[str, Any], timestep: Any) -> Any:
         """The UNet."""

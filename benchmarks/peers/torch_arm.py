@@ -8,7 +8,6 @@ import numpy as np
 from serve import Clock, start_pictures
 
 TIMESTEP = 500.0
-TOKENS = 77
 
 
 class TorchArm:
@@ -25,10 +24,6 @@ class TorchArm:
         import torch
 
         self.diffusers, self.torch, self.place = diffusers, torch, {}
-
-    def encoder(self, ids: Any) -> Any:
-        """Hidden states [N, S, D] of token ids."""
-        raise NotImplementedError
 
     def denoiser(self, given: dict[str, Any], extra: dict[str, Any], timestep: Any) -> Any:
         """One prediction."""
@@ -70,10 +65,9 @@ class TorchArm:
 
     def text(self, inputs: Path) -> Any:
         """Hidden states of the prompt."""
-        tokens = self.pipe.tokenizer(
-            _call(inputs)["prompt"], padding="max_length", max_length=TOKENS, return_tensors="pt"
-        )
-        return _array(self.encoder(tokens.input_ids))
+        device = self.place.get("device", "cpu")
+        told = {"prompt": _call(inputs)["prompt"], "device": device, "num_images_per_prompt": 1}
+        return _array(self.pipe.encode_prompt(**told, do_classifier_free_guidance=False)[0])
 
     def denoise(self, inputs: Path) -> Any:
         """One call of the denoiser."""
