@@ -143,9 +143,10 @@ class ClipTokenizer:
         return ClipTokenizer(self._vocabulary, self.config, {**had, **words})
 
     def words(self, text: str) -> list[tuple[int, str]]:
-        """Ids of a text, without begin and end, each with the piece of the text that it stands for."""
+        """Ids of a text, without begin and end, each with its piece of the text and the blanks before that."""
         found = _encoded(self._tokenizer, text, whole=False)
-        return [(index, text[begin:end]) for index, (begin, end) in zip(found.ids, found.offsets, strict=True)]
+        ends = [0, *(end for _, end in found.offsets)]
+        return [(index, text[begin:end]) for index, begin, end in zip(found.ids, ends, ends[1:], strict=False)]
 
     def __len__(self) -> int:
         return self.vocab_size

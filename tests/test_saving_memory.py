@@ -31,7 +31,7 @@ def test_tiles_are_those_of_diffusers_and_slices_change_nothing(sd1: Path) -> No
     pipe: Any = StableDiffusionPipeline.from_pretrained(sd1, backend="eager")
     whole = drawn(pipe)
     pipe.enable_vae_slicing()
-    assert np.abs(drawn(pipe) - whole).max() <= 1e-6
+    assert np.abs(drawn(pipe) - whole).max() <= 1e-5
     pipe.enable_vae_tiling()
     theirs.vae.enable_tiling()
     expected = drawn(theirs)

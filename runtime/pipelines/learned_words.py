@@ -29,7 +29,7 @@ def teach(
 ) -> None:
     """Read the sources and give their words to the tokenizers; nothing changes where one of them is refused."""
     sources = list(source) if isinstance(source, list | tuple) else [source]
-    tokens = list(token) if isinstance(token, list | tuple) else [token] * len(sources)
+    tokens: list[str | None] = [token] * len(sources) if token is None or isinstance(token, str) else list(token)
     if len(tokens) != len(sources):
         raise InputError(f"there are {len(sources)} learned words and {len(tokens)} tokens; give as many")
     slot = _slot(pipe, *chosen)
