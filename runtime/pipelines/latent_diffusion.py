@@ -12,6 +12,7 @@ from anamorph.components import vae_scale_factor
 from anamorph.errors import ConfigError, InputError
 from anamorph.hub import HubOptions
 from anamorph.noise import NoiseSource, SeededNoise, TorchNoise
+from anamorph.pipelines import watermark
 from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.learned_words import forget, teach
@@ -50,6 +51,8 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         super().__init__(*components, **named)
         self._check_channels()
         configs = {name: loaded.config for name, loaded in self._models.items()}
+        if self.options.get("add_watermarker"):
+            watermark.check()
         self.FAMILY.check(type(self).__name__, configs, self.options)
 
     __init__.__doc__ = DiffusionPipeline.__init__.__doc__
@@ -91,7 +94,10 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     def _job(self, call: Arguments) -> Job:
         more = partial(self.FAMILY.more, options=self.options, encoders=len(self.encoders))
-        return job_of(call, self._limits(), self.TASK.needs, more)
+        job = job_of(call, self._limits(), self.TASK.needs, more)
+        if self.options.get("add_watermarker"):
+            watermark.check(job.request.width)
+        return job
 
     def plan(self, job: Job) -> Plan:
         request, unet = job.request, self._config("unet")
@@ -227,7 +233,8 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         _, cut = autoencoder_tiles(self._config("vae"))
         pixels = divided(program, "latent_sample", sample, cut, self.sparing)
         FiniteCheck(program.arrays, "vae_decoder").add_now(pixels, "decoding the latents")
-        return finish_images(program.arrays.get(pixels), output_type)
+        pixels = program.arrays.get(pixels)
+        return finish_images(watermark.marked(pixels) if self.options.get("add_watermarker") else pixels, output_type)
 
     decode.__doc__ = DiffusionPipeline.decode.__doc__
 
