@@ -2,6 +2,10 @@
 
 from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.latent_consistency import (
+    LatentConsistencyModelImg2ImgPipeline,
+    LatentConsistencyModelPipeline,
+)
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.outputs import PipelineOutput
 from anamorph.pipelines.stable_diffusion import (
@@ -20,6 +24,8 @@ __all__ = [
     "AutoPipelineForInpainting",
     "AutoPipelineForText2Image",
     "DiffusionPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
     "LatentDiffusion",
     "PipelineOutput",
     "StableDiffusionImg2ImgPipeline",

@@ -101,10 +101,9 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     def plan(self, job: Job) -> Plan:
         request, unet = job.request, self._config("unet")
-        table = table_of(self.scheduler, request)
+        table = table_of(self.scheduler, request, self.TASK.distilled)
         # A model that has guidance among its inputs is not guided from outside.
-        distilled = unet.get("time_cond_proj_dim") is not None
-        guidance = Guidance() if distilled else self.TASK.guidance(request)
+        guidance = Guidance() if unet.get("time_cond_proj_dim") is not None else self.TASK.guidance(request)
         self._check_axes(request, guidance)
         noise, arrays = _noise(job), self.program("unet").arrays
         wording = Wording(bool(request.prompt_weighting), bool(request.long_prompts))

@@ -48,6 +48,7 @@ class Request:
     denoising_end: float | None = None
     prompt_weighting: bool | None = None
     long_prompts: bool | None = None
+    original_inference_steps: int | None = None
 
     @property
     def images(self) -> int:

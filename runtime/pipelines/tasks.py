@@ -68,6 +68,12 @@ def classifier_free(request: Request) -> Guidance:
     return Guidance((request.guidance_scale,) if request.guidance_scale > 1 else (), request.guidance_rescale)
 
 
+def unguided(request: Request) -> Guidance:
+    """No other branch, whatever the scale."""
+    del request
+    return Guidance()
+
+
 def plain_model(latent_channels: int) -> tuple[int, ...]:
     """A denoiser that sees the latents alone."""
     return (latent_channels,)
@@ -82,13 +88,15 @@ def plain_or_inpainting(latent_channels: int) -> tuple[int, ...]:
 class Task:
     """A task: its `start`, the sources that it `needs`, how it guides, and how many channels its denoiser may take.
 
-    `channels` is a function of the number of channels that latents have.
+    `channels` is a function of the number of channels that latents have. `distilled`: the scheduler chooses the
+    timesteps of a strength among those that the model was distilled on.
     """
 
     start: Callable[[Scene], Start]
     needs: tuple[str, ...] = ()
     guidance: Callable[[Request], Guidance] = classifier_free
     channels: Callable[[int], tuple[int, ...]] = plain_model
+    distilled: bool = False
 
 
 LOG_VARIANCE = (-30.0, 20.0)
