@@ -248,7 +248,8 @@ for _name, _kind in (("mean.dim", "ReduceMean"), ("sum.dim_IntList", "ReduceSum"
 def _vector_norm(call: "Call") -> str:
     if call["ord"] != 2:
         raise BackendError(f"the exporter has no rule for norms of order {call['ord']}")
-    return _reduction("ReduceL2")(call)
+    norm: str = _reduction("ReduceL2")(call)
+    return norm
 
 
 @rule("aten.clamp_min.default")
