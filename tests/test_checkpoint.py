@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from anamorph import DiffusionPipeline, StableDiffusionPipeline
 from anamorph.checkpoint import Source, open_checkpoint
-from anamorph.errors import AnamorphError, CheckpointError, ConfigError
+from anamorph.errors import AnamorphError, CheckpointError, ConfigError, InputError
 from anamorph.weights import safetensors_entries
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -172,6 +172,15 @@ def test_folders_of_the_first_versions_are_understood(copy: Path) -> None:
     (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({**old, "predict_epsilon": True}))
     again = DiffusionPipeline.from_pretrained(copy, backend="null")
     assert again.scheduler.config["prediction_type"] == "epsilon"
+
+
+def test_pickles_are_refused_where_safetensors_are_asked_for(copy: Path) -> None:
+    StableDiffusionPipeline.from_pretrained(copy, backend="null", use_safetensors=True)
+    with pytest.raises(InputError, match="use_safetensors=False asks for pickles"):
+        StableDiffusionPipeline.from_pretrained(copy, backend="null", use_safetensors=False)
+    (copy / UNET).rename((copy / UNET).with_suffix(".bin"))
+    with pytest.raises(CheckpointError, match="unet holds pickles and no safetensors"):
+        StableDiffusionPipeline.from_pretrained(copy, backend="null", use_safetensors=True)
 
 
 def test_a_pickle_that_runs_code_is_refused_unrun(copy: Path, tmp_path: Path) -> None:

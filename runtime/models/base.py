@@ -16,7 +16,7 @@ from anamorph.errors import CheckpointError, ConfigError
 from anamorph.files import replacing
 from anamorph.hub import HubOptions, find_component
 from anamorph.pickles import load_pickle, tensors
-from anamorph.weights import Stored, WeightFiles, find_weights
+from anamorph.weights import Stored, WeightFiles, check_form, find_weights
 
 TORCH_TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -87,6 +87,7 @@ class Model(nn.Module):
         subfolder: str | None = None,
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
+        use_safetensors: bool | None = None,
         **hub: Unpack[HubOptions],
     ) -> Self:
         """Load `config.json` and weights of a folder or hub id; `torch_dtype=None` means float32.
@@ -96,9 +97,11 @@ class Model(nn.Module):
         """
         place = find_component(pretrained_model_name_or_path, subfolder, ("*.json", "*.safetensors", "*.bin"), **hub)
         config = read_json(place / "config.json")
+        weights = find_weights(place, cls.STEM, variant)
+        check_form(weights, use_safetensors)
         with torch.device("meta"):
             model = cls(**config)
-        model.load(find_weights(place, cls.STEM, variant), torch_dtype or torch.float32)
+        model.load(weights, torch_dtype or torch.float32)
         return model.eval()
 
     @classmethod

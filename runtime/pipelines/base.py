@@ -22,6 +22,7 @@ from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import Slots, check_given, check_slots, library, models, parts_of, read_slot
 from anamorph.schedulers import Scheduler
 from anamorph.tokenizer import ClipTokenizer
+from anamorph.weights import check_form, find_weights
 
 
 class DiffusionPipeline:
@@ -89,6 +90,7 @@ class DiffusionPipeline:
         revision: str | None = None,
         cache_dir: str | None = None,
         local_files_only: bool = False,
+        use_safetensors: bool | None = None,
         custom_pipeline: str | Path | None = None,
         trust_remote_code: bool = False,
         **components: Any,
@@ -97,7 +99,8 @@ class DiffusionPipeline:
 
         `backend`, `device` and `torch_dtype` may be mappings from component or part names (and "default") to
         values. `components` replace the checkpoint's own (`scheduler=`, `vae=`, ...; `safety_checker=None`) and its
-        settings. `custom_pipeline` names a Python file that defines the class, which runs only with
+        settings. `use_safetensors=True` refuses pickles, which are otherwise taken where there is nothing else.
+        `custom_pipeline` names a Python file that defines the class, which runs only with
         `trust_remote_code=True`.
 
         Raises CheckpointError: files are missing, damaged or do not fit. Raises ConfigError: a configuration is
@@ -110,16 +113,26 @@ class DiffusionPipeline:
             kind = custom_class(custom_pipeline, trusted=trust_remote_code)
         else:
             kind = cls._class_for(checkpoint.class_name, str(checkpoint.folder))
-        return kind.from_checkpoint(checkpoint, components, backend=backend, device=device, torch_dtype=torch_dtype)
+        return kind.from_checkpoint(
+            checkpoint, components, use_safetensors, backend=backend, device=device, torch_dtype=torch_dtype
+        )
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, components: Mapping[str, Any], **wishes: Any) -> Self:
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        components: Mapping[str, Any],
+        use_safetensors: bool | None = None,
+        **wishes: Any,
+    ) -> Self:
         """Load from an opened folder; see `from_pretrained`."""
         check_given(cls.__name__, cls.SLOTS, tuple(cls.OPTIONS), components)
         check_slots(cls.__name__, cls.SLOTS, checkpoint, components)
         found = {name: read_slot(checkpoint, name, slot) for name, slot in cls.SLOTS.items() if name not in components}
-        found |= {component.name: component for component in settle_variant(
-            [value for value in found.values() if isinstance(value, Component)])}  # fmt: skip
+        settled = settle_variant([value for value in found.values() if isinstance(value, Component)])
+        for component in settled if use_safetensors is not None and checkpoint.artifact is None else ():
+            check_form(find_weights(component.stored, component.stem, component.variant), use_safetensors)
+        found |= {component.name: component for component in settled}
         options = {name: checkpoint.settings[name] for name in cls.OPTIONS if name in checkpoint.settings}
         return cls(**{**options, **found, **components}, **wishes, origin=checkpoint)
 
