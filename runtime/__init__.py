@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anamorph import errors as errors
+    from anamorph.bert_tokenizer import BertTokenizer
     from anamorph.clip_image import CLIPImageProcessor
     from anamorph.models import (
         AutoencoderKL,
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
         VQModel,
     )
     from anamorph.pipelines import (
+        DDIMPipeline,
+        DDPMPipeline,
         DiffusionPipeline,
+        DiTPipeline,
+        LDMTextToImagePipeline,
         StableDiffusionImg2ImgPipeline,
         StableDiffusionInpaintPipeline,
         StableDiffusionPipeline,
@@ -61,6 +66,7 @@ if TYPE_CHECKING:
     from anamorph.tokenizer import ClipTokenizer
 
 _HOMES = {
+    "BertTokenizer": "bert_tokenizer",
     "CLIPImageProcessor": "clip_image",
     "AutoencoderKL": "models",
     "AutoencoderTiny": "models",
@@ -74,7 +80,11 @@ _HOMES = {
     "UNet2DConditionModel": "models",
     "UNet2DModel": "models",
     "VQModel": "models",
+    "DDIMPipeline": "pipelines",
+    "DDPMPipeline": "pipelines",
+    "DiTPipeline": "pipelines",
     "DiffusionPipeline": "pipelines",
+    "LDMTextToImagePipeline": "pipelines",
     "StableDiffusionImg2ImgPipeline": "pipelines",
     "StableDiffusionInpaintPipeline": "pipelines",
     "StableDiffusionPipeline": "pipelines",
@@ -112,6 +122,7 @@ _HOMES = {
 __all__ = [
     "AutoencoderKL",
     "AutoencoderTiny",
+    "BertTokenizer",
     "CLIPImageProcessor",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
@@ -120,13 +131,16 @@ __all__ = [
     "CMStochasticIterativeScheduler",
     "ClipTokenizer",
     "DDIMInverseScheduler",
+    "DDIMPipeline",
     "DDIMScheduler",
+    "DDPMPipeline",
     "DDPMScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
+    "DiTPipeline",
     "DiTTransformer2DModel",
     "DiffusionPipeline",
     "EDMDPMSolverMultistepScheduler",
@@ -141,6 +155,7 @@ __all__ = [
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LDMBertModel",
+    "LDMTextToImagePipeline",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
     "RePaintScheduler",

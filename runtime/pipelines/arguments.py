@@ -10,6 +10,7 @@ from PIL import Image
 
 from anamorph.arrays import to_numpy
 from anamorph.errors import InputError
+from anamorph.noise import NoiseSource, SeededNoise, TorchNoise
 from anamorph.pipelines.cropping import Box, region
 from anamorph.pipelines.pictures import (
     Fit,
@@ -55,6 +56,13 @@ class Job:
     sources: Sources = field(default_factory=Sources)
     overlay: Overlay | None = None
 
+    @property
+    def noise(self) -> NoiseSource:
+        """A new source of this job's noise, at its beginning."""
+        if self.request.seeds is not None:
+            return SeededNoise(self.request.seeds)
+        return TorchNoise(self.generator, self.request.images)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -88,7 +96,7 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str]) -> Job:
     height, width = _size(call, limits, brought)
     request = Request(
         prompts, negatives_for(len(prompts), call["negative_prompt"]), height, width, call["num_inference_steps"],
-        float(call["guidance_scale"]), call["num_images_per_prompt"], float(call["eta"]), _seeds(call, images),
+        float(call["guidance_scale"]), call["num_images_per_prompt"], float(call["eta"]), seeds_of(call, images),
         _frozen(call["timesteps"]), _frozen(call["sigmas"]), float(call["guidance_rescale"]), call["clip_skip"],
         _strength(call), call["padding_mask_crop"],
     )  # fmt: skip
@@ -103,7 +111,8 @@ def _frozen(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
     return None if values is None else tuple(values)
 
 
-def _seeds(call: Arguments, images: int) -> tuple[int, ...] | None:
+def seeds_of(call: Arguments, images: int) -> tuple[int, ...] | None:
+    """One seed per picture, None where generators draw; raises InputError: both are given, or a wrong number."""
     if call["generator"] is None:
         return seeds_for(images, call["seed"])
     if call["seed"] is not None:

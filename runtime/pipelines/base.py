@@ -35,6 +35,8 @@ class DiffusionPipeline:
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
     TAKES: ClassVar[Signature]
     DENOISER: ClassVar[str] = "unet"
+    BRANCHES: ClassVar[int] = 2
+    """How often each picture is in the denoiser's batch where a call is guided."""
     show_progress: bool | None = None
     """Whether a call draws a progress bar; None: only where the error stream is a terminal."""
     registry: ClassVar[dict[str, type["DiffusionPipeline"]]] = {}
@@ -226,6 +228,11 @@ class DiffusionPipeline:
     def decode(self, latents: Array, output_type: str = "pil") -> Any:
         """Latents of the denoiser (or NumPy, or a tensor) to pictures, as `output_type` says."""
         raise NotImplementedError
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The arguments that a call must have, because its pictures start from them."""
+        return ()
 
     def program(self, part: str) -> Program:
         """The opened part of that name."""

@@ -6,15 +6,14 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from anamorph.arrays import Array
-from anamorph.components import vae_scale_factor
-from anamorph.errors import ConfigError, InputError
-from anamorph.noise import NoiseSource, SeededNoise, TorchNoise
+from anamorph.components import latent_channels, vae_scale_factor
+from anamorph.errors import ConfigError
 from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.outputs import check_output_type, finish_images
+from anamorph.pipelines.decoding import decoded
 from anamorph.pipelines.prompts import Asking, Family, guidance_embedding, texts
 from anamorph.pipelines.request import Request, steps_left
-from anamorph.pipelines.sampling import FiniteCheck, Guidance, Plan
+from anamorph.pipelines.sampling import FiniteCheck, Guidance, Plan, check_axes
 from anamorph.pipelines.signature import Arguments
 from anamorph.pipelines.tasks import Scene, Task
 from anamorph.pipelines.texts import Embeds, Encoder, last_states
@@ -27,6 +26,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
     A subclass declares its `TASK`, and the `FAMILY` that says how texts are encoded and what the denoiser is told.
     """
 
+    VAE: ClassVar[str] = "vae"
     TASK: ClassVar[Task]
     FAMILY: ClassVar[Family] = Family(last_states, (texts, guidance_embedding))
 
@@ -37,7 +37,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
     __init__.__doc__ = DiffusionPipeline.__init__.__doc__
 
     def _check_channels(self) -> None:
-        channels, latents = self._config("unet")["in_channels"], self._config("vae")["latent_channels"]
+        channels, latents = self._config("unet")["in_channels"], latent_channels(self._config(self.VAE))
         expected = self.TASK.channels(latents)
         if channels in expected:
             return
@@ -52,7 +52,13 @@ class LatentDiffusion(DiffusionPipeline, public=False):
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent along one side."""
-        return vae_scale_factor(self._config("vae"))
+        return vae_scale_factor(self._config(self.VAE))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.TASK.needs
+
+    needs.__doc__ = DiffusionPipeline.needs.__doc__
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
@@ -62,12 +68,16 @@ class LatentDiffusion(DiffusionPipeline, public=False):
                      for name in names)  # fmt: skip
 
     def _limits(self) -> Limits:
-        factor, vae = self.vae_scale_factor, self._config("vae")
-        text = [loaded.config for name, loaded in self._models.items() if name.startswith("text_encoder")]
+        factor, vae = self.vae_scale_factor, self._config(self.VAE)
         return Limits(
-            factor, self._config("unet")["sample_size"] * factor, vae["in_channels"], vae["latent_channels"],
-            sum(config["hidden_size"] for config in text), min(config["num_hidden_layers"] for config in text),
+            factor, self._config("unet")["sample_size"] * factor, vae["in_channels"], latent_channels(vae),
+            *self._text_sizes(),
         )  # fmt: skip
+
+    def _text_sizes(self) -> tuple[int, int]:
+        """Width of encoded texts, and layers that may be skipped."""
+        text = [loaded.config for name, loaded in self._models.items() if name.startswith("text_encoder")]
+        return sum(config["hidden_size"] for config in text), min(config["num_hidden_layers"] for config in text)
 
     def _job(self, call: Arguments) -> Job:
         return job_of(call, self._limits(), self.TASK.needs)
@@ -78,12 +88,17 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         # A model that has guidance among its inputs is not guided from outside.
         distilled = unet["time_cond_proj_dim"] is not None
         guidance = Guidance() if distilled else self.TASK.guidance(request)
-        self._check_axes(request, guidance)
-        noise, arrays = _noise(job), self.program("unet").arrays
+        factor = self.vae_scale_factor
+        sizes = {"latent_height": request.height // factor, "latent_width": request.width // factor,
+                 "batch": guidance.branches * request.images}  # fmt: skip
+        what = (f"{request.images} of {request.height}x{request.width} pixels ({factor} to a latent, "
+                f"{guidance.branches} branches)")  # fmt: skip
+        check_axes(self.program("unet"), sizes, what)
+        noise, arrays = job.noise, self.program("unet").arrays
         asking = Asking(job, guidance, self._encode, len(self.encoders), unet, self.options)
         told = {name: value for condition in self.FAMILY.conditions for name, value in condition(asking).items()}
-        vae, factor = self._config("vae"), self.vae_scale_factor
-        channels = vae["latent_channels"]
+        vae = self._config(self.VAE)
+        channels = latent_channels(vae)
         scene = Scene(
             request, guidance, job.sources, job.latents, table, noise,
             (channels, request.height // factor, request.width // factor), vae["scaling_factor"],
@@ -94,19 +109,6 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         return Plan(table, start.latents, conditions, guidance, noise, start.channels, start.after)
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__
-
-    def _check_axes(self, request: Request, guidance: Guidance) -> None:
-        """Raise InputError before anything runs where the denoiser was exported for other sizes than the call's."""
-        factor = self.vae_scale_factor
-        sizes = {"latent_height": request.height // factor, "latent_width": request.width // factor,
-                 "batch": guidance.branches * request.images}  # fmt: skip
-        axes = self.program("unet").interface.axes
-        for name in (name for name in sizes if name in axes):
-            if (refusal := axes[name].refusal(sizes[name])) is not None:
-                raise InputError(
-                    f"the opened unet cannot draw {request.images} of {request.height}x{request.width} pixels "
-                    f"({factor} to a latent, {guidance.branches} branches): {refusal}"
-                )
 
     def _table(self, request: Request) -> Table:
         def table(begin: int) -> Table:
@@ -139,19 +141,6 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         return program.arrays.get(moments)
 
     def decode(self, latents: Array, output_type: str = "pil") -> Any:
-        check_output_type(output_type)
-        if output_type == "latent":
-            return latents
-        program = self.program("vae_decoder")
-        sample = program.arrays.accept(latents) / self._config("vae")["scaling_factor"]
-        pixels = program.session()({"latent_sample": sample})["sample"]
-        FiniteCheck(program.arrays, "vae_decoder").add_now(pixels, "decoding the latents")
-        return finish_images(program.arrays.get(pixels), output_type)
+        return decoded(self.program("vae_decoder"), self._config(self.VAE), latents, output_type)
 
     decode.__doc__ = DiffusionPipeline.decode.__doc__
-
-
-def _noise(job: Job) -> NoiseSource:
-    if job.request.seeds is not None:
-        return SeededNoise(job.request.seeds)
-    return TorchNoise(job.generator, job.request.images)

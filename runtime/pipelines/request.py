@@ -17,6 +17,7 @@ class Request:
 
     `prompt` and `negative_prompt` (None: there is none) have one entry per prompt; `seeds` one per picture (prompts
     times `num_images_per_prompt`, pictures of one prompt side by side), or none where the caller brought the noise.
+    Without texts, each picture has an empty prompt.
     """
 
     prompt: tuple[str, ...]
@@ -34,6 +35,8 @@ class Request:
     clip_skip: int | None = None
     strength: float | None = None
     padding_mask_crop: int | None = None
+    class_labels: tuple[int, ...] | None = None
+    use_clipped_model_output: bool | None = None
 
     @property
     def images(self) -> int:
@@ -42,7 +45,7 @@ class Request:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types, without what only other tasks have."""
-        optional = ("clip_skip", "strength", "padding_mask_crop")
+        optional = ("clip_skip", "strength", "padding_mask_crop", "class_labels", "use_clipped_model_output")
         items = [(key, value) for key, value in asdict(self).items() if value is not None or key not in optional]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
 

@@ -21,6 +21,9 @@ class Arguments(TypedDict, total=False):
                           "a list of those, or latents"]  # fmt: skip
     mask_image: Annotated[Any, "at least 0.5 where something is to be drawn; of the picture's size"]
     masked_image_latents: Annotated[Any, "the encoded picture without what is to be drawn, [B, c, h, w]"]
+    depth_map: Annotated[Any, "depths [H, W] or [B, H, W] of the picture, near or far of any unit, larger is nearer"]
+    class_labels: Annotated[Sequence[int] | int | None, "the class of each picture"]
+    batch_size: Annotated[int, "how many pictures"]
     height: Annotated[int | None, "pixels; None: the model's own size"]
     width: Annotated[int | None, "pixels; None: the model's own size"]
     padding_mask_crop: Annotated[int | None, "draw the region around the mask with so many pixels of surroundings, "
@@ -30,9 +33,12 @@ class Arguments(TypedDict, total=False):
     timesteps: Annotated[Sequence[int] | None, "training timesteps of your own, falling"]
     sigmas: Annotated[Sequence[float] | None, "noise levels of your own, falling"]
     guidance_scale: Annotated[float, "s of classifier-free guidance; at 1 and below no other branch is computed"]
+    image_guidance_scale: Annotated[float, "how close to the given picture; 1 and above"]
+    noise_level: Annotated[int, "training timestep up to which the given picture is noised"]
     negative_prompt: Annotated[Texts, "what to keep away from: a text for all, or one for each prompt"]
     num_images_per_prompt: Annotated[int, "pictures of each prompt, side by side"]
     eta: Annotated[float, "0..1: noise of DDIM's steps"]
+    use_clipped_model_output: Annotated[bool | None, "whether DDIM takes the noise from the clipped estimate"]
     generator: Annotated[Any, "torch.Generator, or one for each picture, instead of `seed`"]
     latents: Annotated[Any, "the first latents [N, c, h, w], instead of drawn ones"]
     prompt_embeds: Annotated[Any, "encoded prompts [P, S, D], instead of `prompt`"]
@@ -51,6 +57,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "num_inference_steps": 50,
         "guidance_scale": 7.5,
+        "batch_size": 1,
         "num_images_per_prompt": 1,
         "eta": 0.0,
         "output_type": "pil",

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.checkpoint import Checkpoint
 from anamorph.clip_image import CLIPImageProcessor
 from anamorph.errors import CheckpointError, ConfigError, InputError
@@ -14,6 +15,8 @@ from anamorph.pipelines.loading import read_component
 from anamorph.schedulers import Scheduler
 from anamorph.schedulers.registry import scheduler_from_folder
 from anamorph.tokenizer import ClipTokenizer
+
+Tokenizer = ClipTokenizer | BertTokenizer
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "tokenizer": Kind(ClipTokenizer.from_pretrained, ClipTokenizer, "anamorph.ClipTokenizer"),
+        "word pieces": Kind(BertTokenizer.from_pretrained, BertTokenizer, "anamorph.BertTokenizer"),
         "scheduler": Kind(scheduler_from_folder, Scheduler, "a scheduler of anamorph"),
         "processor": Kind(CLIPImageProcessor.from_pretrained, CLIPImageProcessor, "anamorph.CLIPImageProcessor"),
     }
@@ -56,6 +60,7 @@ def model(*classes: str, parts: tuple[str, ...] = (), optional: bool = False, wi
 
 
 TOKENIZER = Slot("tokenizer")
+WORD_PIECES = Slot("word pieces")
 SCHEDULER = Slot("scheduler")
 UNUSED = Slot("unused", optional=True)
 
