@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint, component_config
-from anamorph.components import unet_multiple, vae_scale_factor
+from anamorph.components import vae_scale_factor
+from anamorph.exporters.trace import probe_sizes
+from anamorph.interface import Axis, size_of
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.slots import models
 
 STEPS, GUIDANCE = 3, 5.0
 PROMPTS = ("a photo of a red cat", "a dog")
@@ -45,20 +46,13 @@ def trial(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _size(kind: type[DiffusionPipeline], artifact: Artifact, checkpoint: Checkpoint) -> tuple[int, int]:
     """Height and width in pixels: the smallest height, and twice that for the width, where the artifact lets choose."""
-    configs = {
-        name: component_config(checkpoint.place(name)) for name in models(kind.SLOTS) if checkpoint.components.get(name)
-    }
     decoder = artifact.parts.get("vae_decoder")
-    factor = 1 if decoder is None else vae_scale_factor(configs[decoder.component])
-    port = artifact.parts[kind.DENOISER].interface.inputs[0]
-    sides = []
-    for times, axis in zip((1, 2), port.axes[2:], strict=True):
-        if isinstance(axis, int):
-            sides.append(factor * axis)
-        else:
-            least = max(unet_multiple(configs[kind.DENOISER]), axis.minimum)  # type: ignore[union-attr]
-            sides.append(factor * (axis.maximum or times * least))  # type: ignore[union-attr]
-    return sides[0], sides[1]
+    factor = 1 if decoder is None else vae_scale_factor(component_config(checkpoint.place(decoder.component)))
+    interface = artifact.parts[kind.DENOISER].interface
+    smallest = probe_sizes(interface)[0]
+    height, width = (size_of(axis, smallest) for axis in interface.inputs[0].axes[2:])
+    free = interface.axes.get("latent_width", Axis("latent_width", maximum=width)).maximum is None
+    return factor * height, factor * (2 * width if free else width)
 
 
 def trajectory(pipe: DiffusionPipeline, folder: Path) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -1,6 +1,7 @@
 """Pipelines without CLIP, compared with diffusers step by step in float32 and on every engine."""
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import transformers
 from checkpoints import UNET, VAE, noisy
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
-from exported import FORMATS, exported, once
+from exported import FORMATS, exported, once, shared_place
 from parity import IMAGE_BOUND, LATENT_BOUND, Trace, generator, ours, worst
 from test_models_autoencoders import VQ
 from test_models_pictures import BERT
@@ -37,9 +38,11 @@ def ddpm(folder: Path, **scheduler: Any) -> None:
 def dit(folder: Path) -> None:
     model = noisy(diffusers.DiTTransformer2DModel(**{**DIT, "num_embeds_ada_norm": 1000}), 1)
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
-    names = {3: "tabby, tabby cat", 999: "toilet tissue"}
     vae = noisy(diffusers.AutoencoderKL(**VAE), 2)
-    diffusers.DiTPipeline(model, vae, scheduler, id2label=names).save_pretrained(folder)
+    diffusers.DiTPipeline(model, vae, scheduler).save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index["id2label"] = {"3": "tabby, tabby cat", "999": "toilet tissue"}  # as in the published files
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def words(folder: Path) -> transformers.BertTokenizer:
@@ -68,8 +71,8 @@ KINDS = {"DDPMPipeline": "ddpm", "DDIMPipeline": "ddpm", "DiTPipeline": "dit", "
 
 
 @pytest.fixture(scope="session")
-def folders(shared: Path) -> dict[str, Path]:
-    return {name: once(shared / name, make) for name, make in MAKERS.items()}
+def folders() -> dict[str, Path]:
+    return {name: once(shared_place() / name, make) for name, make in MAKERS.items()}
 
 
 def reference(kind: str, folder: Path, seeds: Any, **call: Any) -> Trace:
@@ -122,7 +125,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("DDIMPipeline", {"use_clipped_model_output": True}),
     ("DiTPipeline", {"guidance_scale": 3.01}),
     ("DiTPipeline", {"class_labels": [3, 18]}),
-    ("LDMTextToImagePipeline", {"guidance_scale": 3.01}),
+    ("LDMTextToImagePipeline", {"guidance_scale": 3.5}),  # its codebook hides less
 ]
 
 
