@@ -33,6 +33,9 @@ if TYPE_CHECKING:
         StableDiffusionImg2ImgPipeline,
         StableDiffusionInpaintPipeline,
         StableDiffusionPipeline,
+        StableDiffusionXLImg2ImgPipeline,
+        StableDiffusionXLInpaintPipeline,
+        StableDiffusionXLPipeline,
     )
     from anamorph.plugins import hookimpl, list_backends
     from anamorph.schedulers import (
@@ -88,6 +91,9 @@ _HOMES = {
     "StableDiffusionImg2ImgPipeline": "pipelines",
     "StableDiffusionInpaintPipeline": "pipelines",
     "StableDiffusionPipeline": "pipelines",
+    "StableDiffusionXLImg2ImgPipeline": "pipelines",
+    "StableDiffusionXLInpaintPipeline": "pipelines",
+    "StableDiffusionXLPipeline": "pipelines",
     "list_backends": "plugins",
     "hookimpl": "plugins",
     "CMStochasticIterativeScheduler": "schedulers",
@@ -164,6 +170,9 @@ __all__ = [
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionSafetyChecker",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLPipeline",
     "TCDScheduler",
     "UNet2DConditionModel",
     "UNet2DModel",

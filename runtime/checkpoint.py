@@ -49,6 +49,11 @@ class Checkpoint:
     variant: str | None = None
     artifact: Artifact | None = None
 
+    @property
+    def refining(self) -> bool:
+        """Whether it is a refiner of SDXL's kind, whose denoiser is told an aesthetic score instead of a size."""
+        return bool(self.settings.get("requires_aesthetics_score"))
+
     def place(self, component: str) -> Path:
         """The component's subfolder.
 
@@ -106,7 +111,7 @@ def _as_foreign(opened: Checkpoint) -> Checkpoint:
 
     if (form := foreign_format(opened.folder)) is None:
         return opened
-    artifact = read_foreign(opened.folder, form, {name: slot[1] for name, slot in opened.components.items() if slot})
+    artifact = read_foreign(opened, form)
     log.info("%s: %s", opened.folder, artifact.image["status"])
     return replace(opened, class_name=pipeline_class(opened.class_name), artifact=artifact)
 

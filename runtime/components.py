@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Component:
     variant: str | None = None
     module: Any = None
     checkpoint: Checkpoint | None = None
+    refining: bool = False
+    """Whether it belongs to SDXL's refiner, whose denoiser's configuration does not tell."""
 
     @property
     def artifact(self) -> Artifact | None:
@@ -50,7 +53,7 @@ class Component:
     @property
     def parts(self) -> tuple[str, ...]:
         """The functions that engines open, in order."""
-        return tuple(interfaces(self.class_name, self.name))
+        return tuple(interfaces(self.class_name, self.name, self.refining))
 
     @property
     def stored(self) -> Path:
@@ -68,7 +71,7 @@ class Component:
         """Inputs and outputs of one part; an exported one may take fewer sizes than the model."""
         if self.artifact is not None and part in self.artifact.parts:
             return self.artifact.parts[part].interface
-        return interfaces(self.class_name, self.name)[part](self.config)
+        return interfaces(self.class_name, self.name, self.refining)[part](self.config)
 
 
 def text_encoder_interface(config: Config) -> Interface:
@@ -86,6 +89,13 @@ def text_encoder_interface(config: Config) -> Interface:
             *(Port(f"hidden_states.{layer}", states) for layer in layers),
         ),
     )
+
+
+def projected_text_interface(config: Config) -> Interface:
+    """The same with the projected text [B, P] first, instead of the pooled states."""
+    plain = text_encoder_interface(config)
+    last, _, *states = plain.outputs
+    return replace(plain, outputs=(Port("text_embeds", (BATCH, config["projection_dim"])), last, *states))
 
 
 def bert_interface(config: Config) -> Interface:
@@ -147,10 +157,10 @@ def transformer_interface(config: Config) -> Interface:
     )
 
 
-def unet_interface(config: Config) -> Interface:
+def unet_interface(config: Config, time_ids: int = 6) -> Interface:
     """One denoiser call: x_t [B, C, h, w], t (scalar) and what the model is conditioned on -> [B, C_out, h, w].
 
-    The residuals of a ControlNet are optional.
+    `time_ids` as for `condition_ports`; the residuals of a ControlNet are optional.
     """
     height, width = _sides(config)
     return Interface(
@@ -158,7 +168,7 @@ def unet_interface(config: Config) -> Interface:
         (
             Port("sample", (BATCH, config["in_channels"], height, width)),
             Port("timestep", ()),
-            *condition_ports(config),
+            *condition_ports(config, time_ids),
             *residual_ports(config),
         ),
         (Port("out_sample", (BATCH, config["out_channels"], height, width)),),
@@ -226,6 +236,7 @@ def vae_scale_factor(config: Mapping[str, Any]) -> int:
 
 _INTERFACES: dict[str, dict[str, Callable[[Config], Interface]]] = {
     "CLIPTextModel": {"text_encoder": text_encoder_interface},
+    "CLIPTextModelWithProjection": {"text_encoder": projected_text_interface},
     "UNet2DConditionModel": {"unet": unet_interface},
     "UNet2DModel": {"unet": plain_unet_interface},
     "DiTTransformer2DModel": {"transformer": transformer_interface},
@@ -239,14 +250,19 @@ _INTERFACES: dict[str, dict[str, Callable[[Config], Interface]]] = {
 }
 
 
-def interfaces(class_name: str, slot: str) -> dict[str, Callable[[Config], Interface]]:
+_REFINING = {"UNet2DConditionModel": {"unet": partial(unet_interface, time_ids=5)}}
+
+
+def interfaces(class_name: str, slot: str, refining: bool = False) -> dict[str, Callable[[Config], Interface]]:
     """Part name -> how its interface follows from the configuration; a model's only part is called as its `slot`.
+
+    `refining`: it belongs to SDXL's refiner.
 
     Raises ConfigError: no model of that class is known.
     """
     if class_name not in _INTERFACES:
         raise ConfigError(f"no model class {class_name!r} is known; known are {', '.join(_INTERFACES)}")
-    declared = _INTERFACES[class_name]
+    declared = {**_INTERFACES, **(_REFINING if refining else {})}[class_name]
     if len(declared) > 1:
         return declared
     (declare,) = declared.values()

@@ -5,12 +5,12 @@ with its interface. Nothing certifies what they compute.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from anamorph.artifact import DRAFT, PORTABLE, UNVERIFIED, Artifact, FileRecord, Part
-from anamorph.checkpoint import component_config
+from anamorph.checkpoint import Checkpoint, component_config
 from anamorph.components import even, interfaces
 from anamorph.config import Config
 from anamorph.errors import ArtifactError
@@ -47,16 +47,18 @@ def pipeline_class(name: str) -> str:
     return name
 
 
-def read_foreign(folder: Path, form: str, classes: Mapping[str, str]) -> Artifact:
-    """Describe such a folder; `classes` maps all its components to their classes.
+def read_foreign(opened: Checkpoint, form: str) -> Artifact:
+    """Describe such a folder.
 
     All files are read once for their SHA-256, so that what an engine opens later is what was found now.
     Raises ConfigError: a component's class or configuration is not served.
     """
+    folder = opened.folder
     parts = {
         name: _part(folder, component, file, interface)
-        for component, class_name in classes.items()
-        for name, file, interface in _functions(folder, form, component, class_name)
+        for component, slot in opened.components.items()
+        if slot is not None
+        for name, file, interface in _functions(opened, form, component, slot[1])
     }
     total = hashlib.sha256()
     for part in parts.values():
@@ -66,12 +68,13 @@ def read_foreign(folder: Path, form: str, classes: Mapping[str, str]) -> Artifac
     return Artifact(folder, form, PORTABLE, parts, source, {"status": STATUS}, {})
 
 
-def _functions(folder: Path, form: str, component: str, class_name: str) -> Iterator[tuple[str, Path, Interface]]:
+def _functions(opened: Checkpoint, form: str, component: str, class_name: str) -> Iterator[tuple[str, Path, Interface]]:
     """Part, file and interface of everything that a component's class can do and the folder has a graph for."""
+    folder = opened.folder
     places = (component, f"{component}_encoder", f"{component}_decoder")
     if not any((folder / place / FILES[form]).is_file() for place in places):
         return  # a scheduler, a tokenizer, or a model that the tool has left as it was
-    known = interfaces(class_name, component)
+    known = interfaces(class_name, component, opened.refining)
     for name, declare in known.items():
         file = folder / name / FILES[form]
         if file.is_file():

@@ -3,6 +3,8 @@
 tiny_sd1  epsilon, DDIM, 1x1-conv projections, one number of heads, quick_gelu, 3 levels; 8 pixels per latent
 tiny_sd2  v_prediction, DDIM, linear projections, heads per level, gelu, 2 levels; 2 pixels per latent
 tiny_inpaint  as tiny_sd1 with 2 levels, and a denoiser of 9 channels
+tiny_sdxl  epsilon, Euler, two text encoders, numbers of micro-conditioning, 2 levels; 2 pixels per latent
+tiny_refiner  as tiny_sdxl with the second text encoder alone, and a score among the numbers
 """
 
 import json
@@ -73,6 +75,45 @@ def tiny_inpaint(folder: Path) -> Path:
     return save_pipeline(folder, {**UNET, "in_channels": 9}, {**VAE, **vae}, CLIP, "epsilon", kind)
 
 
+def tiny_sdxl(folder: Path, *, kind: Any = diffusers.StableDiffusionXLPipeline, **unet: Any) -> Path:
+    """A checkpoint of SDXL's kind; `unet` replaces keys of its denoiser."""
+    return save_xl(folder, kind, {"cross_attention_dim": 32 + 40, "projection_class_embeddings_input_dim": 24 + 6 * 8,
+                                  **unet}, {})  # fmt: skip
+
+
+def tiny_refiner(folder: Path) -> Path:
+    """A checkpoint of the kind of SDXL's refiner."""
+    unet = {"cross_attention_dim": 40, "projection_class_embeddings_input_dim": 24 + 5 * 8}
+    absent = {"text_encoder": None, "tokenizer": None, "requires_aesthetics_score": True}
+    return save_xl(folder, diffusers.StableDiffusionXLImg2ImgPipeline, unet, absent)
+
+
+def save_xl(folder: Path, kind: Any, unet: dict[str, Any], changes: dict[str, Any]) -> Path:
+    """Write a pipeline of SDXL's kind; `changes` are other components and settings."""
+    levels = {"transformer_layers_per_block": (1, 2), "use_linear_projection": True, "attention_head_dim": (2, 4),
+              "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+              "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+              "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}  # fmt: skip
+    with TemporaryDirectory() as draft:
+        tokenizer = tiny_tokenizer(Path(draft))
+        second = transformers.CLIPTokenizer.from_pretrained(draft, model_max_length=77, pad_token="!")
+    wide = {**CLIP, "hidden_size": 40, "num_hidden_layers": 3, "hidden_act": "gelu"}
+    parts = {
+        "vae": noisy(diffusers.AutoencoderKL(**VAE, scaling_factor=0.13025), 1),
+        "text_encoder": noisy(tiny_clip(len(tokenizer), **CLIP), 2),
+        "text_encoder_2": noisy(tiny_clip(len(tokenizer), transformers.CLIPTextModelWithProjection, **wide), 4),
+        "tokenizer": tokenizer,
+        "tokenizer_2": second,
+        "unet": noisy(diffusers.UNet2DConditionModel(**{**UNET, **levels, **unet}), 3),
+        "scheduler": diffusers.EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+            timestep_spacing="leading",
+        ),
+    }  # fmt: skip
+    kind(**{**parts, **changes}, add_watermarker=False).save_pretrained(folder)
+    return folder
+
+
 def save_pipeline(
     folder: Path,
     unet: dict[str, Any],
@@ -107,10 +148,10 @@ def save_pipeline(
     return folder
 
 
-def tiny_clip(vocab_size: int, **config: Any) -> transformers.CLIPTextModel:
+def tiny_clip(vocab_size: int, kind: Any = transformers.CLIPTextModel, **config: Any) -> Any:
     """transformers' text encoder whose last token ids are begin and end."""
     ids = {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1, "pad_token_id": vocab_size - 1}
-    return transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=vocab_size, **{**ids, **config}))
+    return kind(transformers.CLIPTextConfig(vocab_size=vocab_size, **{**ids, **config}))
 
 
 def tiny_tokenizer(folder: Path) -> transformers.CLIPTokenizer:

@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more thre
 else:
     os.environ["ANAMORPH_TESTS"] = tempfile.mkdtemp(prefix="anamorph-tests-")  # the processes of a run share it
 
-from checkpoints import tiny_sd1, tiny_sd2
+from checkpoints import tiny_refiner, tiny_sd1, tiny_sd2, tiny_sdxl
 from exported import once, one_process, shared_place
 
 
@@ -34,6 +34,18 @@ def sd1() -> Path:
 def sd2() -> Path:
     """A random checkpoint of the second kind (v-prediction, 2 pixels per latent)."""
     return once(shared_place() / "sd2", tiny_sd2)
+
+
+@pytest.fixture(scope="session")
+def sdxl() -> Path:
+    """A random checkpoint of SDXL's kind (two text encoders, 2 pixels per latent)."""
+    return once(shared_place() / "sdxl", tiny_sdxl)
+
+
+@pytest.fixture(scope="session")
+def refiner() -> Path:
+    """A random checkpoint of the kind of SDXL's refiner."""
+    return once(shared_place() / "refiner", tiny_refiner)
 
 
 @pytest.fixture(name="one_process")

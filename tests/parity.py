@@ -34,7 +34,8 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
 @functools.cache
 def _opened(kind: str, folder: Path) -> tuple[Any, Any]:
     """diffusers' pipeline and its own scheduler; loading takes longer than a picture."""
-    pipe = getattr(diffusers, kind).from_pretrained(folder, safety_checker=None)
+    silent = {} if "XL" in kind else {"safety_checker": None}
+    pipe = getattr(diffusers, kind).from_pretrained(folder, **silent)
     pipe.set_progress_bar_config(disable=True)
     return pipe, pipe.scheduler
 

@@ -1,6 +1,6 @@
 """How the arguments of a call become a checked `Job`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,11 +64,16 @@ class Job:
         return TorchNoise(self.generator, self.request.images)
 
 
+MoreFields = Callable[[Arguments, int], dict[str, Any]]
+"""From a call and its number of prompts to further fields of a request; raises InputError."""
+
+
 @dataclass(frozen=True)
 class Limits:
-    """What a pipeline's models say about arguments: sides in pixels, channels, the text's width, layers of the encoder.
+    """What a pipeline's models say about arguments: sides in pixels, channels, widths of texts, layers to skip.
 
-    `factor` is the number of pixels per latent along one side, `side` the model's own size.
+    `factor` is the number of pixels per latent along one side, `side` the model's own size; `pooled` is the width of
+    pooled texts, None where the denoiser takes none.
     """
 
     factor: int
@@ -77,10 +82,13 @@ class Limits:
     latent_channels: int
     width: int
     layers: int
+    pooled: int | None = None
 
 
-def job_of(call: Arguments, limits: Limits, needs: Sequence[str]) -> Job:
+def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFields) -> Job:
     """Check a call and freeze it; `needs` are the names of the sources that the task starts from.
+
+    `more` checks what only one family of pipelines takes.
 
     Raises InputError: an argument is missing, out of range or does not fit the others.
     """
@@ -98,7 +106,7 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str]) -> Job:
         prompts, negatives_for(len(prompts), call["negative_prompt"]), height, width, call["num_inference_steps"],
         float(call["guidance_scale"]), call["num_images_per_prompt"], float(call["eta"]), seeds_of(call, images),
         _frozen(call["timesteps"]), _frozen(call["sigmas"]), float(call["guidance_rescale"]), call["clip_skip"],
-        _strength(call), call["padding_mask_crop"],
+        _strength(call), call["padding_mask_crop"], **more(call, len(prompts)),
     )  # fmt: skip
     shape = (limits.latent_channels, height // limits.factor, width // limits.factor)
     overlay = _overlay(call, height, width)
@@ -125,8 +133,8 @@ def _check_clip_skip(clip_skip: int | None, layers: int) -> None:
         raise InputError(f"clip_skip is {clip_skip!r}, expected None or 0 to {layers} layers")
 
 
-EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
-"""Encoded texts that a caller may bring."""
+EMBEDS = ("prompt_embeds", "pooled_prompt_embeds")
+"""Encoded texts that a caller may bring, each also with "negative_" before its name."""
 
 
 def _embeds(call: Arguments, limits: Limits) -> dict[str, NDArray[Any]]:
@@ -134,16 +142,28 @@ def _embeds(call: Arguments, limits: Limits) -> dict[str, NDArray[Any]]:
         raise InputError("give either negative_prompt or negative_prompt_embeds, not both")
     if call["prompt_embeds"] is not None and call["clip_skip"] is not None:
         raise InputError("clip_skip says how texts are encoded, but prompt_embeds are given; leave one out")
-    arrays = {name: _embed(name, call[name], limits) for name in EMBEDS if call[name] is not None}  # type: ignore[literal-required]
-    if len({array.shape for array in arrays.values()}) > 1:
-        raise InputError("prompt_embeds and negative_prompt_embeds have different shapes; expected the same")
+    arrays = {}
+    for name, value in call.items():
+        if value is not None and name.removeprefix("negative_") in EMBEDS:
+            arrays[name] = _embed(name, value, limits)
+    for prefix in ("", "negative_"):
+        given = [prefix + name for name in EMBEDS if prefix + name in arrays]
+        if limits.pooled is not None and len(given) == 1:
+            missing = next(prefix + name for name in EMBEDS if prefix + name not in given)
+            raise InputError(f"{given[0]} without {missing}; this model takes both, from the same encoders")
+    for name in EMBEDS:
+        pair = [arrays[prefix + name].shape for prefix in ("", "negative_") if prefix + name in arrays]
+        if len(set(pair)) > 1:
+            raise InputError(f"{name} and negative_{name} have different shapes; expected the same")
     return arrays
 
 
 def _embed(name: str, value: Any, limits: Limits) -> NDArray[Any]:
-    array = to_numpy(value).astype(np.float32)
-    if array.ndim != 3 or array.shape[2] != limits.width or not len(array):
-        raise InputError(f"{name} has shape {list(array.shape)}, expected [prompts, tokens, {limits.width}]")
+    array, pooled = to_numpy(value).astype(np.float32), "pooled" in name
+    width = limits.pooled if pooled else limits.width
+    if array.ndim != (2 if pooled else 3) or array.shape[-1] != width or not len(array):
+        expected = f"[prompts, {width}]" if pooled else f"[prompts, tokens, {width}]"
+        raise InputError(f"{name} has shape {list(array.shape)}, expected {expected}")
     return array
 
 

@@ -170,11 +170,11 @@ class DiffusionPipeline:
 
     def _open(self, name: str, value: Any) -> Loaded:
         slot, parts = self.SLOTS[name], parts_of(self.SLOTS)
-        component = as_component(name, value, slot.classes)
+        component = as_component(name, value, slot.classes, bool(self.options.get("requires_aesthetics_score")))
         wanted = [part for part, owner in parts.items() if owner == name]
         if isinstance(component, Loaded):
             return completed(component, wanted)
-        return open_component(component, wanted, Wishes.of(*self._given, [*models(self.SLOTS), *parts]))
+        return open_component(component, wanted, Wishes.of(*self._given, [*models(self.SLOTS), *parts]), slot.wide)
 
     # ---- a call --------------------------------------------------------------------------------------------------
 

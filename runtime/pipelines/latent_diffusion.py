@@ -1,6 +1,7 @@
 """What all pipelines of text encoders, a conditional UNet and an autoencoder share; a task is data to it."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -12,12 +13,12 @@ from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.decoding import decoded
 from anamorph.pipelines.prompts import Asking, Family, guidance_embedding, texts
-from anamorph.pipelines.request import Request, steps_left
+from anamorph.pipelines.request import as_texts
 from anamorph.pipelines.sampling import FiniteCheck, Guidance, Plan, check_axes
-from anamorph.pipelines.signature import Arguments
+from anamorph.pipelines.signature import Arguments, Texts
+from anamorph.pipelines.spans import table_of
 from anamorph.pipelines.tasks import Scene, Task
 from anamorph.pipelines.texts import Embeds, Encoder, last_states
-from anamorph.schedulers import Table
 
 
 class LatentDiffusion(DiffusionPipeline, public=False):
@@ -33,6 +34,8 @@ class LatentDiffusion(DiffusionPipeline, public=False):
     def __init__(self, *components: Any, **named: Any) -> None:
         super().__init__(*components, **named)
         self._check_channels()
+        configs = {name: loaded.config for name, loaded in self._models.items()}
+        self.FAMILY.check(type(self).__name__, configs, self.options)
 
     __init__.__doc__ = DiffusionPipeline.__init__.__doc__
 
@@ -74,17 +77,22 @@ class LatentDiffusion(DiffusionPipeline, public=False):
             *self._text_sizes(),
         )  # fmt: skip
 
-    def _text_sizes(self) -> tuple[int, int]:
-        """Width of encoded texts, and layers that may be skipped."""
+    def _text_sizes(self) -> tuple[int, int, int | None]:
+        """Width of encoded texts, layers that may be skipped, width of pooled texts where the denoiser takes any."""
         text = [loaded.config for name, loaded in self._models.items() if name.startswith("text_encoder")]
-        return sum(config["hidden_size"] for config in text), min(config["num_hidden_layers"] for config in text)
+        return (
+            sum(config["hidden_size"] for config in text),
+            min(config["num_hidden_layers"] for config in text) - self.FAMILY.unused_layers,
+            text[-1]["projection_dim"] if self._config("unet").get("addition_embed_type") == "text_time" else None,
+        )
 
     def _job(self, call: Arguments) -> Job:
-        return job_of(call, self._limits(), self.TASK.needs)
+        more = partial(self.FAMILY.more, options=self.options, encoders=len(self.encoders))
+        return job_of(call, self._limits(), self.TASK.needs, more)
 
     def plan(self, job: Job) -> Plan:
         request, unet = job.request, self._config("unet")
-        table = self._table(request)
+        table = table_of(self.scheduler, request)
         # A model that has guidance among its inputs is not guided from outside.
         distilled = unet["time_cond_proj_dim"] is not None
         guidance = Guidance() if distilled else self.TASK.guidance(request)
@@ -110,20 +118,6 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__
 
-    def _table(self, request: Request) -> Table:
-        def table(begin: int) -> Table:
-            return self.scheduler.table(
-                request.num_inference_steps, timesteps=request.timesteps, sigmas=request.sigmas, eta=request.eta,
-                begin=begin,
-            )  # fmt: skip
-
-        whole = table(0)
-        if request.strength is None:
-            return whole
-        steps = request.num_inference_steps or len(whole)
-        skipped = steps - steps_left(steps, request.strength)
-        return table(skipped * self.scheduler.order) if skipped else whole
-
     def _encode(self, prompts: Sequence[Sequence[str]], clip_skip: int | None) -> Embeds:
         return self.FAMILY.encode(self.encoders, prompts, clip_skip)
 
@@ -132,7 +126,13 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
         With `clip_skip` the states are those before the last so many layers.
         """
-        return self._encode([prompts] * len(self.encoders), clip_skip)["prompt_embeds"]
+        return self.embeds(prompts, clip_skip=clip_skip)["prompt_embeds"]
+
+    def embeds(self, prompt: str | Sequence[str], prompt_2: Texts = None, *, clip_skip: int | None = None) -> Embeds:
+        """Texts to everything that a call takes in their place, by name of the argument; see `encode`."""
+        first = as_texts(prompt, "prompt")
+        second = first if prompt_2 is None else as_texts(prompt_2, "prompt_2")
+        return self._encode([first, *[second] * (len(self.encoders) - 1)], clip_skip)
 
     def _encode_pictures(self, pictures: NDArray[Any]) -> NDArray[Any]:
         program = self.program("vae_encoder")

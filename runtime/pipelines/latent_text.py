@@ -46,5 +46,5 @@ class LDMTextToImagePipeline(LatentDiffusion):
 
     encoders.__doc__ = LatentDiffusion.encoders.__doc__
 
-    def _text_sizes(self) -> tuple[int, int]:
-        return self._config("bert")["d_model"], 0
+    def _text_sizes(self) -> tuple[int, int, int | None]:
+        return self._config("bert")["d_model"], 0, None

@@ -88,17 +88,29 @@ def precision_name(value: Any) -> str:
     return name
 
 
-def open_component(component: Component, parts: Sequence[str], wishes: Wishes) -> Loaded:
-    """Open `parts`; those that go to the same engine and target are opened together and share their weights."""
+def open_component(component: Component, parts: Sequence[str], wishes: Wishes, wide: bool = False) -> Loaded:
+    """Open `parts`; those that go to the same engine and target are opened together and share their weights.
+
+    A `wide` component whose configuration says `force_upcast` runs in float32 unless float16 is wished for it by name.
+    """
     groups: dict[tuple[str, Target], tuple[Backend, list[str]]] = {}
     for part in parts:
         backend = wishes.backend_of(component, part)
         target = wishes.target_of(component.name, part, backend)
+        if wide and component.config.get("force_upcast") and not {part, component.name} & set(wishes.precision):
+            target = _widened(part, target)
         groups.setdefault((backend.name, target), (backend, []))[1].append(part)
     programs: dict[str, Program] = {}
     for (_, target), (backend, names) in groups.items():
         programs |= backend.open(_readable(component, backend), names, target)
     return Loaded(component, programs)
+
+
+def _widened(part: str, target: Target) -> Target:
+    if target.precision != "float16":
+        return target
+    log.info("%s: kept in float32, because its values overflow in float16; name it in torch_dtype to insist", part)
+    return replace(target, precision="float32")
 
 
 def completed(loaded: Loaded, parts: Sequence[str]) -> Loaded:
@@ -133,7 +145,7 @@ def _readable(component: Component, backend: Backend) -> Component:
     return read_component(exported, component.name, (component.class_name,))
 
 
-def as_component(name: str, value: Any, class_names: Sequence[str]) -> Component | Loaded:
+def as_component(name: str, value: Any, class_names: Sequence[str], refining: bool = False) -> Component | Loaded:
     """What a pipeline's constructor was given for a model slot.
 
     Raises InputError: something else than a component or one of our PyTorch models, or a model of a wrong class.
@@ -147,7 +159,7 @@ def as_component(name: str, value: Any, class_names: Sequence[str]) -> Component
     config = getattr(value, "config", None)
     if kind not in class_names or not isinstance(config, Config):
         raise InputError(f"{name} is a {kind}, expected a model of anamorph: {' or '.join(class_names)}")
-    return Component(name, kind, config, module=value)
+    return Component(name, kind, config, module=value, refining=refining)
 
 
 def read_component(checkpoint: Checkpoint, name: str, class_names: Sequence[str]) -> Component:
@@ -160,9 +172,12 @@ def read_component(checkpoint: Checkpoint, name: str, class_names: Sequence[str]
         raise CheckpointError(f"{checkpoint.folder}/model_index.json has no {name}; this pipeline needs one")
     if slot[1] not in class_names:
         raise ConfigError(f"{name} of {checkpoint.folder} is a {slot[1]}, expected {' or '.join(class_names)}")
-    interfaces(slot[1], name)
+    interfaces(slot[1], name, checkpoint.refining)
     folder = checkpoint.place(name) if checkpoint.artifact is None else _exported_folder(checkpoint.artifact, name)
-    return Component(name, slot[1], component_config(folder), folder, checkpoint.variant, checkpoint=checkpoint)
+    return Component(
+        name, slot[1], component_config(folder), folder, checkpoint.variant, checkpoint=checkpoint,
+        refining=checkpoint.refining,
+    )  # fmt: skip
 
 
 def _exported_folder(artifact: Artifact, name: str) -> Path:

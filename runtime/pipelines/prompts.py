@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anamorph.config import Config
 from anamorph.pipelines.arguments import EMBEDS, Job
 from anamorph.pipelines.sampling import Guidance
+from anamorph.pipelines.signature import Arguments
 from anamorph.pipelines.texts import Embeds, TextsToEmbeds
 
-PORTS: Mapping[str, str] = {"prompt_embeds": "encoder_hidden_states"}
+PORTS: Mapping[str, str] = {"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "text_embeds"}
 """Encoded texts -> input of the denoiser."""
 
 
@@ -35,19 +37,45 @@ Condition = Callable[[Asking], dict[str, NDArray[Any]]]
 """Inputs of the denoiser by name, [branches * N, ...], the least conditioned branch first."""
 
 
+class MoreFields(Protocol):
+    """From a call and its number of prompts to further fields of its request; raises InputError."""
+
+    def __call__(
+        self, call: Arguments, prompts: int, *, options: Mapping[str, Any], encoders: int
+    ) -> dict[str, Any]: ...
+
+
+def no_more(call: Arguments, prompts: int, *, options: Mapping[str, Any], encoders: int) -> dict[str, Any]:  # noqa: ARG001
+    """No further fields."""
+    return {}
+
+
+Check = Callable[[str, Mapping[str, Config], Mapping[str, Any]], None]
+"""Looks at a pipeline's class, its models' configurations and its settings; raises ConfigError."""
+
+
+def no_check(owner: str, configs: Mapping[str, Config], options: Mapping[str, Any]) -> None:
+    """Everything fits."""
+
+
 @dataclass(frozen=True)
 class Family:
     """How the denoisers of a family are told what to draw: from texts to embeds, and all that they get to know."""
 
     encode: TextsToEmbeds
     conditions: tuple[Condition, ...]
+    more: MoreFields = no_more
+    check: Check = no_check
+    unused_layers: int = 0
+    """Layers at the end of an encoder that are left out without `clip_skip`."""
 
 
 def texts(asking: Asking) -> dict[str, NDArray[Any]]:
     """The prompt for the last branch, and the negative prompt for all before it."""
     request, branches = asking.job.request, asking.guidance.branches
-    negative = _negative(asking) if branches > 1 else {}
-    positive = _given(asking.job, "") or asking.encode([request.prompt] * asking.encoders, request.clip_skip)
+    words = _for_each(asking, request.prompt, request.prompt_2)
+    positive = _given(asking.job, "") or asking.encode(words, request.clip_skip)
+    negative = _negative(asking, positive) if branches > 1 else {}
     result = {}
     for name, value in positive.items():
         every = [*[negative[name]] * (branches - 1), value] if branches > 1 else [value]
@@ -55,10 +83,18 @@ def texts(asking: Asking) -> dict[str, NDArray[Any]]:
     return result
 
 
-def _negative(asking: Asking) -> Embeds:
+def _negative(asking: Asking, positive: Embeds) -> Embeds:
     request = asking.job.request
+    given = _given(asking.job, "negative_")
+    if not given and request.negative_prompt is None and asking.options.get("force_zeros_for_empty_prompt"):
+        return {name: np.zeros_like(value) for name, value in positive.items()}
     words = request.negative_prompt or ("",) * len(request.prompt)
-    return _given(asking.job, "negative_") or asking.encode([words] * asking.encoders, None)
+    return given or asking.encode(_for_each(asking, words, request.negative_prompt_2), None)
+
+
+def _for_each(asking: Asking, first: Sequence[str], second: Sequence[str] | None) -> list[Sequence[str]]:
+    """The texts of each encoder: all but the first get the second ones, if there are any."""
+    return [first if index == 0 or second is None else second for index in range(asking.encoders)]
 
 
 def _given(job: Job, prefix: str) -> Embeds:

@@ -37,6 +37,18 @@ class Request:
     padding_mask_crop: int | None = None
     class_labels: tuple[int, ...] | None = None
     use_clipped_model_output: bool | None = None
+    prompt_2: tuple[str, ...] | None = None
+    negative_prompt_2: tuple[str, ...] | None = None
+    original_size: tuple[int, int] | None = None
+    crops_coords_top_left: tuple[int, int] | None = None
+    target_size: tuple[int, int] | None = None
+    negative_original_size: tuple[int, int] | None = None
+    negative_crops_coords_top_left: tuple[int, int] | None = None
+    negative_target_size: tuple[int, int] | None = None
+    aesthetic_score: float | None = None
+    negative_aesthetic_score: float | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
 
     @property
     def images(self) -> int:
@@ -44,9 +56,8 @@ class Request:
         return len(self.prompt) * self.num_images_per_prompt
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, without what only other tasks have."""
-        optional = ("clip_skip", "strength", "padding_mask_crop", "class_labels", "use_clipped_model_output")
-        items = [(key, value) for key, value in asdict(self).items() if value is not None or key not in optional]
+        """As plain JSON types, without what is not set."""
+        items = ((key, value) for key, value in asdict(self).items() if value is not None)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
 
 

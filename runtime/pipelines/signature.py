@@ -17,6 +17,7 @@ class Arguments(TypedDict, total=False):
     """Every argument of every pipeline, with what it means."""
 
     prompt: Annotated[Texts, "what to draw: a text, or one for each picture"]
+    prompt_2: Annotated[Texts, "the text for the second encoder; None: `prompt`"]
     image: Annotated[Any, "the picture to start from: Pillow, NumPy [H, W, C] or torch [C, H, W] in 0..1, a batch or "
                           "a list of those, or latents"]  # fmt: skip
     mask_image: Annotated[Any, "at least 0.5 where something is to be drawn; of the picture's size"]
@@ -32,10 +33,14 @@ class Arguments(TypedDict, total=False):
     num_inference_steps: Annotated[int | None, "steps of the scheduler; unless `timesteps` or `sigmas` are given"]
     timesteps: Annotated[Sequence[int] | None, "training timesteps of your own, falling"]
     sigmas: Annotated[Sequence[float] | None, "noise levels of your own, falling"]
+    denoising_start: Annotated[float | None, "0..1: how much of the way another pipeline has gone; `image` is what it "
+                                             "left, and `strength` does not count"]  # fmt: skip
+    denoising_end: Annotated[float | None, "0..1: how much of the way this pipeline goes"]
     guidance_scale: Annotated[float, "s of classifier-free guidance; at 1 and below no other branch is computed"]
     image_guidance_scale: Annotated[float, "how close to the given picture; 1 and above"]
     noise_level: Annotated[int, "training timestep up to which the given picture is noised"]
     negative_prompt: Annotated[Texts, "what to keep away from: a text for all, or one for each prompt"]
+    negative_prompt_2: Annotated[Texts, "the negative text for the second encoder; None: `negative_prompt`"]
     num_images_per_prompt: Annotated[int, "pictures of each prompt, side by side"]
     eta: Annotated[float, "0..1: noise of DDIM's steps"]
     use_clipped_model_output: Annotated[bool | None, "whether DDIM takes the noise from the clipped estimate"]
@@ -43,9 +48,19 @@ class Arguments(TypedDict, total=False):
     latents: Annotated[Any, "the first latents [N, c, h, w], instead of drawn ones"]
     prompt_embeds: Annotated[Any, "encoded prompts [P, S, D], instead of `prompt`"]
     negative_prompt_embeds: Annotated[Any, "encoded negative prompts [P, S, D]"]
+    pooled_prompt_embeds: Annotated[Any, "pooled prompts [P, E], beside `prompt_embeds`"]
+    negative_pooled_prompt_embeds: Annotated[Any, "pooled negative prompts [P, E]"]
     output_type: Annotated[str, '"pil", "np" [N, H, W, C] or "pt" [N, C, H, W] in 0..1, or "latent" [N, c, h, w]']
     return_dict: Annotated[bool, "False: a tuple instead of an object with `.images`"]
     guidance_rescale: Annotated[float, "0..1: how much of the guided output gets the unguided one's deviation"]
+    original_size: Annotated[Size, "what the model is told of the original's height and width; None: those drawn"]
+    crops_coords_top_left: Annotated[Size, "what it is told of the top and left that were cut off"]
+    target_size: Annotated[Size, "what it is told of the height and width to be seen; None: those drawn"]
+    negative_original_size: Annotated[Size, "`original_size` of the other branch"]
+    negative_crops_coords_top_left: Annotated[Size, "`crops_coords_top_left` of the other branch"]
+    negative_target_size: Annotated[Size, "`target_size` of the other branch"]
+    aesthetic_score: Annotated[float, "what a refiner is told of the picture's beauty"]
+    negative_aesthetic_score: Annotated[float, "`aesthetic_score` of the other branch"]
     clip_skip: Annotated[int | None, "last layers of the text encoder that are left out"]
     callback_on_step_end: Annotated[StepCallback | None, "called as (pipeline, step, timestep, values) after each "
                                                          "step; what it returns replaces values"]  # fmt: skip
@@ -63,6 +78,10 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "output_type": "pil",
         "return_dict": True,
         "guidance_rescale": 0.0,
+        "crops_coords_top_left": (0, 0),
+        "negative_crops_coords_top_left": (0, 0),
+        "aesthetic_score": 6.0,
+        "negative_aesthetic_score": 2.5,
         "callback_on_step_end_tensor_inputs": ("latents",),
     }
 )

@@ -101,9 +101,16 @@ def from_noise(scene: Scene) -> Start:
 
 
 def from_picture(scene: Scene) -> Start:
-    """Image to image: x = alpha x_0 + sigma z at the level of the first row (SDEdit, Meng et al. 2022)."""
+    """Image to image: x = alpha x_0 + sigma z at the level of the first row (SDEdit, Meng et al. 2022).
+
+    A picture that another pipeline has left on the way is at that level already, and so are given latents.
+    """
+    if scene.given is not None:
+        return Start(scene.arrays.put(scene.given))
     # A single generator draws once for a picture that several start from; generators of their own draw for each.
     clean = _clean(scene, scene.request.images if scene.noise.separate else None)
+    if scene.request.denoising_start is not None:
+        return Start(scene.arrays.put(clean))
     noisy = add_noise(scene.table, 0, clean, scene.noise.normal(scene.shape))
     return Start(scene.arrays.put(noisy))
 
@@ -115,7 +122,8 @@ def inpaint(scene: Scene) -> Start:
     appendix E); with any other, the picture's own latents take back what stays after each step, at its noise level
     (Lugmayr et al. 2022, arXiv:2201.09865, eq. 8).
     """
-    request, whole = scene.request, scene.request.strength == 1.0
+    request, resumed = scene.request, scene.request.denoising_start is not None
+    whole = request.strength == 1.0 and not resumed
     # A picture must not depend on its batch where seeds name it; generators draw as diffusers has them draw.
     draws = request.images if request.seeds is not None else None
     latents = clean = None
@@ -123,7 +131,7 @@ def inpaint(scene: Scene) -> Start:
         clean = _clean(scene, draws)
     noise = _noise(scene)
     if clean is not None and scene.given is None and not whole:
-        latents = add_noise(scene.table, 0, clean, noise)
+        latents = clean if resumed else add_noise(scene.table, 0, clean, noise)
     start = scene.arrays.put(_pure(scene, noise) if latents is None else latents)
     mask = _small_mask(scene)
     kept = _kept(scene, draws)

@@ -58,6 +58,25 @@ def last_states(encoders: Sequence[Encoder], texts: Sequence[Sequence[str]], cli
     return {"prompt_embeds": (scale * skipped + shift).astype(np.float32)}
 
 
+def penultimate_states(encoders: Sequence[Encoder], texts: Sequence[Sequence[str]], clip_skip: int | None) -> Embeds:
+    """SDXL: each encoder's states before its last layer, joined [P, S, D_1 + D_2], and the last one's pooled [P, E].
+
+    No norm follows; `clip_skip` leaves out so many layers more. Source: Podell et al. 2023 (arXiv:2307.01952),
+    section 2.1.
+    Raises InputError: an opened encoder hands out no states of single layers.
+    """
+    states, back = [], 2 + (clip_skip or 0)
+    for encoder, prompts in zip(encoders, texts, strict=True):
+        outputs = encoder.outputs(prompts)
+        layers = _layers(outputs)
+        if len(layers) < back:
+            name = encoder.program.interface.component
+            raise InputError(f"{name} gives the states of {len(layers)} layers, expected {back}; export it anew")
+        states.append(encoder.program.arrays.get(outputs[layers[-back]]))
+    pooled = encoder.program.arrays.get(outputs["text_embeds"])
+    return {"prompt_embeds": np.concatenate(states, axis=-1), "pooled_prompt_embeds": pooled}
+
+
 def _layers(outputs: Mapping[str, Any]) -> list[str]:
     """Names of the outputs that hold the states before the first layer and after each, in order."""
     names = (name for name in outputs if name.startswith("hidden_states."))

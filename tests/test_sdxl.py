@@ -1,0 +1,314 @@
+"""SDXL, base and refiner, compared with diffusers step by step in float32, and what is refused."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from checkpoints import tiny_sdxl
+from parity import IMAGE_BOUND, LATENT_BOUND, generator, ours, reference, worst
+from test_img2img import picture as any_picture
+from test_inpaint import mask as any_mask
+
+import anamorph
+from anamorph import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from anamorph.errors import ConfigError, InputError
+
+TEXT, IMAGE, INPAINT = (f"StableDiffusionXL{task}Pipeline" for task in ("", "Img2Img", "Inpaint"))
+OPTIONS = {"skip_prk_steps": True}
+picture = functools.partial(any_picture, 16, 16)
+mask = functools.partial(any_mask, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint whose denoiser sees the mask and what stays."""
+    folder = tmp_path_factory.mktemp("nine")
+    return tiny_sdxl(folder, kind=diffusers.StableDiffusionXLInpaintPipeline, in_channels=9)
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint whose denoiser takes the guidance as an input."""
+    return tiny_sdxl(tmp_path_factory.mktemp("distilled"), time_cond_proj_dim=16)
+
+
+@functools.cache
+def opened(folder: Path, kind: str) -> Any:
+    return getattr(anamorph, kind).from_pretrained(folder, backend="eager")
+
+
+def load(folder: Path, kind: str, scheduler: type | None = None) -> Any:
+    pipe = opened(folder, kind)
+    pipe = type(pipe)(**pipe.components, **pipe.options)
+    if scheduler is not None:
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **OPTIONS)  # type: ignore[attr-defined]
+    return pipe
+
+
+def call(kind: str, **changes: Any) -> dict[str, Any]:
+    """Two prompts."""
+    sources = {TEXT: {}, IMAGE: {"image": picture(), "strength": 0.6},
+               INPAINT: {"image": picture(), "mask_image": mask(), "height": 16, "width": 16}}[kind]  # fmt: skip
+    return {"prompt": ["a red cat", "a photo of dogs"], "negative_prompt": ["", "blue"], "num_inference_steps": 5,
+            "guidance_scale": 5.0, **sources, **changes}  # fmt: skip
+
+
+def compare(
+    folder: Path, kind: str, scheduler: type | None = None, seeds: Any = (3, 4), **changes: Any
+) -> tuple[float, float]:
+    arguments = call(kind, **changes)
+    return worst(
+        ours(load(folder, kind, scheduler), seeds, **arguments),
+        reference(folder, scheduler, seeds, kind, OPTIONS, **arguments),
+    )
+
+
+def equal(folder: Path, kind: str, scheduler: type | None = None, seeds: Any = (3, 4), **changes: Any) -> bool:
+    latents, pixels = compare(folder, kind, scheduler, seeds, **changes)
+    return latents <= LATENT_BOUND and pixels <= IMAGE_BOUND
+
+
+@pytest.mark.parametrize("kind", [TEXT, IMAGE, INPAINT])
+@pytest.mark.parametrize(
+    "scheduler", [None, anamorph.DDIMScheduler, anamorph.PNDMScheduler, anamorph.HeunDiscreteScheduler,
+                  anamorph.DPMSolverMultistepScheduler], ids=lambda scheduler: getattr(scheduler, "__name__", "Euler")
+)  # fmt: skip
+def test_every_step_equals_diffusers(sdxl: Path, kind: str, scheduler: type | None) -> None:
+    assert equal(sdxl, kind, scheduler)
+
+
+SIZES: Mapping[str, Any] = {"original_size": (30, 20), "target_size": (24, 18), "crops_coords_top_left": (3, 4)}
+NEGATIVE_SIZES: Mapping[str, Any] = {"negative_original_size": (9, 8), "negative_target_size": (7, 6)}
+ONE: Mapping[str, Any] = {"prompt": "a cat", "negative_prompt": "red", "seeds": (3,)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"prompt_2": ["of", "a dog"], "negative_prompt_2": ["red", "of"]}, id="second texts"),
+        pytest.param({"negative_prompt": None}, id="zeros for no negative prompt"),
+        pytest.param({"guidance_scale": 0.0}, id="guidance 0"),
+        pytest.param({"guidance_scale": 1.0, "negative_prompt": None}, id="guidance 1"),
+        pytest.param({"guidance_rescale": 0.6}, id="rescaled"),
+        pytest.param({"clip_skip": 1}, id="skipped layers"),
+        pytest.param({"denoising_end": 0.6}, id="an early end"),
+        pytest.param(SIZES, id="sizes"),
+        pytest.param({**ONE, **SIZES, **NEGATIVE_SIZES, "negative_crops_coords_top_left": (1, 2)}, id="negative sizes"),
+        pytest.param({"height": 24, "width": 20, "num_images_per_prompt": 2, "seeds": (1, 2, 3, 4)}, id="a size"),
+        pytest.param({"eta": 0.5, "scheduler": anamorph.DDIMScheduler}, id="noise of every step"),
+        pytest.param({"latents": torch.ones(2, 4, 8, 8)}, id="latents"),
+    ],
+)
+def test_text_to_image_equals_diffusers(sdxl: Path, changes: dict[str, Any]) -> None:
+    assert equal(sdxl, TEXT, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"denoising_start": 0.5}, id="from the middle"),
+        pytest.param({"denoising_start": 0.5, "scheduler": anamorph.HeunDiscreteScheduler}, id="two calls a step"),
+        pytest.param({"denoising_start": 0.4, "denoising_end": 0.8}, id="a span"),
+        pytest.param({"latents": torch.ones(2, 4, 8, 8)}, id="latents"),
+        pytest.param({"image": torch.ones(1, 4, 8, 8) / 2}, id="a picture's latents"),
+        pytest.param({**ONE, **SIZES, **NEGATIVE_SIZES}, id="sizes"),
+        pytest.param({"image": picture(hue=1), "num_images_per_prompt": 2, "seeds": 5}, id="one generator"),
+    ],
+)
+def test_image_to_image_equals_diffusers(sdxl: Path, changes: dict[str, Any]) -> None:
+    assert equal(sdxl, IMAGE, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"denoising_start": 0.5, "aesthetic_score": 7.0, "negative_aesthetic_score": 1.0},
+        {**ONE, "original_size": (30, 20), "crops_coords_top_left": (3, 4), "negative_crops_coords_top_left": (1, 2)},
+    ],
+    ids=["plain", "scores", "sizes"],
+)
+def test_a_refiner_equals_diffusers(refiner: Path, changes: dict[str, Any]) -> None:
+    assert equal(refiner, IMAGE, **changes)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "nine"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"strength": 1.0}, id="noise alone"),
+        pytest.param({"strength": 0.6, "seeds": 5}, id="a part, one generator"),
+        pytest.param({"denoising_start": 0.5}, id="from the middle"),
+        pytest.param({"masked_image_latents": torch.ones(1, 4, 8, 8)}, id="masked latents"),
+    ],
+)
+def test_inpainting_equals_diffusers(name: str, changes: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    assert equal(request.getfixturevalue(name), INPAINT, **changes)
+
+
+def test_base_and_refiner_draw_one_picture_as_in_diffusers(sdxl: Path, refiner: Path) -> None:
+    text = {"prompt": "a red cat", "num_inference_steps": 8}
+    theirs = []
+    for folder, kind in ((sdxl, TEXT), (refiner, IMAGE)):
+        pipe = getattr(diffusers, kind).from_pretrained(folder)
+        pipe.set_progress_bar_config(disable=True)
+        theirs.append(pipe)
+    half = theirs[0](**text, denoising_end=0.6, output_type="latent", generator=generator(1)).images
+    expected = theirs[1](**text, denoising_start=0.6, image=half, output_type="np", generator=generator(2)).images
+    half = load(sdxl, TEXT)(**text, denoising_end=0.6, output_type="latent", seed=1).images
+    result = load(refiner, IMAGE)(**text, denoising_start=0.6, image=half, output_type="np", seed=2).images
+    assert np.abs(result - expected).max() <= IMAGE_BOUND
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (TEXT, {"guidance_scale": 5.01}),
+        (TEXT, {"original_size": (17, 16)}),
+        (TEXT, {"crops_coords_top_left": (0, 1)}),
+        (TEXT, {"negative_prompt_2": ["", "a"]}),
+        (IMAGE, {"num_inference_steps": 10, "strength": 0.3}),
+        (IMAGE, {"target_size": (16, 17)}),
+        (INPAINT, {"mask_image": mask(shift=2)}),
+        (INPAINT, {"guidance_scale": 5.01}),
+    ],
+    ids=lambda value: str(list(value)) if isinstance(value, dict) else str(value),
+)
+def test_the_comparison_notices_a_slightly_different_condition(sdxl: Path, kind: str, change: dict[str, Any]) -> None:
+    expected = reference(sdxl, None, (3, 4), kind, **call(kind))
+    latents, _ = worst(ours(load(sdxl, kind), (3, 4), **call(kind, **change)), expected)
+    assert latents > LATENT_BOUND
+
+
+def test_the_comparison_notices_a_slightly_different_score(refiner: Path) -> None:
+    expected = reference(refiner, None, (3, 4), IMAGE, **call(IMAGE))
+    latents, _ = worst(ours(load(refiner, IMAGE), (3, 4), **call(IMAGE, aesthetic_score=6.1)), expected)
+    assert latents > LATENT_BOUND
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.5])
+def test_a_distilled_model_takes_the_guidance_as_an_input(distilled: Path, scale: float) -> None:
+    assert equal(distilled, TEXT, anamorph.LCMScheduler, guidance_scale=scale)
+    expected = reference(distilled, anamorph.LCMScheduler, (3, 4), TEXT, OPTIONS, **call(TEXT, guidance_scale=scale))
+    other = ours(load(distilled, TEXT, anamorph.LCMScheduler), (3, 4), **call(TEXT, guidance_scale=scale + 0.1))
+    assert worst(other, expected)[0] > LATENT_BOUND
+
+
+@pytest.mark.parametrize(("scale", "batch"), [(0.0, 2), (1.0, 2), (1.5, 4)])
+def test_without_guidance_no_other_branch_is_computed(sdxl: Path, scale: float, batch: int) -> None:
+    pipe, seen = load(sdxl, TEXT), []
+    inner = pipe.program("unet").function.__self__
+    handle = inner.conv_in.register_forward_hook(lambda _module, inputs, _out: seen.append(len(inputs[0])))
+    try:
+        pipe(["a", "b"], num_inference_steps=2, guidance_scale=scale, output_type="latent")
+    finally:
+        handle.remove()
+    assert seen == [batch] * 2
+
+
+def test_embeds_go_out_and_in(sdxl: Path) -> None:
+    pipe = load(sdxl, TEXT)
+    words = pipe("a cat", negative_prompt="red", num_inference_steps=2, seed=1, output_type="np").images
+    positive, negative = pipe.embeds("a cat"), pipe.embeds("red")
+    assert set(positive) == {"prompt_embeds", "pooled_prompt_embeds"}
+    given = {**positive, **{f"negative_{name}": value for name, value in negative.items()}}
+    assert np.array_equal(pipe(**given, num_inference_steps=2, seed=1, output_type="np").images, words)
+
+
+def test_callbacks_see_and_replace_what_the_denoiser_is_told(sdxl: Path) -> None:
+    pipe, seen = load(sdxl, TEXT), []
+
+    def look(_pipe: Any, step: int, _time: float, values: dict[str, Any]) -> dict[str, Any]:
+        seen.append({name: tuple(value.shape) for name, value in values.items()})
+        return {"add_time_ids": values["add_time_ids"] * 0} if step == 0 else {}
+
+    names = ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"]
+    arguments: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 2, "seed": 1, "output_type": "latent"}
+    changed = pipe(**arguments, callback_on_step_end=look, callback_on_step_end_tensor_inputs=names).images
+    assert seen[0] == {"latents": (1, 4, 8, 8), "prompt_embeds": (2, 77, 72), "add_text_embeds": (2, 24),
+                       "add_time_ids": (2, 6)}  # fmt: skip
+    assert not torch.equal(changed, pipe(**arguments).images)
+
+
+def test_negative_sizes_belong_to_the_negative_branch_of_every_picture(sdxl: Path) -> None:
+    # diffusers deals the two rows out in turn to a batch of both branches, which mixes them from two pictures on.
+    pipe = load(sdxl, TEXT)
+    arguments: dict[str, Any] = {**SIZES, **NEGATIVE_SIZES, "num_inference_steps": 2, "output_type": "np"}
+    together = pipe(["a cat", "a dog"], seed=[1, 2], **arguments).images
+    assert np.abs(together[1] - pipe("a dog", seed=2, **arguments).images[0]).max() <= 1e-5
+
+
+def test_saving_keeps_the_picture_and_diffusers_reads_it(refiner: Path, tmp_path: Path) -> None:
+    load(refiner, IMAGE).save_pretrained(tmp_path)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path, backend="eager")
+    assert isinstance(pipe, StableDiffusionXLImg2ImgPipeline)
+    assert pipe.options["requires_aesthetics_score"]
+    assert worst(ours(pipe, (3, 4), **call(IMAGE)), reference(tmp_path, None, (3, 4), IMAGE, **call(IMAGE)))[1] == (
+        pytest.approx(0, abs=IMAGE_BOUND)
+    )
+
+
+def test_a_refiner_is_no_base_and_a_base_no_refiner(sdxl: Path, refiner: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is a refiner's, .* but a base is needed; open it with Stable"):
+        StableDiffusionXLPipeline.from_pretrained(refiner, backend="null")
+    with pytest.raises(ConfigError, match=r"is a refiner's, .* set requires_aesthetics_score"):
+        StableDiffusionXLImg2ImgPipeline.from_pretrained(refiner, backend="null", requires_aesthetics_score=False)
+    with pytest.raises(ConfigError, match=r"is a base's, .* says refiner"):
+        StableDiffusionXLImg2ImgPipeline.from_pretrained(sdxl, backend="null", requires_aesthetics_score=True)
+    with pytest.raises(ConfigError, match="states 40 wide, the unet takes 72"):
+        StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", text_encoder=None, tokenizer=None)
+
+
+def test_the_autoencoder_stays_out_of_float16_unless_it_is_named(sdxl: Path) -> None:
+    plain = StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", torch_dtype="float16")
+    assert {part: placed.precision for part, placed in plain.placement.items()} == {
+        "vae_decoder": "float32", "text_encoder": "float16", "text_encoder_2": "float16", "unet": "float16",
+    }  # fmt: skip
+    half = {"default": "float16", "vae": "float16"}
+    named = StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", torch_dtype=half)
+    assert named.placement["vae_decoder"].precision == "float16"
+    wide = StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", torch_dtype="bfloat16")
+    assert wide.placement["vae_decoder"].precision == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        (TEXT, {"prompt_2": ["x"] * 3}, "2 prompts and 3 of prompt_2"),
+        (TEXT, {"negative_prompt": None, "negative_prompt_2": "x"}, "negative_prompt_2 without negative_prompt"),
+        (TEXT, {"original_size": (1,)}, r"original_size is \(1,\), expected two whole numbers"),
+        (TEXT, {"negative_original_size": (1, 2)}, "counts only together with the other"),
+        (TEXT, {"negative_crops_coords_top_left": (1, 2)}, "counts only with negative_original_size"),
+        (IMAGE, {"negative_crops_coords_top_left": (1, 2)}, "counts only for a refiner"),
+        (IMAGE, {"aesthetic_score": 7.0}, "no refiner and knows no scores"),
+        (TEXT, {"denoising_end": 1.5}, "denoising_end is 1.5, expected a fraction"),
+        (TEXT, {"denoising_end": 0.0001}, "denoising_end 0.0001 leaves none of 5 steps"),
+        (IMAGE, {"denoising_start": 0.9999}, "denoising_start 0.9999 leaves none"),
+        (IMAGE, {"denoising_start": 0.6, "denoising_end": 0.5}, "expected a start before the end"),
+        (TEXT, {"prompt": None, "prompt_embeds": np.zeros((1, 77, 72))}, "prompt_embeds without pooled_prompt_embeds"),
+        (TEXT, {"clip_skip": 2}, "clip_skip is 2, expected None or 0 to 1"),
+    ],
+)
+def test_wrong_arguments_are_named(sdxl: Path, kind: str, changes: dict[str, Any], words: str) -> None:
+    pipe = getattr(anamorph, kind).from_pretrained(sdxl, backend="null")
+    with pytest.raises(InputError, match=words):
+        pipe(**call(kind, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target_size": (1, 2)}, "aesthetic_score instead of a target_size"),
+        ({"prompt_2": "x"}, "this pipeline has one"),
+        ({"aesthetic_score": "much"}, "aesthetic_score is 'much'"),
+    ],
+)
+def test_wrong_arguments_of_a_refiner_are_named(refiner: Path, changes: dict[str, Any], words: str) -> None:
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(refiner, backend="null")
+    with pytest.raises(InputError, match=words):
+        pipe(**call(IMAGE, **changes))  # type: ignore[operator]
