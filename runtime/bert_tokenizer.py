@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
@@ -11,6 +11,7 @@ from tokenizers.models import WordPiece
 from anamorph.config import Config
 from anamorph.errors import CheckpointError, ConfigError
 from anamorph.files import replacing
+from anamorph.hub import HubOptions, find_component
 from anamorph.tokenizer import Encoding, encode, read_object, read_text
 
 CLASSES = ("BertTokenizer", "BertTokenizerFast")
@@ -55,13 +56,15 @@ class BertTokenizer:
         self._tokenizer.post_processor = processors.BertProcessing((end, self.end_id), (begin, ids["cls_token"]))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, subfolder: str | None = None) -> "BertTokenizer":
-        """Read a `tokenizer` folder: `tokenizer_config.json`, and `tokenizer.json` or `vocab.txt`.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, subfolder: str | None = None, **hub: Unpack[HubOptions]
+    ) -> "BertTokenizer":
+        """Read a `tokenizer` folder, or that of a hub id: `tokenizer_config.json`, and `tokenizer.json` or `vocab.txt`.
 
         Raises CheckpointError: a file is missing, damaged or too large.
         Raises ConfigError: it is another kind of tokenizer.
         """
-        place = Path(folder) / subfolder if subfolder else Path(folder)
+        place = find_component(pretrained_model_name_or_path, subfolder, ("*.json", "*.txt"), **hub)
         file = place / "tokenizer_config.json"
         config = read_object(file) if file.is_file() else {}  # BERT's defaults are enough
         if (name := config.get("tokenizer_class", CLASSES[0])) not in CLASSES:

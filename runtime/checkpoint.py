@@ -2,8 +2,7 @@
 
 import hashlib
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,24 @@ from anamorph.artifact import Artifact, is_artifact, read_artifact
 from anamorph.config import Config, read_json
 from anamorph.errors import CheckpointError
 from anamorph.files import digest
+from anamorph.hub import Source, find_folder
+
+__all__ = ["BUNDLED", "LATER_KEYS", "VERSION_WRITTEN", "Checkpoint", "Source", "component_config", "open_checkpoint"]
 
 log = logging.getLogger(__name__)
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
-"""What is downloaded of a hub id."""
 VERSION_WRITTEN = "0.42.1"
 """The version of diffusers whose layout is written."""
+LATER_KEYS: Mapping[str, Mapping[str, Any]] = {
+    "AutoencoderKL": {"scaling_factor": 0.18215, "shift_factor": None, "latents_mean": None, "latents_std": None,
+                      "force_upcast": True, "use_quant_conv": True, "use_post_quant_conv": True,
+                      "mid_block_add_attention": True},
+    "UNet2DConditionModel": {"addition_embed_type": None, "encoder_hid_dim": None, "encoder_hid_dim_type": None,
+                             "class_embed_type": None, "time_cond_proj_dim": None},
+}  # fmt: skip
+"""Class -> keys that its first files lack, which the first Stable Diffusion's checkpoints are, and their defaults."""
 BUNDLED = Path(__file__).parent / "data" / "emoji"
 """The model that ships with the package."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where to find a checkpoint, and which of its variants to take."""
-
-    name: str
-    revision: str | None = None
-    cache_dir: str | None = None
-    local_files_only: bool = False
-    variant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,41 +113,6 @@ def _as_foreign(opened: Checkpoint) -> Checkpoint:
 
 
 def component_config(folder: Path) -> Config:
-    """The `config.json` of a component's folder, as it stands."""
-    return Config(read_json(folder / "config.json"))
-
-
-def find_folder(source: Source, patterns: Sequence[str] = PATTERNS) -> Path:
-    """A local folder, or that of a hub id in the hub's cache, where the files of `patterns` are downloaded.
-
-    Raises CheckpointError: there is no such folder or id, or it cannot be had.
-    """
-    local = Path(source.name).expanduser()
-    if local.is_dir():
-        return local.resolve()
-    if local.exists():
-        raise CheckpointError(f"{local} is a file, expected a checkpoint folder; open it with from_single_file")
-    if not HUB_ID.fullmatch(source.name):
-        raise CheckpointError(f"there is no folder {source.name}, and it is no hub id of the form owner/name")
-    return _download(source, patterns)
-
-
-def _download(source: Source, patterns: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                source.name,
-                revision=source.revision,
-                cache_dir=source.cache_dir,
-                local_files_only=source.local_files_only,
-                allow_patterns=list(patterns),
-            )
-        )
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{source.name} is neither a local folder nor could it be had from the hub or its cache: {reason}"
-        ) from None
+    """The `config.json` of a component's folder, with what it meant before some of its keys existed."""
+    values = read_json(folder / "config.json")
+    return Config({**LATER_KEYS.get(str(values.get("_class_name")), {}), **values})

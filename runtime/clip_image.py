@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from PIL import Image
 from anamorph.config import Config, complete, read_json
 from anamorph.errors import ConfigError, InputError
 from anamorph.files import replacing
+from anamorph.hub import HubOptions, find_component
 
 FILE = "preprocessor_config.json"
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
@@ -57,12 +58,14 @@ class CLIPImageProcessor:
         return cls(**config)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, subfolder: str | None = None) -> "CLIPImageProcessor":
-        """Read `preprocessor_config.json`.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, subfolder: str | None = None, **hub: Unpack[HubOptions]
+    ) -> "CLIPImageProcessor":
+        """Read `preprocessor_config.json` of a folder or hub id.
 
         Raises CheckpointError: the file is missing or damaged. Raises ConfigError: it holds an unknown key or size.
         """
-        return cls(**read_json((Path(folder) / subfolder if subfolder else Path(folder)) / FILE))
+        return cls(**read_json(find_component(pretrained_model_name_or_path, subfolder, (FILE,), **hub) / FILE))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `preprocessor_config.json` so that transformers reads it."""

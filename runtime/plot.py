@@ -38,7 +38,9 @@ def log_plot(title: str, subtitle: str, labels: tuple[str, str], series: Series,
     """Each series of positive points as a line with dots, named beside it; `labels` are those of the axes."""
     points = [point for values in series.values() for point in values]
     xs, ys = sorted({x for x, _ in points}), [y for _, y in points]
-    low, high = (xs[0] / 1.15, min(ys) / 1.3), (xs[-1] * 1.15, max(ys) * 1.3)
+    marks = _steps(min(ys), max(ys))
+    bottom, top = max(mark for mark in marks if mark <= min(ys)), min(mark for mark in marks if mark >= max(ys))
+    low, high = (xs[0] / 1.15, bottom / 1.1), (xs[-1] * 1.15, top * 1.1)
     width, height = size
     axes = Axes(low, high, (MARGIN + LEFT, TOP, width - MARGIN - RIGHT, height - BOTTOM))
     plot = Image.new("RGB", size, PAPER)
@@ -48,16 +50,20 @@ def log_plot(title: str, subtitle: str, labels: tuple[str, str], series: Series,
     doubling = [2.0**n for n in range(20) if low[0] <= 2**n <= high[0]]
     _frame(draw, axes, labels, doubling or xs, ticks(low[1], high[1]))
     _lines(plot, axes, series)
-    _names(draw, axes, series)
+    _names(plot, axes, series)
     return plot
 
 
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers 1, 2, 5 times a power of ten within a range; powers alone where that would be many."""
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     many = math.log10(high / low) > 2.5
-    found = [step * 10.0**exponent for exponent in exponents for step in ((1,) if many else (1, 2, 5))]
-    return [value for value in found if low <= value <= high]
+    return [value for value in _steps(low, high, (1,) if many else (1, 2, 5)) if low <= value <= high]
+
+
+def _steps(low: float, high: float, within: Sequence[int] = (1, 2, 5)) -> list[float]:
+    """The round numbers of all powers of ten that a range touches."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [step * 10.0**exponent for exponent in exponents for step in within]
 
 
 def _frame(
@@ -93,7 +99,7 @@ def _lines(plot: Image.Image, axes: Axes, series: Series) -> None:
     plot.paste(smooth, inner[:2])
 
 
-def _names(draw: ImageDraw.ImageDraw, axes: Axes, series: Series) -> None:
+def _names(plot: Image.Image, axes: Axes, series: Series) -> None:
     """The names at the ends of their lines, pushed apart where they would overlap."""
     ends = sorted((axes.place(*values[-1])[1], index, name) for index, (name, values) in enumerate(series.items()))
     step, right = 22.0, axes.box[2] + 24
@@ -102,6 +108,9 @@ def _names(draw: ImageDraw.ImageDraw, axes: Axes, series: Series) -> None:
         places[n] = max(places[n], places[n - 1] + step)
     for n in range(len(places)):  # and back up from the lower edge
         places[-1 - n] = min(places[-1 - n], axes.box[3] - n * step)
+    draw, disc = ImageDraw.Draw(plot), Image.new("L", (12 * FINE, 12 * FINE))
+    ImageDraw.Draw(disc).ellipse((FINE, FINE, 11 * FINE, 11 * FINE), fill=255)
+    mask = disc.resize((12, 12), Image.Resampling.LANCZOS)
     for at, (_, index, name) in zip(places, ends, strict=True):
-        draw.ellipse((right, at - 5, right + 10, at + 5), fill=COLOURS[index % len(COLOURS)])
+        plot.paste(COLOURS[index % len(COLOURS)], (round(right) - 1, round(at) - 6), mask)
         draw.text((right + 18, at), name, INK, fitting(name, RIGHT - 10, largest=16), anchor="lm")

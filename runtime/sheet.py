@@ -43,9 +43,10 @@ def contact_sheet(
         centre = left + column * (cell + GAP) + cell // 2
         for above, line in enumerate(reversed(lines)):
             draw.text((centre, top + caption_height - 14 - above * LINE), line, INK, face, anchor="ms")
+    face = fitting(max((row.label for row in rows), key=font(22).getlength, default=""), LABEL_WIDTH - GAP, largest=22)
     for index, row in enumerate(rows):
         y = top + caption_height + index * (cell + GAP)
-        _label(draw, row, y + cell // 2)
+        _label(draw, row, y + cell // 2, face)
         for column, picture in enumerate(row.pictures):
             _card(sheet, picture, (left + column * (cell + GAP), y), cell)
     return sheet
@@ -93,10 +94,10 @@ def _shortened(line: str, width: int, face: Font) -> str:
     return next((f"{line[:end]}…" for end in ends if face.getlength(f"{line[:end]}…") <= width), "…")
 
 
-def _label(draw: ImageDraw.ImageDraw, row: Row, middle: int) -> None:
+def _label(draw: ImageDraw.ImageDraw, row: Row, middle: int, face: Font) -> None:
     lines = row.note.splitlines()
     y = middle - (26 + 20 * len(lines)) // 2
-    draw.text((MARGIN, y), row.label, INK, fitting(row.label, LABEL_WIDTH - GAP, largest=22))
+    draw.text((MARGIN, y + 22), row.label, INK, face, anchor="ls")
     for index, line in enumerate(lines):
         draw.text((MARGIN, y + 30 + 20 * index), line, SOFT, fitting(line, LABEL_WIDTH - GAP, largest=15))
 

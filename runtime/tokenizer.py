@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 from anamorph.config import Config
 from anamorph.errors import CheckpointError, ConfigError, InputError
 from anamorph.files import replacing
+from anamorph.hub import HubOptions, find_component
 
 LARGEST_FILE = 64 << 20
 """A larger file is refused before it is read (bytes); CLIP's own are below 4 MiB."""
@@ -90,15 +91,19 @@ class ClipTokenizer:
         )
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, subfolder: str | None = None) -> "ClipTokenizer":
-        """Read a `tokenizer` folder: `tokenizer_config.json` and `tokenizer.json`, or `vocab.json` and `merges.txt`.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, subfolder: str | None = None, **hub: Unpack[HubOptions]
+    ) -> "ClipTokenizer":
+        """Read a `tokenizer` folder, or that of a hub id.
+
+        It holds `tokenizer_config.json`, and `tokenizer.json` or `vocab.json` and `merges.txt`.
 
         If both are there, `tokenizer.json` counts, as in transformers.
 
         Raises CheckpointError: a file is missing, damaged or too large.
         Raises ConfigError: it is another kind of tokenizer.
         """
-        place = Path(folder) / subfolder if subfolder else Path(folder)
+        place = find_component(pretrained_model_name_or_path, subfolder, ("*.json", "*.txt"), **hub)
         config = read_object(place / "tokenizer_config.json")
         if (name := config.get("tokenizer_class")) not in CLASSES:
             raise ConfigError(f"{place} holds a {name}, expected a CLIPTokenizer; this pipeline serves no other")

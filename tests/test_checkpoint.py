@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from anamorph import DiffusionPipeline
+from anamorph import DiffusionPipeline, StableDiffusionPipeline
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.errors import AnamorphError, CheckpointError, ConfigError
 from anamorph.weights import safetensors_entries
@@ -138,6 +139,39 @@ def test_a_variant_is_taken_where_it_is_stored(copy: Path) -> None:
     assert pipe.components["vae"].component.variant is None
     with pytest.raises(CheckpointError, match="no component has weights of variant 'ema'"):
         DiffusionPipeline.from_pretrained(copy, backend="eager", variant="ema")
+
+
+def test_a_component_with_another_variant_alone_is_named_before_anything_is_opened(copy: Path) -> None:
+    for slot, variant in (("unet", "fp16"), ("vae", "non_ema")):
+        plain = copy / slot / "diffusion_pytorch_model.safetensors"
+        plain.rename(plain.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
+    with pytest.raises(CheckpointError, match=r"^vae has neither weights of variant 'fp16' nor plain ones"):
+        DiffusionPipeline.from_pretrained(copy, backend="null", variant="fp16")
+    with pytest.raises(CheckpointError, match=r"^unet has neither weights of variant 'non_ema' nor plain ones"):
+        DiffusionPipeline.from_pretrained(copy, backend="null", variant="non_ema")
+
+
+def test_folders_of_the_first_versions_are_understood(copy: Path) -> None:
+    # As the first checkpoints have it: keys that have gone since, and none of those that came later.
+    old = {"_class_name": "DDPMScheduler", "_diffusers_version": "0.2.2", "beta_end": 0.012, "beta_start": 0.00085,
+           "beta_schedule": "scaled_linear", "predict_epsilon": False, "tensor_format": "pt", "timestep_values": None,
+           "trained_betas": None, "clip_sample": False}  # fmt: skip
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(old))
+    first = ("act_fn", "attention_head_dim", "block_out_channels", "cross_attention_dim", "down_block_types",
+             "in_channels", "latent_channels", "layers_per_block", "norm_num_groups", "out_channels", "sample_size",
+             "up_block_types")  # fmt: skip
+    for slot in ("vae", "unet"):
+        values = json.loads((copy / slot / "config.json").read_text())
+        kept = {key: value for key, value in values.items() if key.startswith("_") or key in first}
+        (copy / slot / "config.json").write_text(json.dumps(kept))
+    pipe = StableDiffusionPipeline.from_pretrained(copy, backend="eager")
+    assert isinstance(pipe, StableDiffusionPipeline)
+    assert np.isfinite(pipe("a cat", num_inference_steps=1, output_type="np", seed=0).images).all()
+    assert pipe.scheduler.config["prediction_type"] == "sample"
+    assert pipe.components["vae"].config["scaling_factor"] == 0.18215
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({**old, "predict_epsilon": True}))
+    again = DiffusionPipeline.from_pretrained(copy, backend="null")
+    assert again.scheduler.config["prediction_type"] == "epsilon"
 
 
 def test_a_pickle_that_runs_code_is_refused_unrun(copy: Path, tmp_path: Path) -> None:

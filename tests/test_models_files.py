@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,25 @@ def test_configurations_that_are_refused(unet: Path, change: dict[str, Any], mes
         UNet2DConditionModel.from_pretrained(unet)
 
 
+def test_pickles_of_all_ages_are_read_and_bombs_are_not(unet: Path) -> None:
+    expected = load_file(weights_of(unet))
+    weights_of(unet).unlink()
+    target = unet / "diffusion_pytorch_model.bin"
+    for archive in (False, True):
+        torch.save(expected, target, _use_new_zipfile_serialization=archive)
+        loaded = UNet2DConditionModel.from_pretrained(unet).state_dict()
+        assert all(torch.equal(value, loaded[name]) for name, value in expected.items())
+    with zipfile.ZipFile(target) as archive_file:
+        members = {name: archive_file.read(name) for name in archive_file.namelist()}
+    with zipfile.ZipFile(target, "w") as bomb:
+        for name, content in members.items():
+            grown = name.endswith("/0")
+            bomb.writestr(name, b"\0" * (64 << 20) if grown else content, zipfile.ZIP_DEFLATED if grown else None)
+    assert target.stat().st_size < 8 << 20
+    with pytest.raises(CheckpointError, match=r"compressed from 67108864 to .* so it is refused"):
+        UNet2DConditionModel.from_pretrained(unet)
+
+
 class Trap:
     """Makes a folder when it is unpickled."""
 
@@ -175,6 +195,9 @@ def test_malicious_pickle_is_refused_without_running(unet: Path, tmp_path: Path)
         with pytest.raises(CheckpointError, match="cannot be loaded as plain weights"):
             UNet2DConditionModel.from_pretrained(unet)
         assert not place.exists()
+    torch.save({"conv_in.bias": torch.zeros(1).expand(1 << 40)}, target)
+    with pytest.raises(CheckpointError, match=r"claims 4398046511104 bytes for conv_in\.bias and stores 4"):
+        UNet2DConditionModel.from_pretrained(unet)
     torch.save({"conv_in.bias": "text"}, target)
     with pytest.raises(CheckpointError, match=r"conv_in\.bias is a str"):
         UNet2DConditionModel.from_pretrained(unet)

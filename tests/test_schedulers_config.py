@@ -326,7 +326,7 @@ def test_registry_names_what_it_knows() -> None:
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"scheduler_config.json is missing"):
         scheduler_from_folder(tmp_path)
-    with pytest.raises(CheckpointError, match=r"scheduler_config.json is missing"):
+    with pytest.raises(CheckpointError, match="has no folder 'scheduler'"):
         EulerDiscreteScheduler.from_pretrained(tmp_path, subfolder="scheduler")
 
 

@@ -49,8 +49,10 @@ def run(options: argparse.Namespace) -> int:
     config = {"clip_sample": False, **carried(pipe.scheduler.config, {}, {})}
     names = [name.strip() for name in options.schedulers.split(",")]
     schedulers = {name.removesuffix("Scheduler"): scheduler_class(name, config) for name in names}
-    samples = _draw(pipe, options, schedulers, steps)
-    sheet = _sheet(options, list(schedulers), steps, samples)
+    usual = BUNDLED_GUIDANCE if options.model is None else USUAL_GUIDANCE
+    guidance = usual if options.guidance is None else options.guidance
+    reference, samples = _draw(pipe, options, guidance, schedulers, steps)
+    sheet = _sheet(options, guidance, list(schedulers), steps, reference, samples)
     with replacing(out) as draft:
         sheet.save(draft, "PNG")
     if options.json:
@@ -74,13 +76,17 @@ def _numbers(text: str) -> list[int]:
 
 
 def _draw(
-    pipe: StableDiffusionPipeline, options: argparse.Namespace, schedulers: dict[str, Scheduler], steps: list[int]
-) -> list[Sample]:
+    pipe: StableDiffusionPipeline,
+    options: argparse.Namespace,
+    guidance: float,
+    schedulers: dict[str, Scheduler],
+    steps: list[int],
+) -> tuple[Image.Image, list[Sample]]:
+    """The picture of the reference, and those of all schedulers."""
     reference = scheduler_class(REFERENCE, {**pipe.scheduler.config, "clip_sample": False, "thresholding": False})
-    usual = BUNDLED_GUIDANCE if options.model is None else USUAL_GUIDANCE
     height, width = size(options.size)
     call: dict[str, Any] = {
-        "guidance_scale": usual if options.guidance is None else options.guidance,
+        "guidance_scale": guidance,
         "height": height, "width": width, "seed": options.seed, "output_type": "latent",
     }  # fmt: skip
 
@@ -101,17 +107,27 @@ def _draw(
             picture = pipe.decode(found.astype(np.float32))[0]
             samples.append(Sample(name, count, number, distance, picture))
         bar.advance()
-    return samples
+    return pipe.decode(goal.astype(np.float32))[0], samples
 
 
-def _sheet(options: argparse.Namespace, names: list[str], steps: list[int], samples: list[Sample]) -> Image.Image:
+def _sheet(
+    options: argparse.Namespace,
+    guidance: float,
+    names: list[str],
+    steps: list[int],
+    reference: Image.Image,
+    samples: list[Sample],
+) -> Image.Image:
+    """The pictures, each row ending with the reference to hold them against, and the plot below."""
     rows = []
     for name in names:
         own = [sample for sample in samples if sample.scheduler == name]
         twice = "two calls per step" if own[-1].calls > own[-1].steps else "one call per step"
-        rows.append(Row(name, twice, [sample.picture for sample in own]))
+        rows.append(Row(name, twice, [*(sample.picture for sample in own), reference]))
     pictures = contact_sheet(
-        f"“{options.prompt}”", f"seed {options.seed}", [f"{count} steps" for count in steps], rows,
+        f"“{options.prompt}”",
+        f"seed {options.seed}, guidance {guidance:g}; the reference is DDIM with {options.reference_steps} steps",
+        [*(f"{count} steps" for count in steps), "reference"], rows,
         picture_size=128 if len(steps) > 2 else 160,
     )  # fmt: skip
     series = {name: [(s.calls, max(s.distance, 1e-6)) for s in samples if s.scheduler == name] for name in names}

@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from anamorph.config import Config, complete, read_json
 from anamorph.errors import CheckpointError, ConfigError
 from anamorph.files import replacing
+from anamorph.hub import HubOptions, find_component
 from anamorph.pickles import load_pickle, tensors
 from anamorph.weights import Stored, WeightFiles, find_weights
 
@@ -81,18 +82,19 @@ class Model(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
         subfolder: str | None = None,
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
-        """Load `config.json` and weights of a checkpoint folder; `torch_dtype=None` means float32.
+        """Load `config.json` and weights of a folder or hub id; `torch_dtype=None` means float32.
 
         Raises CheckpointError: missing or damaged files; weights that are missing, extra or of another shape.
         Raises ConfigError: the configuration is not one that this class serves.
         """
-        place = Path(folder) / subfolder if subfolder else Path(folder)
+        place = find_component(pretrained_model_name_or_path, subfolder, ("*.json", "*.safetensors", "*.bin"), **hub)
         config = read_json(place / "config.json")
         with torch.device("meta"):
             model = cls(**config)

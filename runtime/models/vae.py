@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from anamorph.checkpoint import LATER_KEYS
 from anamorph.config import Config
 from anamorph.models.attention import renamed
 from anamorph.models.base import Model
@@ -33,14 +34,7 @@ class AutoencoderKL(Savings, Model):
         "latent_channels": 4,
         "norm_num_groups": 32,
         "sample_size": 32,
-        "scaling_factor": 0.18215,
-        "shift_factor": None,
-        "latents_mean": None,
-        "latents_std": None,
-        "force_upcast": True,
-        "use_quant_conv": True,
-        "use_post_quant_conv": True,
-        "mid_block_add_attention": True,
+        **LATER_KEYS["AutoencoderKL"],
     }
     ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {"act_fn": ("silu", "swish")}
     OVERLAP: ClassVar[float] = 0.25

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anamorph.errors import CheckpointError
+from anamorph.hub import Source, download_file
 from anamorph.original import Shapes
 from anamorph.pickles import load_pickle, tensors
 from anamorph.weights import NUMPY, Stored, safetensors_entries
@@ -55,7 +56,8 @@ def find_file(
     path = Path(name).expanduser()
     address = HUB_FILE.fullmatch(str(name))
     if address is not None and not path.exists():
-        path = _download(address, cache_dir, local_files_only, revision)
+        source = Source(address["repo"], revision or address["revision"], cache_dir, local_files_only)
+        path = download_file(source, address["file"])
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, expected one file; from_pretrained opens folders")
     if not path.is_file():
@@ -113,22 +115,3 @@ def _stored(value: "torch.Tensor") -> Stored:
 
 def _number(value: Any) -> int | None:
     return int(value) if isinstance(value, int | float) or getattr(value, "ndim", None) == 0 else None
-
-
-def _download(address: "re.Match[str]", cache_dir: str | None, local_files_only: bool, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            hf_hub_download(
-                address["repo"],
-                address["file"],
-                revision=revision or address["revision"],
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-            )
-        )
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{address[0]} could not be had from the hub or its cache: {reason}") from None

@@ -1,6 +1,7 @@
 """Pipelines: pure orchestration over engines."""
 
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.conditioned import StableDiffusionDepth2ImgPipeline, StableDiffusionInstructPix2PixPipeline
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.latent_text import LDMTextToImagePipeline
 from anamorph.pipelines.outputs import PipelineOutput
@@ -15,6 +16,7 @@ from anamorph.pipelines.stable_diffusion_xl import (
     StableDiffusionXLPipeline,
 )
 from anamorph.pipelines.unconditional import DDIMPipeline, DDPMPipeline, DiTPipeline
+from anamorph.pipelines.upscaling import StableDiffusionLatentUpscalePipeline, StableDiffusionUpscalePipeline
 
 __all__ = [
     "DDIMPipeline",
@@ -24,9 +26,13 @@ __all__ = [
     "LDMTextToImagePipeline",
     "LatentDiffusion",
     "PipelineOutput",
+    "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionLatentUpscalePipeline",
     "StableDiffusionPipeline",
+    "StableDiffusionUpscalePipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLPipeline",

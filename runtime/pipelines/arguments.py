@@ -1,7 +1,7 @@
 """How the arguments of a call become a checked `Job`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from anamorph.pipelines.pictures import (
     is_latent,
     own_size,
     pixels,
+    read_depth,
     read_masks,
     read_pictures,
 )
@@ -73,7 +74,8 @@ class Limits:
     """What a pipeline's models say about arguments: sides in pixels, channels, widths of texts, layers to skip.
 
     `factor` is the number of pixels per latent along one side, `side` the model's own size; `pooled` is the width of
-    pooled texts, None where the denoiser takes none.
+    pooled texts, None where the denoiser takes none. Pictures come out `scale` times as large as the one that they
+    start from, where that is not None.
     """
 
     factor: int
@@ -83,6 +85,7 @@ class Limits:
     width: int
     layers: int
     pooled: int | None = None
+    scale: int | None = None
 
 
 def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFields) -> Job:
@@ -110,7 +113,9 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFiel
     )  # fmt: skip
     shape = (limits.latent_channels, height // limits.factor, width // limits.factor)
     overlay = _overlay(call, height, width)
-    sources = _sources(call, brought, Fit(height, width, overlay.box if overlay else None), shape, images)
+    scale = limits.scale or 1
+    fit = Fit(height // scale, width // scale, overlay.box if overlay else None, bicubic=limits.scale is not None)
+    sources = replace(_sources(call, brought, fit, shape, images), depth=_depth(call, needs, shape, images))
     latents = None if call["latents"] is None else _latents(call["latents"], "latents", (images, *shape))
     return Job(request, call["generator"], latents, embeds, sources, overlay)
 
@@ -217,17 +222,27 @@ def _brought(call: Arguments, limits: Limits, needs: Sequence[str]) -> _Brought:
 
 def _size(call: Arguments, limits: Limits, brought: _Brought) -> tuple[int, int]:
     """Height and width of the pictures; without a mask, a source's own size counts."""
+    scale = limits.scale or 1
     if brought.image is not None and is_latent(brought.image, limits.latent_channels):
-        size = (brought.image.size[0] * limits.factor, brought.image.size[1] * limits.factor)
+        size = (brought.image.size[0] * limits.factor * scale, brought.image.size[1] * limits.factor * scale)
         if any(side not in (None, own) for side, own in zip((call["height"], call["width"]), size, strict=True)):
             raise InputError(f"image holds latents of {size[0]}x{size[1]} pixels; leave height and width out")
     elif brought.image is not None and brought.mask is None:
-        size = own_size(brought.image, limits.factor)
+        height, width = own_size(brought.image, limits.factor)
+        size = (height * scale, width * scale)
     else:
         height, width = call["height"], call["width"]
         size = (limits.side if height is None else height, limits.side if width is None else width)
     check_size(*size, limits.factor)
     return size
+
+
+def _depth(call: Arguments, needs: Sequence[str], shape: tuple[int, int, int], images: int) -> NDArray[Any] | None:
+    if "depth_map" not in needs:
+        return None
+    depth = read_depth(call["depth_map"], shape[1:])
+    check_count("depth_map", len(depth), images)
+    return depth
 
 
 def _overlay(call: Arguments, height: int, width: int) -> Overlay | None:

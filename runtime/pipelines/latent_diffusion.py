@@ -19,6 +19,7 @@ from anamorph.pipelines.signature import Arguments, Texts
 from anamorph.pipelines.spans import table_of
 from anamorph.pipelines.tasks import Scene, Task
 from anamorph.pipelines.texts import Embeds, Encoder, last_states
+from anamorph.schedulers import Scheduler
 
 
 class LatentDiffusion(DiffusionPipeline, public=False):
@@ -58,6 +59,11 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         return vae_scale_factor(self._config(self.VAE))
 
     @property
+    def scaling_factor(self) -> float:
+        """Latents of the denoiser are those of the autoencoder times this."""
+        return float(self._config(self.VAE)["scaling_factor"])
+
+    @property
     def needs(self) -> tuple[str, ...]:
         return self.TASK.needs
 
@@ -74,7 +80,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         factor, vae = self.vae_scale_factor, self._config(self.VAE)
         return Limits(
             factor, self._config("unet")["sample_size"] * factor, vae["in_channels"], latent_channels(vae),
-            *self._text_sizes(),
+            *self._text_sizes(), None if self.TASK.scale is None else self.TASK.scale(factor),
         )  # fmt: skip
 
     def _text_sizes(self) -> tuple[int, int, int | None]:
@@ -92,9 +98,9 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     def plan(self, job: Job) -> Plan:
         request, unet = job.request, self._config("unet")
-        table = table_of(self.scheduler, request)
+        table = self.TASK.table(table_of(self.scheduler, request))
         # A model that has guidance among its inputs is not guided from outside.
-        distilled = unet["time_cond_proj_dim"] is not None
+        distilled = unet["time_cond_proj_dim"] is not None and guidance_embedding in self.FAMILY.conditions
         guidance = Guidance() if distilled else self.TASK.guidance(request)
         factor = self.vae_scale_factor
         sizes = {"latent_height": request.height // factor, "latent_width": request.width // factor,
@@ -109,14 +115,19 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         channels = latent_channels(vae)
         scene = Scene(
             request, guidance, job.sources, job.latents, table, noise,
-            (channels, request.height // factor, request.width // factor), vae["scaling_factor"],
+            (channels, request.height // factor, request.width // factor), self.scaling_factor,
             unet["in_channels"] == 2 * channels + 1, arrays, self._encode_pictures,
+            self._models[self.VAE].component.class_name != "AutoencoderKL", self._schedulers,
         )  # fmt: skip
         start = self.TASK.start(scene)
-        conditions = {name: arrays.put(value) for name, value in told.items()}
+        conditions = {name: arrays.put(value) for name, value in {**told, **start.conditions}.items()}
         return Plan(table, start.latents, conditions, guidance, noise, start.channels, start.after)
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__
+
+    @property
+    def _schedulers(self) -> dict[str, Scheduler]:
+        return {name: value for name, value in self.components.items() if isinstance(value, Scheduler)}
 
     def _encode(self, prompts: Sequence[Sequence[str]], clip_skip: int | None) -> Embeds:
         return self.FAMILY.encode(self.encoders, prompts, clip_skip)
@@ -136,11 +147,11 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     def _encode_pictures(self, pictures: NDArray[Any]) -> NDArray[Any]:
         program = self.program("vae_encoder")
-        moments = program.session()({"sample": program.arrays.put(pictures)})["latent_parameters"]
+        (moments,) = program.session()({"sample": program.arrays.put(pictures)}).values()
         FiniteCheck(program.arrays, "vae_encoder").add_now(moments, "encoding the pictures")
         return program.arrays.get(moments)
 
     def decode(self, latents: Array, output_type: str = "pil") -> Any:
-        return decoded(self.program("vae_decoder"), self._config(self.VAE), latents, output_type)
+        return decoded(self.program("vae_decoder"), self.scaling_factor, latents, output_type)
 
     decode.__doc__ = DiffusionPipeline.decode.__doc__

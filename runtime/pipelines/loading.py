@@ -202,13 +202,18 @@ def settle_variant(components: Sequence[Component]) -> list[Component]:
     having = [component for component in components if _has_variant(component)]
     if not having:
         raise CheckpointError(f"no component has weights of variant {variant!r}; leave it out to load the plain ones")
-    plain = [component.name for component in components if component not in having]
-    if plain:
+    settled = [c if c in having else replace(c, variant=None) for c in components]
+    if lost := [component.name for component in settled if not _has_variant(component)]:
+        raise CheckpointError(
+            f"{', '.join(lost)} has neither weights of variant {variant!r} nor plain ones; name a variant that all have"
+        )
+    if plain := [component.name for component in components if component not in having]:
         log.info("variant %s: not stored for %s, which load their plain weights", variant, ", ".join(plain))
-    return [c if c in having else replace(c, variant=None) for c in components]
+    return settled
 
 
 def _has_variant(component: Component) -> bool:
+    """Whether the component has weights of the variant that it wishes (None: plain ones)."""
     if component.folder is None:
         return False
     try:

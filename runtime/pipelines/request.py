@@ -35,6 +35,8 @@ class Request:
     clip_skip: int | None = None
     strength: float | None = None
     padding_mask_crop: int | None = None
+    image_guidance_scale: float | None = None
+    noise_level: int | None = None
     class_labels: tuple[int, ...] | None = None
     use_clipped_model_output: bool | None = None
     prompt_2: tuple[str, ...] | None = None

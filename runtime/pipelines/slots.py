@@ -62,6 +62,8 @@ def model(*classes: str, parts: tuple[str, ...] = (), optional: bool = False, wi
 TOKENIZER = Slot("tokenizer")
 WORD_PIECES = Slot("word pieces")
 SCHEDULER = Slot("scheduler")
+PROCESSOR = Slot("processor", optional=True)
+"""How pictures are prepared for a safety checker."""
 UNUSED = Slot("unused", optional=True)
 
 Slots = Mapping[str, Slot]

@@ -156,7 +156,7 @@ class DiTPipeline(DiffusionPipeline):
     plan.__doc__ = DiffusionPipeline.plan.__doc__
 
     def decode(self, latents: Array, output_type: str = "pil") -> Any:
-        return decoded(self.program("vae_decoder"), self._config("vae"), latents, output_type)
+        return decoded(self.program("vae_decoder"), self._config("vae")["scaling_factor"], latents, output_type)
 
     decode.__doc__ = DiffusionPipeline.decode.__doc__
 

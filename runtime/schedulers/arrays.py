@@ -60,7 +60,7 @@ def weighted_sum(weights: Sequence[float], values: Sequence[Array]) -> Array:
     if not is_tensor(first):
         return sum((weight * value for weight, value in rest), weight * first)
     if weight != 1.0:
-        result = weight * first
+        result = first.mul(weight)
     elif not rest:
         return first.clone()
     else:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from anamorph.config import Config
 from anamorph.errors import InputError
 from anamorph.files import replacing
+from anamorph.hub import HubOptions, find_component
 from anamorph.schedulers.arrays import Array, cast, coefficients, draw, numbers, widen
 from anamorph.schedulers.configuration import carried, completed, stored
 from anamorph.schedulers.grids import Grid, Request
@@ -94,9 +95,11 @@ class Scheduler:
         return cls(**carried(config, overrides, cls.TRANSLATE))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, subfolder: str | None = None) -> Self:
-        """Read `scheduler_config.json` of a folder, whichever class wrote it."""
-        return cls.from_config(read_config(folder, subfolder))
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, subfolder: str | None = None, **hub: Unpack[HubOptions]
+    ) -> Self:
+        """Read `scheduler_config.json` of a folder or hub id, whichever class wrote it."""
+        return cls.from_config(read_config(find_component(pretrained_model_name_or_path, subfolder, (FILE,), **hub)))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `scheduler_config.json` as diffusers does: sorted keys, `_class_name`, foreign keys kept."""
@@ -209,7 +212,7 @@ class Scheduler:
             raise InputError(
                 f"begin is {begin}, which lies inside a step of {type(self).__name__}; give a multiple of {self.order}"
             )
-        return self.solve(grid.begin(begin), **self._options(options))
+        return self.solve(grid.begin(begin) if begin else grid, **self._options(options))
 
     # ---- diffusers' face -----------------------------------------------------------------------------------------
 
@@ -231,6 +234,7 @@ class Scheduler:
         grid = self._grid(num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu, **further)
         self.num_inference_steps = grid.steps
         self._position = Position(grid)
+        self._position.tables[0, ()] = self._table(grid, {}, 0)  # the usual one, so that no step has to build it
 
     def _levels(self) -> Grid:
         return self._position.grid or self.idle()
@@ -280,7 +284,7 @@ class Scheduler:
         if position.grid is None:
             raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
         index = position.locate(float(timestep), self.STATELESS)
-        key = tuple(options.items())
+        key = position.first, tuple(options.items())
         table = position.tables.get(key)
         if table is None:
             table = position.tables[key] = self._table(position.grid, options, position.first)

@@ -43,6 +43,8 @@ def completed(
     Raises ConfigError: a key that no scheduler knows, a value outside `only`, or two families of noise levels.
     """
     plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in given.items()}
+    if plain.get("predict_epsilon") is False:  # how files from before diffusers 0.9 say it
+        plain.setdefault("prediction_type", "sample")
     defaulted = sorted(key for key in defaults if key not in plain)
     full = complete(name, {**plain, "_use_default_values": defaulted}, defaults, FAMILY)
     for key, allowed in only.items():

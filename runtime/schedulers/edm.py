@@ -94,7 +94,7 @@ class Preconditioned(FreeLevels):
         draws: npt.NDArray[np.bool_] | bool = False,
         *,
         estimate: tuple[F64, F64] | None = None,
-        churn: F64 | None = None,
+        churn: F64 | float = 0.0,
     ) -> Table:
         """A table of steps in the clean estimate."""
         estimate = estimate or self.estimate(grid)

@@ -82,7 +82,7 @@ class SigmaLevels(Scheduler):
         draws: npt.NDArray[np.bool_] | bool = False,
         *,
         estimate: tuple[F64, F64] | None = None,
-        churn: F64 | None = None,
+        churn: F64 | float = 0.0,
     ) -> Table:
         """A table of steps in the clean estimate, clipped where the class has such a key."""
         scale = 1 / np.hypot(1.0, grid.sigma)

@@ -48,7 +48,7 @@ class Flow(Scheduler):
             1 - exact[:-1], exact[:-1], 1 - exact[1:], exact[1:], len(timesteps), sigmas,
         )  # fmt: skip
 
-    def table_of(self, grid: Grid, steps: Columns | list[Terms], draws: Any = False, churn: F64 | None = None) -> Table:
+    def table_of(self, grid: Grid, steps: Columns | list[Terms], draws: Any = False, churn: F64 | float = 0.0) -> Table:
         """A table of steps in the raw output, D = out."""
         zeros, ones = np.zeros_like(grid.sigma), np.ones_like(grid.sigma)
         rows = rows_of(grid, (zeros, ones), steps, draws=draws, clean=(ones, -grid.sigma), churn=churn)

@@ -34,7 +34,7 @@ class Position:
         self.step: int | None = None
         self.first = 0
         self.history: History = ()
-        self.tables: dict[tuple[tuple[str, Any], ...], Table] = {}
+        self.tables: dict[tuple[int, tuple[tuple[str, Any], ...]], Table] = {}
         self.timesteps: list[float] = [] if grid is None else grid.timesteps.tolist()
         self.places = Places(self.timesteps)
 
@@ -48,7 +48,7 @@ class Position:
             return self.step
         if self.step is None:
             self.step = self.places.find(timestep) if self.begin is None else self.begin
-            self.first, self.history, self.tables = self.step, (), {}
+            self.first, self.history = self.step, ()
         if self.step >= len(self.timesteps):
             raise InputError(f"all {len(self.timesteps)} steps are done; call set_timesteps before the next run")
         expected = self.timesteps[self.step]

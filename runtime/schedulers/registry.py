@@ -23,9 +23,9 @@ def register(cls: SchedulerType) -> SchedulerType:
     return cls
 
 
-def read_config(folder: str | Path, subfolder: str | None = None) -> dict[str, Any]:
+def read_config(folder: str | Path) -> dict[str, Any]:
     """The contents of a folder's `scheduler_config.json`."""
-    return read_json((Path(folder) / subfolder if subfolder else Path(folder)) / FILE)
+    return read_json(Path(folder) / FILE)
 
 
 def load_scheduler(config: Mapping[str, Any]) -> "Scheduler":

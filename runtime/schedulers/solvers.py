@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -107,7 +107,7 @@ class Columns(NamedTuple):
 
     def terms(self, count: int) -> list[Terms]:
         """The same as sums, which calls of a history may replace."""
-        columns = [np.broadcast_to(column, count).tolist() for column in self]
+        columns = [_listed(column, count) for column in self]
         return [
             {(kind, n): weight for kind, weight in zip(self._fields, row, strict=True)}
             for n, row in enumerate(zip(*columns, strict=True))
@@ -120,11 +120,11 @@ def rows_of(
     steps: Columns | Sequence[Terms],
     *,
     fixes: Sequence[Terms] | None = None,
-    scale: F64 | None = None,
+    scale: F64 | float = 1.0,
     draws: npt.NDArray[np.bool_] | bool = False,
     clean: tuple[F64, F64] | None = None,
     log_c: tuple[F64, F64] | None = None,
-    churn: F64 | None = None,
+    churn: F64 | float = 0.0,
 ) -> tuple[Row, ...]:
     """Rows of a grid, all plain Python numbers.
 
@@ -134,9 +134,9 @@ def rows_of(
     `churn` the weight of noise before a call.
     """
     count = len(grid.timesteps)
-    drawn = np.broadcast_to(draws, count).tolist()
+    drawn = _listed(draws, count)
     if isinstance(steps, Columns):
-        a, d, c, e = (np.broadcast_to(column, count).tolist() for column in steps)
+        a, d, c, e = (_listed(column, count) for column in steps)
         b: list[tuple[float, ...]] = list(zip(d, strict=True))
         keep: list[tuple[int, ...]] = [()] * count
         fix: list[tuple[float, ...]] = [()] * count
@@ -148,10 +148,15 @@ def rows_of(
         keep = [tuple([_place(symbol, n, past[n]) for symbol in past[n + 1]]) for n in range(count)]
         fix = [_weights(step, [("X", n), ("D", n), *past[n]]) if step else () for n, step in enumerate(corrections)]
     return tuple(map(Row, *(column.tolist() for column in (grid.timesteps, grid.alpha, grid.sigma, *estimate)),
-        a, b, c, e, [1.0] * count if scale is None else scale.tolist(), drawn, keep, fix, _pairs(clean, count),
+        a, b, c, e, _listed(scale, count), drawn, keep, fix, _pairs(clean, count),
         [pair if draw else None for pair, draw in zip(_pairs(log_c, count), drawn, strict=True)],
-        [0.0] * count if churn is None else churn.tolist(),
+        _listed(churn, count),
     ))  # fmt: skip
+
+
+def _listed(column: Any, count: int) -> list[Any]:
+    """A column as plain Python values; a single value stands for all."""
+    return column.tolist() if isinstance(column, np.ndarray) else [column] * count
 
 
 def _weights(terms: Terms, symbols: Sequence[Symbol]) -> tuple[float, ...]:
