@@ -12,7 +12,7 @@ from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint, component_config
 from anamorph.components import vae_scale_factor
 from anamorph.exporters.trace import probe_sizes
-from anamorph.interface import Axis, size_of
+from anamorph.interface import Interface, size_of
 from anamorph.pipelines.base import DiffusionPipeline
 
 STEPS, GUIDANCE = 3, 5.0
@@ -34,25 +34,29 @@ def trial(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
     interface = artifact.parts[kind.DENOISER].interface
     branches = kind.BRANCHES
     count = (interface.axes["batch"].maximum or branches * len(PROMPTS)) // branches
-    height, width = _size(kind, artifact, checkpoint)
+    decoder = artifact.parts.get("vae_decoder")
+    factor = 1 if decoder is None else vae_scale_factor(component_config(checkpoint.place(decoder.component)))
+    scale = kind.source_scale(factor)
+    height, width = (factor * side for side in _latents(interface, scale))
     values = {
         "prompt": [PROMPTS[index % len(PROMPTS)] for index in range(count)], "batch_size": count,
         "class_labels": list(range(count)), "height": height, "width": width, "num_inference_steps": STEPS,
         "guidance_scale": GUIDANCE, "seed": list(range(count)),
     }  # fmt: skip
     call = {name: value for name, value in values.items() if name in kind.TAKES.all}
-    return {"arguments": call, "sources": [count, height, width]}
+    return {"arguments": call, "sources": [count, height // scale, width // scale]}
 
 
-def _size(kind: type[DiffusionPipeline], artifact: Artifact, checkpoint: Checkpoint) -> tuple[int, int]:
-    """Height and width in pixels: the smallest height, and twice that for the width, where the artifact lets choose."""
-    decoder = artifact.parts.get("vae_decoder")
-    factor = 1 if decoder is None else vae_scale_factor(component_config(checkpoint.place(decoder.component)))
-    interface = artifact.parts[kind.DENOISER].interface
+def _latents(interface: Interface, scale: int) -> tuple[int, int]:
+    """Height and width of the latents: the smallest height, and twice that for the width, where they are open.
+
+    Both are multiples of `scale`, because a picture that is enlarged so many times has whole latents.
+    """
     smallest = probe_sizes(interface)[0]
     height, width = (size_of(axis, smallest) for axis in interface.inputs[0].axes[2:])
-    free = interface.axes.get("latent_width", Axis("latent_width", maximum=width)).maximum is None
-    return factor * height, factor * (2 * width if free else width)
+    if "latent_width" in interface.axes and interface.axes["latent_width"].maximum is None:
+        height, width = (-(-side // scale) * scale for side in (height, 2 * width))
+    return height, width
 
 
 def trajectory(pipe: DiffusionPipeline, folder: Path) -> Iterator[tuple[str, NDArray[Any]]]:

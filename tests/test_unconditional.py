@@ -14,7 +14,7 @@ import transformers
 from checkpoints import UNET, VAE, noisy
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from exported import FORMATS, exported, once, shared_place
-from parity import IMAGE_BOUND, LATENT_BOUND, Trace, generator, ours, worst
+from parity import IMAGE_BOUND, LATENT_BOUND, listened, ours, worst
 from test_models_autoencoders import VQ
 from test_models_pictures import BERT
 from test_models_unconditional import DIT
@@ -75,23 +75,6 @@ def folders() -> dict[str, Path]:
     return {name: once(shared_place() / name, make) for name, make in MAKERS.items()}
 
 
-def reference(kind: str, folder: Path, seeds: Any, **call: Any) -> Trace:
-    """diffusers' pictures; their pipelines hand out no steps, so that the scheduler is listened to."""
-    pipe = getattr(diffusers, kind).from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    latents, step = [], pipe.scheduler.step
-
-    @functools.wraps(step)
-    def listening(*given: Any, **named: Any) -> Any:
-        output = step(*given, **named)
-        latents.append(output.prev_sample[: len(seeds)].numpy().copy())
-        return output
-
-    pipe.scheduler.step = listening
-    images = pipe(generator=generator(seeds), output_type="np", **call).images
-    return Trace(latents, images)
-
-
 @functools.cache
 def opened(kind: str, folder: Path, engine: str = "eager") -> Any:
     return getattr(__import__("anamorph"), kind).from_pretrained(folder, backend=engine)
@@ -115,7 +98,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
 def test_every_step_equals_diffusers(folders: dict[str, Path], kind: str, changes: dict[str, Any]) -> None:
     folder, call = folders[KINDS[kind]], {**CALLS[kind], **changes}
     seeds = call.pop("seeds", (3, 4))
-    latents, pixels = worst(ours(opened(kind, folder), seeds, **call), reference(kind, folder, seeds, **call))
+    latents, pixels = worst(ours(opened(kind, folder), seeds, **call), listened(kind, folder, seeds, **call))
     assert latents <= LATENT_BOUND
     assert pixels <= IMAGE_BOUND
 
@@ -134,7 +117,7 @@ def test_the_comparison_notices_a_slightly_different_call(
     folders: dict[str, Path], kind: str, changes: dict[str, Any]
 ) -> None:
     folder, call, seeds = folders[KINDS[kind]], CALLS[kind], (3, 4)
-    expected = reference(kind, folder, seeds, **call)
+    expected = listened(kind, folder, seeds, **call)
     latents, pixels = worst(ours(opened(kind, folder), seeds, **{**call, **changes}), expected)
     assert latents > LATENT_BOUND
     assert pixels > IMAGE_BOUND
@@ -145,7 +128,7 @@ def test_noise_of_a_learned_variance_equals_diffusers(tmp_path: Path) -> None:
     scheduler = diffusers.DDPMScheduler(variance_type="learned_range")
     diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
     call = CALLS["DDPMPipeline"]
-    expected = reference("DDPMPipeline", tmp_path, (3, 4), **call)
+    expected = listened("DDPMPipeline", tmp_path, (3, 4), **call)
     latents, pixels = worst(ours(opened("DDPMPipeline", tmp_path), (3, 4), **call), expected)
     assert latents <= LATENT_BOUND
     assert pixels <= IMAGE_BOUND
@@ -175,7 +158,7 @@ def test_what_is_saved_loads_in_diffusers(folders: dict[str, Path], kind: str, t
     pipe = opened(kind, folders[KINDS[kind]])
     pipe.save_pretrained(tmp_path)
     call = CALLS[kind]
-    images = reference(kind, tmp_path, (3, 4), **call).images
+    images = listened(kind, tmp_path, (3, 4), **call).images
     assert np.abs(ours(pipe, (3, 4), **call).images - images).max() <= IMAGE_BOUND
 
 

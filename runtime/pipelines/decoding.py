@@ -1,19 +1,28 @@
-"""Latents to pictures, by whichever autoencoder a pipeline has."""
+"""Latents to pictures, by whichever autoencoder a pipeline has, and the pictures that a safety checker holds back."""
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from anamorph.arrays import Array
+from anamorph.clip_image import CLIPImageProcessor
 from anamorph.engine import Program
-from anamorph.pipelines.outputs import check_output_type, finish_images
+from anamorph.image import to_pil
 from anamorph.pipelines.sampling import FiniteCheck
+from anamorph.safety import flagged
 
 
-def decoded(program: Program, scaling: float, latents: Array, output_type: str) -> Any:
-    """Latents of the denoiser (or NumPy, or a tensor), over `scaling`, by a decoder, as `output_type` says."""
-    check_output_type(output_type)
-    if output_type == "latent":
-        return latents
+def decoded(program: Program, scaling: float, latents: Array) -> NDArray[Any]:
+    """Latents of the denoiser (or NumPy, or a tensor), over `scaling`, to pictures in about -1..1 [N, C, H, W]."""
     sample = program.arrays.accept(latents) / scaling
     pixels = program.session()({"latent_sample": sample})["sample"]
     FiniteCheck(program.arrays, "vae_decoder").add_now(pixels, "decoding the latents")
-    return finish_images(program.arrays.get(pixels), output_type)
+    return program.arrays.get(pixels)
+
+
+def held_back(program: Program, processor: CLIPImageProcessor, pixels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which pictures in about -1..1 [N, C, H, W] a safety checker holds back, [N]."""
+    scores = program.session()({"clip_input": program.arrays.put(processor(to_pil(pixels)))})
+    special, concepts = (np.asarray(program.arrays.get(scores[name])) for name in ("special", "concepts"))
+    return flagged(special, concepts)

@@ -69,6 +69,11 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     needs.__doc__ = DiffusionPipeline.needs.__doc__
 
+    @classmethod
+    def source_scale(cls, factor: int) -> int:
+        """See `DiffusionPipeline.source_scale`."""
+        return 1 if cls.TASK.scale is None else cls.TASK.scale(factor)
+
     @property
     def encoders(self) -> tuple[Encoder, ...]:
         """The text encoders that are there, each with its tokenizer."""
@@ -80,7 +85,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         factor, vae = self.vae_scale_factor, self._config(self.VAE)
         return Limits(
             factor, self._config("unet")["sample_size"] * factor, vae["in_channels"], latent_channels(vae),
-            *self._text_sizes(), None if self.TASK.scale is None else self.TASK.scale(factor),
+            *self._text_sizes(), None if self.TASK.scale is None else self.source_scale(factor),
         )  # fmt: skip
 
     def _text_sizes(self) -> tuple[int, int, int | None]:
@@ -151,7 +156,5 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         FiniteCheck(program.arrays, "vae_encoder").add_now(moments, "encoding the pictures")
         return program.arrays.get(moments)
 
-    def decode(self, latents: Array, output_type: str = "pil") -> Any:
-        return decoded(self.program("vae_decoder"), self.scaling_factor, latents, output_type)
-
-    decode.__doc__ = DiffusionPipeline.decode.__doc__
+    def _pixels(self, latents: Array) -> NDArray[Any]:
+        return decoded(self.program("vae_decoder"), self.scaling_factor, latents)

@@ -1,6 +1,6 @@
 """The components of a pipeline as it declares them: what may fill each place, and how it is found in a checkpoint."""
 
-import warnings
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from anamorph.pipelines.loading import read_component
 from anamorph.schedulers import Scheduler
 from anamorph.schedulers.registry import scheduler_from_folder
 from anamorph.tokenizer import ClipTokenizer
+
+log = logging.getLogger(__name__)
 
 Tokenizer = ClipTokenizer | BertTokenizer
 
@@ -87,11 +89,19 @@ def read_slot(checkpoint: Checkpoint, name: str, slot: Slot) -> Any:
     """
     if slot.kind == "unused" or (slot.optional and checkpoint.components.get(name) is None):
         return None
+    if slot.kind == "model" and slot.optional and not _exported(checkpoint, name):
+        log.warning("%s has no %s, because another tool exported it: nothing is screened", checkpoint.folder, name)
+        return None
     if slot.kind == "model":
         return read_component(checkpoint, name, slot.classes)
     if name in checkpoint.components and checkpoint.components[name] is None:
         raise CheckpointError(f"{checkpoint.folder}/model_index.json has no {name}; this pipeline needs one")
     return KINDS[slot.kind].read(checkpoint.place(name))
+
+
+def _exported(checkpoint: Checkpoint, name: str) -> bool:
+    artifact = checkpoint.artifact
+    return artifact is None or any(part.component == name for part in artifact.parts.values())
 
 
 def check_given(owner: str, slots: Slots, options: Sequence[str], given: Mapping[str, Any]) -> None:
@@ -112,18 +122,12 @@ def check_given(owner: str, slots: Slots, options: Sequence[str], given: Mapping
             raise InputError(f"{name} is a {type(value).__name__}, expected {KINDS[slot.kind].called}")
 
 
-def check_slots(owner: str, slots: Slots, checkpoint: Checkpoint, given: Mapping[str, Any]) -> None:
-    """Raise ConfigError where the checkpoint fills a slot that the pipeline does not have; warn of unused ones."""
+def check_slots(owner: str, slots: Slots, checkpoint: Checkpoint) -> None:
+    """Raise ConfigError where the checkpoint fills a slot that the pipeline does not have."""
     filled = [name for name, slot in checkpoint.components.items() if slot is not None]
     if strange := [name for name in filled if name not in slots]:
         raise ConfigError(
             f"{checkpoint.folder} has {', '.join(strange)}, which {owner} does not take; it takes {', '.join(slots)}"
-        )
-    if "safety_checker" in filled and slots["safety_checker"].kind == "unused" and "safety_checker" not in given:
-        warnings.warn(
-            "this checkpoint has a safety checker, which this version does not run: pictures are not screened; "
-            "pass safety_checker=None to say that you know",
-            stacklevel=4,
         )
 
 

@@ -223,7 +223,7 @@ def _posterior(scene: Scene, pictures: F32, draws: int | None) -> F32:
         return np.float32(scene.scaling) * moments
     mean, log_variance = moments[:, : scene.shape[0]], moments[:, scene.shape[0] :]
     deviation: F32 = np.exp(np.float32(0.5) * log_variance.clip(*LOG_VARIANCE))
-    latents: F32 = np.float32(scene.scaling) * (mean + deviation * scene.noise.normal(scene.shape, count))
+    latents: F32 = np.float32(scene.scaling) * (mean + deviation * scene.noise.normal(tuple(mean.shape[1:]), count))
     return latents
 
 

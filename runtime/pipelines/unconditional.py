@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anamorph.arrays import Array, to_numpy
 from anamorph.components import vae_scale_factor
@@ -13,7 +14,6 @@ from anamorph.errors import ConfigError, InputError
 from anamorph.pipelines.arguments import Job, seeds_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.decoding import decoded
-from anamorph.pipelines.outputs import check_output_type, finish_images
 from anamorph.pipelines.request import Request, check_numbers
 from anamorph.pipelines.sampling import Guidance, Plan, check_axes
 from anamorph.pipelines.signature import Arguments, Signature
@@ -63,11 +63,8 @@ class UnconditionalPipeline(DiffusionPipeline, public=False):
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__
 
-    def decode(self, latents: Array, output_type: str = "pil") -> Any:
-        check_output_type(output_type)
-        return latents if output_type == "latent" else finish_images(to_numpy(latents), output_type)
-
-    decode.__doc__ = DiffusionPipeline.decode.__doc__
+    def _pixels(self, latents: Array) -> NDArray[Any]:
+        return to_numpy(latents)
 
 
 def _table(pipe: DiffusionPipeline, request: Request) -> Table:
@@ -155,10 +152,8 @@ class DiTPipeline(DiffusionPipeline):
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__
 
-    def decode(self, latents: Array, output_type: str = "pil") -> Any:
-        return decoded(self.program("vae_decoder"), self._config("vae")["scaling_factor"], latents, output_type)
-
-    decode.__doc__ = DiffusionPipeline.decode.__doc__
+    def _pixels(self, latents: Array) -> NDArray[Any]:
+        return decoded(self.program("vae_decoder"), self._config("vae")["scaling_factor"], latents)
 
 
 def _classes(given: Any, count: int) -> tuple[int, ...]:

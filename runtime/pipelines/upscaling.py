@@ -92,9 +92,9 @@ def _preconditioned(row: Row) -> Row:
     sigma = row.sigma / row.alpha
     skip, out = 1 / (sigma**2 + 1), sigma / math.sqrt(sigma**2 + 1)
     clean = None if row.clean is None else (row.clean[0] + row.clean[1] * skip, row.clean[1] * out)
-    return replace(
-        row, timestep=math.log(sigma) / 4, p=row.p + row.q * skip, q=row.q * out, a=row.a + row.e * skip,
-        e=row.e * out, clean=clean,
+    return row._replace(
+        timestep=math.log(sigma) / 4, p=row.p + row.q * skip, q=row.q * out, a=row.a + row.e * skip, e=row.e * out,
+        clean=clean,
     )  # fmt: skip
 
 
