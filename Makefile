@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
-PEERS := optimum-onnx optimum-intel openvino-genai
+PEERS := diffusers optimum-onnx optimum-intel openvino-genai
 
-.PHONY: demo test lint types interop clean
+.PHONY: demo test lint types peers interop clean
 
 demo: $(STAMP)
 	$(BIN)/anamorph demo --out out/demo.png
@@ -21,12 +21,15 @@ types: $(STAMP)
 	$(BIN)/pip install -q . --no-deps --no-build-isolation --target build/typecheck
 	MYPYPATH=build/typecheck $(BIN)/mypy -p anamorph
 
-# Other tools open our folders and we theirs, each in an environment of its own: their packages exclude one another.
-interop: $(STAMP) $(PEERS:%=build/interop/%/installed)
+# Other tools, each in an environment of its own: their packages exclude one another. `anamorph bench` measures them.
+peers: $(PEERS:%=build/peers/%/installed)
+
+# They open our folders and we theirs.
+interop: $(STAMP) peers
 	$(BIN)/python -m anamorph.benchmarks.interop
 
 # The lists are complete, so nothing is resolved: a resolver would bring in torch's packages for CUDA.
-build/interop/%/installed: benchmarks/interop/%.txt
+build/peers/%/installed: benchmarks/peers/%.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --no-deps -r $<
 	touch $@

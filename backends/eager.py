@@ -1,9 +1,10 @@
 """PyTorch, operation by operation, on CPU and CUDA."""
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from anamorph.arrays import Array
 from anamorph.backends.torch_arrays import TorchArrays
@@ -11,6 +12,7 @@ from anamorph.components import Component
 from anamorph.engine import Backend, Placement, Program, Target, check_target
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
+from anamorph.weights import find_weights
 
 INSTALL = "PyTorch is not installed; run: pip install 'anamorph[torch]'"
 
@@ -91,12 +93,27 @@ def load_module(component: Component, target: Target) -> Any:
     dtype = getattr(torch, target.precision)
     module = component.module
     if module is None:
+        key = _same_weights(component, target)
+        if (known := _opened.get(key)) is not None:
+            return known
         model = MODELS[component.class_name]
         module = model.from_pretrained(component.stored, torch_dtype=dtype, variant=component.variant)
+        _opened[key] = module
     module = module.to(device=target.device, dtype=dtype).eval()
     if target.device == "cpu" and dtype == torch.float32:  # oneDNN's own layout is as fast; weights can stay mapped
         return module
     return module.to(memory_format=torch.channels_last)  # channels of one pixel side by side: faster convolutions
+
+
+_opened: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+"""Models that some program still holds: who opens the same weights again shares their memory."""
+
+
+def _same_weights(component: Component, target: Target) -> Hashable:
+    """Equal where the same files, unchanged, are opened on the same target."""
+    files = find_weights(component.stored, component.stem, component.variant).files
+    stamps = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return component.class_name, component.config.to_json(), target, stamps
 
 
 def torch_program(

@@ -1,84 +1,150 @@
-"""Stable Diffusion 1.5 at its full size, with random weights: make the folder, and time one UNet call in it.
+"""Checkpoints of the full size with random weights, in diffusers' layout: what benchmarks need and nobody downloads.
 
-    python -m anamorph.benchmarks.full_size make FOLDER
-    python -m anamorph.benchmarks.full_size engines FOLDER [--rounds 3] [--calls 3] [--arms openvino-float32,...]
+    python -m anamorph.benchmarks.full_size FOLDER [--kind sd15|sd21|sdxl] [--dtype float32|float16|bfloat16]
 
-The arms run interleaved (A B C A B C ...), each in a process of its own after one call that is not counted, so that a
-drift of the machine hits all of them; quote ratios of their minima and medians. See `anamorph.benchmarks.engines`.
+The seed is fixed, so that two machines measure the same weights. One component is in memory at a time.
 """
 
 import argparse
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anamorph.benchmarks import engines
-from anamorph.checkpoint import BUNDLED
-from anamorph.config import read_json
+from anamorph.checkpoint import BUNDLED, VERSION_WRITTEN
+from anamorph.files import replacing
+from anamorph.schedulers import load_scheduler
+from anamorph.tokenizer import ClipTokenizer
 
-UNET: dict[str, Any] = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
+SEED = 0
+CLIP_L: dict[str, Any] = {
+    "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "projection_dim": 768,
+}  # fmt: skip
+OPEN_CLIP_H = {
+    **CLIP_L, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
+    "hidden_act": "gelu", "projection_dim": 512,
+}  # fmt: skip
+OPEN_CLIP_G = {
+    **CLIP_L, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+    "hidden_act": "gelu", "projection_dim": 1280,
+}  # fmt: skip
 VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "sample_size": 512,
-}
-TEXT: dict[str, Any] = {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
+    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "sample_size": 512, "scaling_factor": 0.18215,
+}  # fmt: skip
+UNET: dict[str, Any] = {
+    "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}  # fmt: skip
+UNET_XL: dict[str, Any] = {
+    "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20), "use_linear_projection": True,
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+LEVELS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A published model's pipeline, its models' classes and configurations, and its scheduler."""
+
+    pipeline: str
+    models: Mapping[str, tuple[str, Mapping[str, Any]]]
+    scheduler: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+DDIM = {"_class_name": "DDIMScheduler", **LEVELS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+KINDS = {
+    "sd15": Kind(
+        "StableDiffusionPipeline",
+        {
+            "vae": ("AutoencoderKL", VAE),
+            "text_encoder": ("CLIPTextModel", CLIP_L),
+            "unet": ("UNet2DConditionModel", UNET),
+        },
+        {"_class_name": "PNDMScheduler", **LEVELS, "skip_prk_steps": True, "steps_offset": 1},
+        {"requires_safety_checker": False},
+    ),
+    "sd21": Kind(
+        "StableDiffusionPipeline",
+        {
+            "vae": ("AutoencoderKL", {**VAE, "sample_size": 768}),
+            "text_encoder": ("CLIPTextModel", OPEN_CLIP_H),
+            "unet": (
+                "UNet2DConditionModel",
+                {
+                    **UNET,
+                    "sample_size": 96,
+                    "cross_attention_dim": 1024,
+                    "attention_head_dim": (5, 10, 20, 20),
+                    "use_linear_projection": True,
+                },
+            ),
+        },
+        {**DDIM, "prediction_type": "v_prediction"},
+        {"requires_safety_checker": False},
+    ),
+    "sdxl": Kind(
+        "StableDiffusionXLPipeline",
+        {
+            "vae": ("AutoencoderKL", {**VAE, "sample_size": 1024, "scaling_factor": 0.13025}),
+            "text_encoder": ("CLIPTextModel", CLIP_L),
+            "text_encoder_2": ("CLIPTextModelWithProjection", OPEN_CLIP_G),
+            "unet": ("UNet2DConditionModel", UNET_XL),
+        },
+        {"_class_name": "EulerDiscreteScheduler", **LEVELS, "steps_offset": 1},
+        {"force_zeros_for_empty_prompt": True},
+    ),
 }
 
 
-def make(folder: Path) -> None:
-    """Write the checkpoint: 860 M UNet, 84 M autoencoder and 123 M text encoder parameters, float32, seeded."""
+def make(folder: Path, name: str, dtype: str = "float32") -> dict[str, int]:
+    """Write the checkpoint; returns the number of parameters of each model."""
     import torch
 
-    from anamorph.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-    from anamorph.pipelines import StableDiffusionPipeline
-    from anamorph.schedulers import load_scheduler
-    from anamorph.tokenizer import ClipTokenizer
+    from anamorph.models import MODELS
 
+    kind = KINDS[name]
     tokenizer = ClipTokenizer.from_pretrained(BUNDLED / "tokenizer")
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    torch.manual_seed(0)
-    pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL(**VAE),
-        text_encoder=CLIPTextModel(**TEXT, **ids),
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(**UNET),
-        scheduler=load_scheduler(read_json(BUNDLED / "scheduler" / "scheduler_config.json")),
-        backend="eager",
-    )
-    pipe.save_pretrained(folder)
-    count = sum(parameter.numel() for parameter in pipe.components["unet"].component.module.parameters())
-    print(f"{folder}: UNet of {count / 1e6:.1f} M parameters")
+    index: dict[str, Any] = {"_class_name": kind.pipeline, "_diffusers_version": VERSION_WRITTEN, **kind.settings}
+    if name != "sdxl":
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    counts = {}
+    for number, (slot, (class_name, config)) in enumerate(kind.models.items()):
+        text = class_name.startswith("CLIP")
+        torch.manual_seed(SEED + number)
+        model = MODELS[class_name](**config, **(ids if text else {})).to(getattr(torch, dtype))
+        counts[slot] = sum(parameter.numel() for parameter in model.parameters())
+        model.save_pretrained(folder / slot)
+        index[slot] = ["transformers" if text else "diffusers", class_name]
+        if text:
+            place = slot.replace("text_encoder", "tokenizer")
+            tokenizer.save_pretrained(folder / place)
+            index[place] = ["transformers", "CLIPTokenizer"]
+        del model
+    scheduler = load_scheduler(kind.scheduler)
+    scheduler.save_pretrained(folder / "scheduler")
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    with replacing(folder / "model_index.json") as draft:  # last: a folder without it does not load
+        draft.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return counts
 
 
 def main() -> None:
-    """Parse the arguments and run one of the commands."""
+    """Parse the arguments and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("make", "engines"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--calls", type=int, default=3, help="calls of each process")
-    parser.add_argument("--arms")
+    parser.add_argument("--kind", choices=list(KINDS), default="sd15")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     options = parser.parse_args()
-    chosen = tuple(options.arms.split(",")) if options.arms else None
-    if options.command == "make":
-        make(options.folder)
-    else:
-        result = engines.compare(options.folder, chosen or engines.ARMS, options.rounds, options.calls)
-        print(json.dumps(result, indent=2))
+    for slot, count in make(options.folder, options.kind, options.dtype).items():
+        print(f"{slot}: {count / 1e6:.1f} M parameters")
 
 
 if __name__ == "__main__":

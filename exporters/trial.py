@@ -15,7 +15,7 @@ from anamorph.exporters.trace import probe_sizes
 from anamorph.interface import Interface, size_of
 from anamorph.pipelines.base import DiffusionPipeline
 
-STEPS, GUIDANCE = 3, 5.0
+STEPS, GUIDANCE, STRENGTH = 3, 5.0, 1.0
 PROMPTS = ("a photo of a red cat", "a dog")
 PICTURE_CALL = "picture.json"
 """Where the call is kept among the references."""
@@ -32,7 +32,7 @@ def trial(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
     """Arguments of a call, of a size and batch that the artifact takes, and the size of pictures to start from."""
     kind = DiffusionPipeline.registry[checkpoint.class_name]
     interface = artifact.parts[kind.DENOISER].interface
-    branches = kind.BRANCHES
+    branches = kind.most_branches(component_config(checkpoint.place(kind.DENOISER)))
     count = (interface.axes["batch"].maximum or branches * len(PROMPTS)) // branches
     decoder = artifact.parts.get("vae_decoder")
     factor = 1 if decoder is None else vae_scale_factor(component_config(checkpoint.place(decoder.component)))
@@ -41,7 +41,7 @@ def trial(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
     values = {
         "prompt": [PROMPTS[index % len(PROMPTS)] for index in range(count)], "batch_size": count,
         "class_labels": list(range(count)), "height": height, "width": width, "num_inference_steps": STEPS,
-        "guidance_scale": GUIDANCE, "seed": list(range(count)),
+        "guidance_scale": GUIDANCE, "strength": STRENGTH, "seed": list(range(count)),
     }  # fmt: skip
     call = {name: value for name, value in values.items() if name in kind.TAKES.all}
     return {"arguments": call, "sources": [count, height // scale, width // scale]}

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
         VQModel,
     )
     from anamorph.pipelines import (
+        AutoPipelineForImage2Image,
+        AutoPipelineForInpainting,
+        AutoPipelineForText2Image,
         DDIMPipeline,
         DDPMPipeline,
         DiffusionPipeline,
@@ -90,6 +93,9 @@ _HOMES = {
     "DDIMPipeline": "pipelines",
     "DDPMPipeline": "pipelines",
     "DiTPipeline": "pipelines",
+    "AutoPipelineForImage2Image": "pipelines",
+    "AutoPipelineForInpainting": "pipelines",
+    "AutoPipelineForText2Image": "pipelines",
     "DiffusionPipeline": "pipelines",
     "LDMTextToImagePipeline": "pipelines",
     "StableDiffusionImg2ImgPipeline": "pipelines",
@@ -134,6 +140,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
     "AutoencoderKL",
     "AutoencoderTiny",
     "BertTokenizer",

@@ -234,7 +234,10 @@ def vae_scale_factor(config: Mapping[str, Any]) -> int:
     return int(2 ** (len(levels) - 1))
 
 
-_INTERFACES: dict[str, dict[str, Callable[[Config], Interface]]] = {
+Declared = dict[str, Callable[[Config], Interface]]
+"""Part name -> how its interface follows from the configuration."""
+
+_INTERFACES: dict[str, Declared] = {
     "CLIPTextModel": {"text_encoder": text_encoder_interface},
     "CLIPTextModelWithProjection": {"text_encoder": projected_text_interface},
     "UNet2DConditionModel": {"unet": unet_interface},
@@ -250,10 +253,10 @@ _INTERFACES: dict[str, dict[str, Callable[[Config], Interface]]] = {
 }
 
 
-_REFINING = {"UNet2DConditionModel": {"unet": partial(unet_interface, time_ids=5)}}
+_REFINING: dict[str, Declared] = {"UNet2DConditionModel": {"unet": partial(unet_interface, time_ids=5)}}
 
 
-def interfaces(class_name: str, slot: str, refining: bool = False) -> dict[str, Callable[[Config], Interface]]:
+def interfaces(class_name: str, slot: str, refining: bool = False) -> Declared:
     """Part name -> how its interface follows from the configuration; a model's only part is called as its `slot`.
 
     `refining`: it belongs to SDXL's refiner.

@@ -28,6 +28,7 @@ from anamorph.interface import Axis, Interface, Port
 from anamorph.tokenizer import ClipTokenizer
 
 HERE = Path(anamorph.benchmarks.interop.__file__).parent
+LISTS = HERE.parent / "peers"
 CALL: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 64, "seed": 3, "output_type": "np"}
 
 
@@ -192,14 +193,16 @@ def test_the_table_fails_what_is_too_far_away(decibels: tuple[float, ...], passe
 
 
 def test_environments_are_pinned_in_full_and_for_the_processor() -> None:
-    for peer in PEERS:
-        lines = [line for line in (HERE / f"{peer.name}.txt").read_text().splitlines() if not line.startswith("#")]
+    lists = sorted(LISTS.glob("*.txt"))
+    assert {peer.name for peer in PEERS} <= {path.stem for path in lists}
+    for path in lists:
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
         assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
         assert not [line for line in lines if re.match("nvidia|cuda|triton|torchvision", line)]
 
 
 def test_scripts_for_other_environments_import_nothing_of_ours() -> None:
-    for script in [HERE / name for name in {*(peer.script[0] for peer in PEERS), "genai_static.py"}]:
+    for script in [*(HERE / peer.script[0] for peer in PEERS), *LISTS.glob("[a-z]*.py")]:
         nodes = list(ast.walk(ast.parse(script.read_text())))
         names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]

@@ -87,7 +87,7 @@ class References:
 def run(python: Path, arguments: Sequence[str]) -> str | None:
     """Run a script in a peer's environment, offline; None, or why it failed."""
     if not python.exists():
-        return f"{python} is missing; run: make interop"
+        return f"{python} is missing; run: make peers"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     command = [str(python), "-I", *arguments]
     try:
@@ -156,7 +156,7 @@ def table(rows: Sequence[Row]) -> str:
 def main() -> int:
     """Run all that is asked for; 0 if every row passed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=Path("build/interop"), help="where the environments lie")
+    parser.add_argument("--root", type=Path, default=Path("build/peers"), help="where the environments lie")
     parser.add_argument("--peer", choices=[peer.name for peer in PEERS], help="only this one")
     options = parser.parse_args()
     root = options.root.resolve()

@@ -10,7 +10,8 @@ from anamorph.errors import AnamorphError, InputError
 OK, FAILED, USAGE, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
 
 EPILOG = """\
-exit codes: 0 done, 1 failed, 2 wrong arguments, 3 a picture or an export differs too much, 130 interrupted
+exit codes: 0 done, 1 failed, 2 wrong arguments, 3 a picture or an export differs too much or a benchmark got
+slower, 130 interrupted
 
 examples:
   anamorph generate "red apple" --out apple.png
@@ -19,6 +20,7 @@ examples:
   anamorph compare "rocket" --schedulers DDIM,UniPCMultistep --steps 4,8,16 --out compare.png
   anamorph replay apple.png --backend compile
   anamorph export ./stable-diffusion-v1-5 ./sd15-openvino --to openvino --static 512x512 --batch 1
+  anamorph bench quick
 """
 
 
@@ -40,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     _replay(commands)
     _export(commands)
     _verify(commands)
+    _info(commands)
     _doctor(commands)
+    _bench(commands)
     return root
 
 
@@ -90,8 +94,12 @@ def _run(options: argparse.Namespace) -> int:
         from anamorph.cli.export import run
     elif options.command == "verify":
         from anamorph.cli.verify import run
+    elif options.command == "info":
+        from anamorph.cli.info import run
     elif options.command == "doctor":
         from anamorph.cli.doctor import run
+    elif options.command == "bench":
+        from anamorph.cli.bench import run
     else:
         from anamorph.cli.replay import run
     return run(options)
@@ -269,6 +277,21 @@ def _verify(commands: "Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
+def _info(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "info",
+        help="what a model is made of, and what it can do here",
+        description="List a model's components with parameters, sizes and types, the tasks it can serve and the "
+        "engines that open it; no weights are read and nothing is downloaded.",
+    )
+    command.add_argument(
+        "model",
+        help="checkpoint folder, exported folder, .safetensors or .ckpt file, cached hub id, or the word bundled",
+    )
+    command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
+    command.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
 def _doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "doctor",
@@ -277,3 +300,13 @@ def _doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
         "what is missing.",
     )
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _bench(commands: "Commands[argparse.ArgumentParser]") -> None:
+    from anamorph.cli.bench import DESCRIPTION, arguments
+
+    arguments(
+        commands.add_parser(
+            "bench", help="which engine is best here: measure, report, compare", description=DESCRIPTION
+        )
+    )

@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +13,9 @@ from anamorph.checkpoint import BUNDLED, Checkpoint
 from anamorph.errors import InputError
 from anamorph.pipelines import StableDiffusionPipeline
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.loading import precision_name
 from anamorph.pipelines.request import Request
+from anamorph.profiles import DEFAULT, stored
 from anamorph.schedulers import load_scheduler
 
 SCHEMA = 1
@@ -49,14 +52,19 @@ def folder_of(model: str | None) -> str | None:
 def open_pipeline(
     kind: type[DiffusionPipeline], model: str | None, options: argparse.Namespace, variant: str | None = None
 ) -> DiffusionPipeline:
-    """Open the checkpoint as a pipeline of `kind`, on the wished engine."""
-    return kind.from_pretrained(
+    """Open the checkpoint as a pipeline of `kind`, on the wished engine; says where a measurement chose it."""
+    pipe = kind.from_pretrained(
         folder_of(model),
         backend=backend_option(options.backend),
         device=options.device,
         torch_dtype=options.dtype,
         variant=variant,
     )
+    if options.backend is None and pipe.origin is not None:
+        profile = stored(pipe.origin, precision_name(options.dtype or DEFAULT))
+        if profile is not None and {placed.engine for placed in pipe.placement.values()} == {profile.engine}:
+            print(f"anamorph: auto: {profile}", file=sys.stderr)
+    return pipe
 
 
 def load_pipeline(model: str | None, options: argparse.Namespace) -> StableDiffusionPipeline:

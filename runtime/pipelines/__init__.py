@@ -1,5 +1,6 @@
 """Pipelines: pure orchestration over engines."""
 
+from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.conditioned import StableDiffusionDepth2ImgPipeline, StableDiffusionInstructPix2PixPipeline
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
@@ -19,6 +20,9 @@ from anamorph.pipelines.unconditional import DDIMPipeline, DDPMPipeline, DiTPipe
 from anamorph.pipelines.upscaling import StableDiffusionLatentUpscalePipeline, StableDiffusionUpscalePipeline
 
 __all__ = [
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
     "DDIMPipeline",
     "DDPMPipeline",
     "DiTPipeline",

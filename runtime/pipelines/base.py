@@ -18,6 +18,7 @@ from anamorph.errors import ConfigError, InputError
 from anamorph.files import replacing
 from anamorph.pipelines.arguments import Job
 from anamorph.pipelines.cropping import put_back
+from anamorph.pipelines.custom import custom_class
 from anamorph.pipelines.decoding import held_back
 from anamorph.pipelines.loading import Loaded, Wishes, as_component, completed, open_component, settle_variant
 from anamorph.pipelines.outputs import PipelineOutput, check_output_type, finish_images
@@ -106,13 +107,16 @@ class DiffusionPipeline:
         revision: str | None = None,
         cache_dir: str | None = None,
         local_files_only: bool = False,
+        custom_pipeline: str | Path | None = None,
+        trust_remote_code: bool = False,
         **components: Any,
     ) -> "DiffusionPipeline":
         """Load a pipeline from a checkpoint folder, an exported folder or a hub id; None means the bundled model.
 
         `backend`, `device` and `torch_dtype` may be mappings from component or part names (and "default") to
         values. `components` replace the checkpoint's own (`scheduler=`, `vae=`, ...; `safety_checker=None`) and its
-        settings.
+        settings. `custom_pipeline` names a Python file that defines the class, which runs only with
+        `trust_remote_code=True`.
 
         Raises CheckpointError: files are missing, damaged or do not fit. Raises ConfigError: a configuration is
         not served. Raises BackendError: an engine, device or precision is not there. Raises InputError: an
@@ -120,7 +124,10 @@ class DiffusionPipeline:
         """
         name = str(BUNDLED if pretrained_model_name_or_path is None else pretrained_model_name_or_path)
         checkpoint = open_checkpoint(Source(name, revision, cache_dir, local_files_only, variant))
-        kind = cls._class_for(checkpoint)
+        if custom_pipeline is not None:
+            kind = custom_class(custom_pipeline, trusted=trust_remote_code)
+        else:
+            kind = cls._class_for(checkpoint.class_name, str(checkpoint.folder))
         return kind.from_checkpoint(checkpoint, components, backend=backend, device=device, torch_dtype=torch_dtype)
 
     @classmethod
@@ -174,15 +181,32 @@ class DiffusionPipeline:
         return cls.from_pretrained(as_folder(path, wishes), **others)
 
     @classmethod
-    def _class_for(cls, checkpoint: Checkpoint) -> type["DiffusionPipeline"]:
+    def from_pipe(cls, pipeline: "DiffusionPipeline", **components: Any) -> "DiffusionPipeline":
+        """A pipeline of this class from another one's components and settings, which it shares; no weights are copied.
+
+        `components` replace components or settings. What this class has no place for is left out.
+        Raises InputError: a component is missing. Raises ConfigError: the components do not fit this class.
+        """
+        kind = cls._class_for(type(pipeline).__name__, "the pipeline")
+        check_given(kind.__name__, kind.SLOTS, tuple(kind.OPTIONS), components)
+        shared = {name: value for name, value in pipeline.components.items() if name in kind.SLOTS}
+        settings = {name: value for name, value in pipeline.options.items() if name in kind.OPTIONS}
+        backend, device, torch_dtype = pipeline._given
+        return kind(
+            **{**settings, **shared, **components}, backend=backend, device=device, torch_dtype=torch_dtype,
+            origin=pipeline.origin,
+        )  # fmt: skip
+
+    @classmethod
+    def _class_for(cls, class_name: str, where: str) -> type["DiffusionPipeline"]:
+        """The class that opens what calls itself `class_name`; `where` is what errors name."""
         if cls is not DiffusionPipeline:
             return cls
-        if checkpoint.class_name not in cls.registry:
+        if class_name not in cls.registry:
             raise ConfigError(
-                f"{checkpoint.folder} is a {checkpoint.class_name}, which this version does not have; "
-                f"it has {', '.join(cls.registry)}"
+                f"{where} is a {class_name}, which this version does not have; it has {', '.join(cls.registry)}"
             )
-        return cls.registry[checkpoint.class_name]
+        return cls.registry[class_name]
 
     def _open(self, name: str, value: Any) -> Loaded:
         slot, parts = self.SLOTS[name], parts_of(self.SLOTS)
@@ -270,6 +294,11 @@ class DiffusionPipeline:
     def needs(self) -> tuple[str, ...]:
         """The arguments that a call must have, because its pictures start from them."""
         return ()
+
+    @classmethod
+    def most_branches(cls, denoiser: Mapping[str, Any]) -> int:  # noqa: ARG003 - some configurations tell
+        """How often each picture is in the batch of a denoiser of that configuration where a call is guided."""
+        return cls.BRANCHES
 
     @classmethod
     def source_scale(cls, factor: int) -> int:  # noqa: ARG003 - upscalers ask

@@ -1,6 +1,6 @@
 """What all pipelines of text encoders, a conditional UNet and an autoencoder share; a task is data to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -70,6 +70,15 @@ class LatentDiffusion(DiffusionPipeline, public=False):
     needs.__doc__ = DiffusionPipeline.needs.__doc__
 
     @classmethod
+    def most_branches(cls, denoiser: Mapping[str, Any]) -> int:
+        """See `DiffusionPipeline.most_branches`."""
+        return 1 if cls._distilled(denoiser) else cls.BRANCHES
+
+    @classmethod
+    def _distilled(cls, denoiser: Mapping[str, Any]) -> bool:
+        return denoiser.get("time_cond_proj_dim") is not None and guidance_embedding in cls.FAMILY.conditions
+
+    @classmethod
     def source_scale(cls, factor: int) -> int:
         """See `DiffusionPipeline.source_scale`."""
         return 1 if cls.TASK.scale is None else cls.TASK.scale(factor)
@@ -105,7 +114,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         request, unet = job.request, self._config("unet")
         table = self.TASK.table(table_of(self.scheduler, request))
         # A model that has guidance among its inputs is not guided from outside.
-        distilled = unet["time_cond_proj_dim"] is not None and guidance_embedding in self.FAMILY.conditions
+        distilled = self._distilled(unet)
         guidance = Guidance() if distilled else self.TASK.guidance(request)
         factor = self.vae_scale_factor
         sizes = {"latent_height": request.height // factor, "latent_width": request.width // factor,

@@ -13,7 +13,8 @@ from anamorph.config import Config
 from anamorph.engine import PRECISIONS, Backend, Placement, Program, Target
 from anamorph.errors import ArtifactError, BackendError, CheckpointError, ConfigError, InputError
 from anamorph.exporting import cached_export
-from anamorph.plugins import choose_backend, get_backend, get_exporter
+from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
+from anamorph.profiles import DEFAULT, stored
 from anamorph.weights import find_weights
 
 log = logging.getLogger(__name__)
@@ -62,13 +63,24 @@ class Wishes:
         )
 
     def backend_of(self, component: Component, part: str) -> Backend:
-        """The engine for one part; `auto` is decided by what the component holds, and logged here."""
+        """The engine for one part; `auto` is decided by what was measured or what the component holds, and logged."""
         wish = _pick(self.backend, component.name, part)
         if wish != "auto":
             return get_backend(wish)
-        backend, reason = choose_backend(component.content)
+        backend, reason = self._measured(component, part) or choose_backend(component.content)
         log.info("%s: engine %s (%s)", part, backend.name, reason)
         return backend
+
+    def _measured(self, component: Component, part: str) -> tuple[Backend, str] | None:
+        """The engine that was fastest here for this checkpoint, where nothing speaks for another device."""
+        device = _pick(self.device, component.name, part)
+        if component.checkpoint is None or component.artifact is not None or device is not None:
+            return None
+        profile = stored(component.checkpoint, _pick(self.precision, component.name, part) or DEFAULT)
+        backend = None if profile is None else list_backends().get(profile.engine)
+        if profile is None or backend is None or backend.unavailable() is not None:
+            return None
+        return backend, f"auto: {profile}"
 
     def target_of(self, component: str, part: str, backend: Backend) -> Target:
         """Device and precision for one part; what the caller left open is the engine's first choice."""
@@ -119,7 +131,8 @@ def completed(loaded: Loaded, parts: Sequence[str]) -> Loaded:
     if not missing:
         return loaded
     placed = next(iter(loaded.programs.values())).placement
-    more = get_backend(placed.engine).open(loaded.component, missing, Target(placed.device, placed.precision))
+    backend = get_backend(placed.engine)
+    more = backend.open(_readable(loaded.component, backend), missing, Target(placed.device, placed.precision))
     return Loaded(loaded.component, {**loaded.programs, **more})
 
 

@@ -28,7 +28,7 @@ def fields(call: Arguments, prompts: int, *, options: Mapping[str, Any], encoder
 
     Raises InputError: a value is of a wrong kind, or would not count for this pipeline.
     """
-    given: Mapping[str, Any] = call  # type: ignore[assignment]
+    given: Mapping[str, Any] = call
     found = {name: _pair(name, given[name]) for name in (*SIZES, *CROPS)}
     refining = bool(options.get(AESTHETIC))
     _check_negatives(given, AESTHETIC in options, refining)
@@ -71,7 +71,7 @@ def _score(name: str, value: Any, refining: bool) -> float:
 
 def _texts(given: Mapping[str, Any], prompts: int, encoders: int) -> dict[str, Any]:
     """`prompt_2` and `negative_prompt_2`, one for each prompt."""
-    result = {}
+    result: dict[str, Any] = {}
     for name in ("prompt_2", "negative_prompt_2"):
         first, value = name.removesuffix("_2"), given[name]
         if value is None:

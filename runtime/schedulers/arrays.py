@@ -53,22 +53,27 @@ def cast(value: Array, like: Array) -> Array:
 
 def weighted_sum(weights: Sequence[float], values: Sequence[Array]) -> Array:
     """sum_i w_i v_i in an array of its own; what has no weight is left out, and may be None."""
-    terms = [(weight, value) for weight, value in zip(weights, values, strict=True) if weight]
-    if not terms:
-        return 0.0 * values[0]
-    (weight, first), rest = terms[0], terms[1:]
-    if not is_tensor(first):
-        return sum((weight * value for weight, value in rest), weight * first)
-    if weight != 1.0:
-        result = first.mul(weight)
-    elif not rest:
-        return first.clone()
-    else:
-        result = first.add(rest[0][1], alpha=rest[0][0])
-        del rest[0]
-    for weight, value in rest:  # one pass over memory per term
-        result.add_(value, alpha=weight)
-    return result
+    if is_tensor(values[0]):
+        return _tensor_sum(weights, values)
+    terms = [weight * value for weight, value in zip(weights, values, strict=True) if weight]
+    return sum(terms[1:], terms[0]) if terms else 0.0 * values[0]
+
+
+def _tensor_sum(weights: Sequence[float], values: Sequence[Array]) -> Array:
+    """One pass over memory per term, in place once there is an array of its own."""
+    result, fresh = None, False
+    for weight, value in zip(weights, values, strict=True):
+        if not weight:
+            continue
+        if result is None:
+            result, fresh = (value, False) if weight == 1.0 else (value.mul(weight), True)
+        elif fresh:
+            result.add_(value, alpha=weight)
+        else:
+            result, fresh = result.add(value, alpha=weight), True
+    if result is None:
+        return values[0].mul(0.0)
+    return result if fresh else result.clone()
 
 
 def numbers(values: Any) -> list[float]:

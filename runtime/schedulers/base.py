@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anamorph.config import Config
-from anamorph.errors import InputError
+from anamorph.errors import ConfigError, InputError
 from anamorph.files import replacing
 from anamorph.hub import HubOptions, find_component
 from anamorph.schedulers.arrays import Array, cast, coefficients, draw, numbers, widen
@@ -234,7 +235,9 @@ class Scheduler:
         grid = self._grid(num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu, **further)
         self.num_inference_steps = grid.steps
         self._position = Position(grid)
-        self._position.tables[0, ()] = self._table(grid, {}, 0)  # the usual one, so that no step has to build it
+        # The usual table is built here, not in a step; a run that starts later may do without an impossible first call.
+        with suppress(ConfigError, InputError):
+            self._position.tables[0, ()] = self._table(grid, {}, 0)
 
     def _levels(self) -> Grid:
         return self._position.grid or self.idle()

@@ -26,13 +26,34 @@ K_NOISE = {**NOISE, "beta_start": 0.00085, "beta_end": 0.012}
 THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
 """Defaults of dynamic thresholding."""
 
+LEADING = {"prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 0}
+LINSPACE = {**LEADING, "timestep_spacing": "linspace"}
+"""Defaults of the prediction and of the way that timesteps are placed."""
+
 SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 """Defaults of the switches between families of noise levels."""
 
-SPACINGS = ("linspace", "leading", "trailing")
 CURVES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
-FINAL = ("zero", "sigma_min")
+NO_SAMPLE = {"prediction_type": ("epsilon", "v_prediction")}
+"""What classes serve that cannot work on a prediction of the clean sample."""
+
+CHOICES = {
+    "beta_schedule": CURVES,
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "interpolation_type": ("linear", "log_linear"),
+    "noise_sampler_seed": (None,),
+    "prediction_type": PREDICTIONS,
+    "sigma_schedule": ("karras", "exponential"),
+    "solver_order": (1, 2, 3),
+    "solver_p": (None,),
+    "solver_type": ("midpoint", "heun"),
+    "time_shift_type": ("exponential", "linear"),
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+    "timestep_type": ("discrete", "continuous"),
+    "variance_type": (None, "learned", "learned_range"),
+}
+"""The values that a key may have in every class that does not say otherwise."""
 
 
 def completed(
@@ -40,15 +61,16 @@ def completed(
 ) -> Config:
     """The full configuration of class `name`; foreign keys of other scheduler classes are kept.
 
-    Raises ConfigError: a key that no scheduler knows, a value outside `only`, or two families of noise levels.
+    Raises ConfigError: a key that no scheduler knows, a value outside `only` or else CHOICES, or two families of
+    noise levels.
     """
     plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in given.items()}
     if plain.get("predict_epsilon") is False:  # how files from before diffusers 0.9 say it
         plain.setdefault("prediction_type", "sample")
     defaulted = sorted(key for key in defaults if key not in plain)
     full = complete(name, {**plain, "_use_default_values": defaulted}, defaults, FAMILY)
-    for key, allowed in only.items():
-        if full[key] not in allowed:
+    for key, allowed in {**CHOICES, **only}.items():
+        if key in defaults and full[key] not in allowed:
             raise ConfigError(f"{name} does not serve {key}={full[key]!r}; it serves {', '.join(map(repr, allowed))}")
     steps = full["num_train_timesteps"]
     if not isinstance(steps, int) or steps < 1:

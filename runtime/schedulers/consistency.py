@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 
 from anamorph.errors import InputError
-from anamorph.schedulers.configuration import CURVES, K_NOISE, PREDICTIONS, THRESHOLD, clip_of
+from anamorph.schedulers.configuration import K_NOISE, LEADING, THRESHOLD, clip_of
 from anamorph.schedulers.grids import F64, I64, Grid, Request, as_indices, custom_timesteps, variance_preserving
 from anamorph.schedulers.registry import register
 from anamorph.schedulers.solvers import Columns, rows_of, to_clean
@@ -20,9 +20,7 @@ DISTILLED = {
     "clip_sample": False,
     "clip_sample_range": 1.0,
     "set_alpha_to_one": True,
-    "steps_offset": 0,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
+    **LEADING,
     "timestep_scaling": 10.0,
     "rescale_betas_zero_snr": False,
 }
@@ -70,7 +68,6 @@ class LCMScheduler(_Distilled):
 
     SUMMARY: ClassVar = "only for LCM models and LoRAs: two to eight steps"
     DEFAULTS: ClassVar = DISTILLED
-    ONLY: ClassVar = {"beta_schedule": CURVES, "prediction_type": PREDICTIONS}
 
     def solve(self, grid: Grid) -> Table:
         """x' = alpha' f + sigma' noise, in the last step x' = f."""
@@ -92,12 +89,7 @@ class TCDScheduler(_Distilled):
 
     SUMMARY: ClassVar = "only for TCD models and LoRAs: two to twenty steps, detail set by eta"
     DEFAULTS: ClassVar = DISTILLED
-    ONLY: ClassVar = {
-        "beta_schedule": CURVES,
-        "prediction_type": PREDICTIONS,
-        "clip_sample": (False,),
-        "thresholding": (False,),
-    }
+    ONLY: ClassVar = {"clip_sample": (False,), "thresholding": (False,)}
     OPTIONS: ClassVar = {"eta": 0.3}
 
     def choices(self, teacher: int, strength: float, *, own: bool) -> I64:

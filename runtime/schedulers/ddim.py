@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from anamorph.schedulers.configuration import CURVES, NOISE, PREDICTIONS, SPACINGS, THRESHOLD, clip_of
+from anamorph.schedulers.configuration import CURVES, LEADING, NOISE, THRESHOLD, clip_of
 from anamorph.schedulers.grids import Grid, Request, as_indices, custom_timesteps, spaced, variance_preserving
 from anamorph.schedulers.registry import register
 from anamorph.schedulers.solvers import Columns, first_order, rows_of, to_clean, to_noise
@@ -28,15 +28,11 @@ class DDPMScheduler(TrainingLevels):
         **CLIP,
         **THRESHOLD,
         "variance_type": "fixed_small",
-        "prediction_type": "epsilon",
-        "timestep_spacing": "leading",
-        "steps_offset": 0,
+        **LEADING,
         "rescale_betas_zero_snr": False,
     }
     ONLY: ClassVar = {
         "beta_schedule": (*CURVES, "sigmoid", "laplace"),
-        "prediction_type": PREDICTIONS,
-        "timestep_spacing": SPACINGS,
         "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range"),
     }
     TRANSLATE: ClassVar = {("variance_type", None): "fixed_small"}
@@ -81,12 +77,9 @@ class DDIMScheduler(TrainingLevels):
         **CLIP,
         **THRESHOLD,
         "set_alpha_to_one": True,
-        "steps_offset": 0,
-        "prediction_type": "epsilon",
-        "timestep_spacing": "leading",
+        **LEADING,
         "rescale_betas_zero_snr": False,
     }
-    ONLY: ClassVar = {"beta_schedule": CURVES, "prediction_type": PREDICTIONS, "timestep_spacing": SPACINGS}
     OPTIONS: ClassVar = {"eta": 0.0, "use_clipped_model_output": False}
     STATELESS: ClassVar = True
 
@@ -123,16 +116,10 @@ class DDIMInverseScheduler(TrainingLevels):
         **NOISE,
         **CLIP,
         "set_alpha_to_one": True,
-        "steps_offset": 0,
-        "prediction_type": "epsilon",
-        "timestep_spacing": "leading",
+        **LEADING,
         "rescale_betas_zero_snr": False,
     }
-    ONLY: ClassVar = {
-        "beta_schedule": CURVES,
-        "prediction_type": PREDICTIONS,
-        "timestep_spacing": ("leading", "trailing"),
-    }
+    ONLY: ClassVar = {"timestep_spacing": ("leading", "trailing")}
     STATELESS: ClassVar = True
 
     def idle(self) -> Grid:

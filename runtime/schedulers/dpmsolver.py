@@ -7,11 +7,10 @@ import numpy as np
 
 from anamorph.config import Config
 from anamorph.errors import ConfigError
-from anamorph.schedulers.configuration import FINAL
 from anamorph.schedulers.exponential import Points, dpm_step, points_of
 from anamorph.schedulers.grids import F64, I64, Grid, leading, trailing
 from anamorph.schedulers.levels import family
-from anamorph.schedulers.logsnr import CALLS, FIXED, MULTISTEP, OLD_SOLVERS, SERVED, SHIFTING, SPACED, VARIANCES, LogSnr
+from anamorph.schedulers.logsnr import CALLS, FIXED, MULTISTEP, OLD_SOLVERS, SERVED, SHIFTING, LogSnr
 from anamorph.schedulers.noise import F32
 from anamorph.schedulers.registry import register
 from anamorph.schedulers.solvers import Terms
@@ -24,8 +23,6 @@ NO_STEP = 1e-5
 """A last step this short in lambda is of order 1: some families of levels already end at sigma_min."""
 
 SOLVER = {"solver_order": 2, "algorithm_type": "dpmsolver++", "solver_type": "midpoint"}
-ORDERS = {"solver_order": (1, 2, 3), "solver_type": ("midpoint", "heun")}
-ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
 
 
 def multistep_orders(config: Config, grid: Grid, h_last: float) -> list[int]:
@@ -80,12 +77,7 @@ class DPMSolverMultistepScheduler(LogSnr):
     }
     ONLY: ClassVar = {
         **SERVED,
-        **ORDERS,
-        **SPACED,
-        "algorithm_type": ALGORITHMS,
-        "final_sigmas_type": FINAL,
-        "variance_type": VARIANCES,
-        "time_shift_type": ("exponential",),
+        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"),
     }
     TRANSLATE: ClassVar = {("algorithm_type", "deis"): "dpmsolver++", **OLD_SOLVERS, **FIXED}
     TAKES: ClassVar[tuple[str, ...]] = ("timesteps",)
@@ -138,10 +130,7 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
     }
     ONLY: ClassVar = {
         **SERVED,
-        **ORDERS,
-        **SPACED,
         "algorithm_type": ("dpmsolver++", "dpmsolver"),  # no noise is added on the way to more of it
-        "variance_type": VARIANCES,
         "use_flow_sigmas": (False,),
     }
     TAKES: ClassVar = ()
@@ -212,14 +201,7 @@ class DPMSolverSinglestepScheduler(DPMSolverMultistepScheduler):
         "lambda_min_clipped": -float("inf"),
         "variance_type": None,
     }
-    ONLY: ClassVar = {
-        **SERVED,
-        **ORDERS,
-        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver"),
-        "final_sigmas_type": FINAL,
-        "variance_type": VARIANCES,
-        "time_shift_type": ("exponential",),
-    }
+    ONLY: ClassVar = {**SERVED, "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver")}
     WIDE_NOISE: ClassVar = False
     ROUNDED: ClassVar = ("use_karras_sigmas",)
 

@@ -9,20 +9,20 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from anamorph.config import Config
 from anamorph.errors import ConfigError, InputError
 from anamorph.schedulers.arrays import Array, numbers
-from anamorph.schedulers.base import Scheduler, StepOutput
-from anamorph.schedulers.configuration import FINAL, THRESHOLD, clip_of
-from anamorph.schedulers.dpmsolver import ORDERS, SOLVER, multistep
+from anamorph.schedulers.base import StepOutput
+from anamorph.schedulers.configuration import NO_SAMPLE, THRESHOLD
+from anamorph.schedulers.dpmsolver import SOLVER, multistep
 from anamorph.schedulers.exponential import points_of
+from anamorph.schedulers.free import FreeLevels
 from anamorph.schedulers.grids import F64, Grid, Request, custom_timesteps
 from anamorph.schedulers.levels import exponential, karras
 from anamorph.schedulers.logsnr import OLD_SOLVERS
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import CHURN, Columns, Terms, churned, first_order, rows_of
+from anamorph.schedulers.solvers import CHURN, Columns
 from anamorph.schedulers.table import Clip, Table
 
 PRECONDITIONED = {
@@ -34,27 +34,15 @@ PRECONDITIONED = {
 }
 
 
-class FreeLevels(Scheduler):
-    """Noise levels between sigma_max and sigma_min, x = x_0 + sigma noise."""
-
-    SCALES: ClassVar = True
+class Karras(FreeLevels):
+    """Noise levels between sigma_max and sigma_min."""
 
     def idle(self) -> Grid:
         """As many levels as the configuration counts training timesteps."""
         return self.plan(Request(len(self)))
 
-    def grid_of(self, timesteps: npt.NDArray[Any], levels: F64, final: float, start: float) -> Grid:
-        """The grid with alpha = 1 through levels, rounded to float32, and the final one."""
-        sigmas = np.append(levels, final).astype(np.float32)
-        exact, ones = sigmas.astype(np.float64), np.ones(len(levels))
-        return Grid(timesteps, ones, exact[:-1], ones, exact[1:], len(levels), sigmas, start)
 
-    def scale(self, grid: Grid) -> F64:
-        """c_in = 1 / sqrt(s^2 + d^2)."""
-        return np.asarray(1 / np.hypot(grid.sigma, self.own["sigma_data"]))
-
-
-class Preconditioned(FreeLevels):
+class Preconditioned(Karras):
     """The grids of both EDM solvers."""
 
     def plan(self, request: Request) -> Grid:
@@ -75,7 +63,7 @@ class Preconditioned(FreeLevels):
             levels = exponential(low, high, steps)[::-1]  # a single one is the lowest
         timesteps = np.float32(0.25) * np.log(levels.astype(np.float32))
         final = 0.0 if self.own["final_sigmas_type"] == "zero" else self.last(levels)
-        return self.grid_of(timesteps, levels, final, (high**2 + 1) ** 0.5)
+        return self.grid_of(timesteps, np.append(levels, final).astype(np.float32), (high**2 + 1) ** 0.5)
 
     def last(self, levels: F64) -> float:
         """The final level where it is not zero."""
@@ -87,26 +75,7 @@ class Preconditioned(FreeLevels):
         square = grid.sigma**2 + d**2
         return d**2 / square, sign * grid.sigma * d / np.sqrt(square)
 
-    def table_of(
-        self,
-        grid: Grid,
-        steps: Columns | list[Terms],
-        draws: npt.NDArray[np.bool_] | bool = False,
-        *,
-        estimate: tuple[F64, F64] | None = None,
-        churn: F64 | float = 0.0,
-    ) -> Table:
-        """A table of steps in the clean estimate."""
-        estimate = estimate or self.estimate(grid)
-        rows = rows_of(grid, estimate, steps, scale=self.scale(grid), draws=draws, churn=churn)
-        return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, clip_of(self.own))
 
-
-SERVED = {
-    "prediction_type": ("epsilon", "v_prediction"),
-    "sigma_schedule": ("karras", "exponential"),
-    "final_sigmas_type": FINAL,
-}
 KEYS = {**PRECONDITIONED, "sigma_schedule": "karras", "prediction_type": "epsilon", "final_sigmas_type": "zero"}
 
 
@@ -116,16 +85,13 @@ class EDMEulerScheduler(Preconditioned):
 
     SUMMARY: ClassVar = "Euler for models trained in the EDM way (Playground 2.5); 20 to 50 steps"
     DEFAULTS: ClassVar = KEYS
-    ONLY: ClassVar = SERVED
+    ONLY: ClassVar = NO_SAMPLE
     TAKES: ClassVar = ("sigmas",)
     OPTIONS: ClassVar = {**CHURN, "told": False}
 
-    def solve(self, grid: Grid, told: bool, **options: float) -> Table:
-        """x' = (sigma' / sigma) x + (1 - sigma' / sigma) D, from the level that churning leads to."""
-        raised, churn = churned(grid, **options)
-        a, b, _ = first_order(raised)
-        estimate = (np.zeros_like(a), np.ones_like(a)) if told else self.estimate(raised)
-        return self.table_of(grid, Columns(X=a, D=b), churn > 0, estimate=estimate, churn=churn)
+    def solve(self, grid: Grid, told: bool, **churn: float) -> Table:
+        """Euler's step; `told` says that D is given."""
+        return self.euler(grid, churn, (np.zeros_like(grid.sigma), np.ones_like(grid.sigma)) if told else None)
 
     def step(
         self, model_output: Array, timestep: Any, sample: Array, *, pred_original_sample: Array | None = None,
@@ -143,7 +109,7 @@ class EDMDPMSolverMultistepScheduler(Preconditioned):
 
     SUMMARY: ClassVar = "DPM-Solver++ for models trained in the EDM way; good from 15 steps"
     DEFAULTS: ClassVar = {**KEYS, **THRESHOLD, **SOLVER, "lower_order_final": True, "euler_at_final": False}
-    ONLY: ClassVar = {**SERVED, **ORDERS, "algorithm_type": ("dpmsolver++", "sde-dpmsolver++")}
+    ONLY: ClassVar = {**NO_SAMPLE, "algorithm_type": ("dpmsolver++", "sde-dpmsolver++")}
     TRANSLATE: ClassVar = {("algorithm_type", "deis"): "dpmsolver++", **OLD_SOLVERS}
     SHOWS_CLEAN: ClassVar = False
 
@@ -167,7 +133,7 @@ class EDMDPMSolverMultistepScheduler(Preconditioned):
 
 
 @register
-class CMStochasticIterativeScheduler(FreeLevels):
+class CMStochasticIterativeScheduler(Karras):
     """Consistency models: a jump to the clean sample, then noise of the next level (arXiv:2303.01469, alg. 1).
 
     D = d^2 / ((s - s_min)^2 + d^2) x + (s - s_min) d / sqrt(s^2 + d^2) out (eq. 5), which is x itself at s_min.
@@ -188,7 +154,7 @@ class CMStochasticIterativeScheduler(FreeLevels):
             places = (np.arange(request.count) * (train // request.count))[::-1].astype(np.float64)
         high, low = self.own["sigma_max"], self.own["sigma_min"]
         levels = karras(high, low, places[::-1] / max(train - 1, 1), self.own["rho"])
-        return self.grid_of(250 * np.log(levels), levels, low, high)
+        return self.grid_of(250 * np.log(levels), np.append(levels, low).astype(np.float32), high)
 
     def solve(self, grid: Grid) -> Table:
         """x' = clip(D) + s_noise sqrt(s'^2 - s_min^2) noise."""
@@ -198,7 +164,9 @@ class CMStochasticIterativeScheduler(FreeLevels):
         after = np.clip(grid.sigma_next, low, self.own["sigma_max"])
         noisy = grid.steps > 1  # a single step is the jump alone
         c = noisy * self.own["s_noise"] * np.sqrt(np.clip(after**2 - low**2, 0, None))
-        steps = Columns(D=1.0, Z=c)
-        rows = rows_of(grid, estimate, steps, scale=self.scale(grid), draws=noisy)
-        clip = Clip(1.0) if self.own["clip_denoised"] else None
-        return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, clip)
+        return self.table_of(grid, Columns(D=1.0, Z=c), noisy, estimate=estimate)
+
+    @property
+    def clip(self) -> Clip | None:
+        """By `clip_denoised`."""
+        return Clip(1.0) if self.own["clip_denoised"] else None

@@ -7,21 +7,19 @@ import numpy.typing as npt
 
 from anamorph.errors import InputError
 from anamorph.schedulers.arrays import Array
-from anamorph.schedulers.base import Scheduler
-from anamorph.schedulers.configuration import CURVES, FINAL, NOISE, PREDICTIONS, SIGMAS, SPACINGS, clip_of
+from anamorph.schedulers.configuration import LINSPACE, NO_SAMPLE, NOISE, SIGMAS
+from anamorph.schedulers.free import FreeLevels
 from anamorph.schedulers.grids import F64, Grid, Request, custom_sigmas, custom_timesteps, sigma_to_timestep, spaced
 from anamorph.schedulers.levels import exponential, family, family_sigmas, finite_sigmas
 from anamorph.schedulers.noise import F32
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import CHURN, Columns, Terms, churned, first_order, rows_of, to_clean
-from anamorph.schedulers.table import Clip, Table, Threshold
+from anamorph.schedulers.solvers import CHURN, Columns, first_order, to_clean
+from anamorph.schedulers.table import Table
 from anamorph.schedulers.training import velocity
 
 
-class SigmaLevels(Scheduler):
+class SigmaLevels(FreeLevels):
     """Schedulers whose steps lie on free noise levels sigma; the network sees x / sqrt(1 + sigma^2)."""
-
-    SCALES: ClassVar = True
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -55,12 +53,9 @@ class SigmaLevels(Scheduler):
         """The training schedule's noise levels between its timesteps."""
         return np.interp(places, np.arange(len(self)), self.training_sigmas)
 
-    def grid_of(self, timesteps: npt.NDArray[Any], sigmas: F32) -> Grid:
-        """The grid with alpha = 1 through these noise levels, of which there is one more than timesteps."""
-        levels, ones = sigmas.astype(np.float64), np.ones(len(timesteps))
-        return Grid(
-            timesteps, ones, levels[:-1], ones, levels[1:], len(timesteps), sigmas, self.start(float(levels.max()))
-        )
+    def grid_of(self, timesteps: npt.NDArray[Any], sigmas: F32, start: float | None = None) -> Grid:
+        """The grid through these levels, by default started at the highest."""
+        return super().grid_of(timesteps, sigmas, self.start(float(sigmas.max())) if start is None else start)
 
     def start(self, highest: float) -> float:
         """Standard deviation of the first sample; "leading" does not begin with pure noise."""
@@ -69,25 +64,6 @@ class SigmaLevels(Scheduler):
     def estimate(self, grid: Grid) -> tuple[F64, F64]:
         """p, q of the clean estimate."""
         return to_clean(self.own["prediction_type"], grid.alpha, grid.sigma)
-
-    @property
-    def clip(self) -> Clip | Threshold | None:
-        """What the configuration does to the clean estimate."""
-        return clip_of(self.own)
-
-    def table_of(
-        self,
-        grid: Grid,
-        steps: Columns | list[Terms],
-        draws: npt.NDArray[np.bool_] | bool = False,
-        *,
-        estimate: tuple[F64, F64] | None = None,
-        churn: F64 | float = 0.0,
-    ) -> Table:
-        """A table of steps in the clean estimate, clipped where the class has such a key."""
-        scale = 1 / np.hypot(1.0, grid.sigma)
-        rows = rows_of(grid, estimate or self.estimate(grid), steps, scale=scale, draws=draws, churn=churn)
-        return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, self.clip)
 
 
 @register
@@ -101,23 +77,13 @@ class EulerDiscreteScheduler(SigmaLevels):
     DEFAULTS: ClassVar = {
         **NOISE,
         **SIGMAS,
-        "prediction_type": "epsilon",
+        **LINSPACE,
         "interpolation_type": "linear",
         "sigma_min": None,
         "sigma_max": None,
-        "timestep_spacing": "linspace",
         "timestep_type": "discrete",
-        "steps_offset": 0,
         "rescale_betas_zero_snr": False,
         "final_sigmas_type": "zero",
-    }
-    ONLY: ClassVar = {
-        "beta_schedule": CURVES,
-        "prediction_type": PREDICTIONS,
-        "interpolation_type": ("linear", "log_linear"),
-        "timestep_spacing": SPACINGS,
-        "timestep_type": ("discrete", "continuous"),
-        "final_sigmas_type": FINAL,
     }
     TAKES: ClassVar = ("timesteps", "sigmas")
     OPTIONS: ClassVar = CHURN
@@ -154,15 +120,9 @@ class EulerDiscreteScheduler(SigmaLevels):
             timesteps = np.float32(0.25) * np.log(sigmas[:-1])
         return self.grid_of(timesteps.astype(np.float32), sigmas)
 
-    def solve(self, grid: Grid, **options: float) -> Table:
-        """x' = (sigma' / sigma) x + (1 - sigma' / sigma) D, from the level that churning leads to.
-
-        A network of v is read at the level before it, as in diffusers.
-        """
-        raised, churn = churned(grid, **options)
-        a, b, _ = first_order(raised)
-        estimate = self.estimate(grid if self.own["prediction_type"] == "v_prediction" else raised)
-        return self.table_of(grid, Columns(X=a, D=b), churn > 0, estimate=estimate, churn=churn)
+    def solve(self, grid: Grid, **churn: float) -> Table:
+        """Euler's step; a network of v is read at the level before churning, as in diffusers."""
+        return self.euler(grid, churn, self.estimate(grid) if self.own["prediction_type"] == "v_prediction" else None)
 
     def get_velocity(self, sample: Array, noise: Array, timesteps: Any) -> Array:
         """v = alpha noise - sigma sample at training timesteps, see `velocity`."""
@@ -179,16 +139,10 @@ class EulerAncestralDiscreteScheduler(SigmaLevels):
     SUMMARY: ClassVar = "lively pictures that change with the number of steps; 20 to 40 steps"
     DEFAULTS: ClassVar = {
         **NOISE,
-        "prediction_type": "epsilon",
-        "timestep_spacing": "linspace",
-        "steps_offset": 0,
+        **LINSPACE,
         "rescale_betas_zero_snr": False,
     }
-    ONLY: ClassVar = {
-        "beta_schedule": CURVES,
-        "prediction_type": ("epsilon", "v_prediction"),
-        "timestep_spacing": SPACINGS,
-    }
+    ONLY: ClassVar = NO_SAMPLE
 
     def plan(self, request: Request) -> Grid:
         """The training schedule's levels, interpolated at the timesteps, then zero."""

@@ -82,7 +82,6 @@ class FlowMatchEulerDiscreteScheduler(Flow):
         "time_shift_type": "exponential",
         "stochastic_sampling": False,
     }
-    ONLY: ClassVar = {"time_shift_type": ("exponential", "linear")}
     TAKES: ClassVar = ("timesteps", "sigmas")
     OPTIONS: ClassVar = CHURN
 

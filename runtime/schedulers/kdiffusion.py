@@ -10,20 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from anamorph.errors import InputError
-from anamorph.schedulers.configuration import CURVES, K_NOISE, NOISE, PREDICTIONS, SIGMAS, SPACINGS
+from anamorph.schedulers.configuration import CURVES, K_NOISE, LINSPACE, NO_SAMPLE, NOISE, SIGMAS
 from anamorph.schedulers.euler import SigmaLevels
 from anamorph.schedulers.exponential import lagrange, through_clean
 from anamorph.schedulers.grids import F64, Grid, Request, sigma_to_timestep
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import Columns, Terms, first_order, rows_of, to_noise
+from anamorph.schedulers.solvers import Columns, Terms, first_order, to_noise
 from anamorph.schedulers.table import Table
-
-COMMON = {"prediction_type": "epsilon", "timestep_spacing": "linspace", "steps_offset": 0}
-SERVED = {
-    "beta_schedule": CURVES,
-    "prediction_type": ("epsilon", "v_prediction"),
-    "timestep_spacing": SPACINGS,
-}
 
 
 def two_stage_grid(
@@ -59,9 +52,7 @@ def slope_table(scheduler: SigmaLevels, grid: Grid, steps: list[Terms], draws: A
     slope = to_noise(scheduler.own["prediction_type"], grid.alpha, grid.sigma)
     if clip is not None:
         steps, slope = through_clean(steps, grid), clean
-    scale = 1 / np.hypot(1.0, grid.sigma)
-    rows = rows_of(grid, slope, steps, scale=scale, draws=draws, clean=clean)
-    return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, clip)
+    return scheduler.table_of(grid, steps, draws, estimate=slope, clean=clean)
 
 
 @register
@@ -69,8 +60,8 @@ class HeunDiscreteScheduler(SigmaLevels):
     """Heun's method: an Euler step, then the mean of the slopes at both ends (arXiv:2206.00364, alg. 1)."""
 
     SUMMARY: ClassVar = "second order at two calls per step; the most faithful at 15 to 30 steps"
-    DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **COMMON, "clip_sample": False, "clip_sample_range": 1.0}
-    ONLY: ClassVar = {"beta_schedule": (*CURVES, "exp"), "prediction_type": PREDICTIONS, "timestep_spacing": SPACINGS}
+    DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **LINSPACE, "clip_sample": False, "clip_sample_range": 1.0}
+    ONLY: ClassVar = {"beta_schedule": (*CURVES, "exp")}
     TAKES: ClassVar = ("timesteps",)
     order: ClassVar = 2
 
@@ -94,8 +85,7 @@ class LMSDiscreteScheduler(SigmaLevels):
     """Linear multistep: slopes (x - D) / sigma, integrated as a polynomial in sigma (k-diffusion); 4 by `order`."""
 
     SUMMARY: ClassVar = "fourth-order multistep at one call per step; good from 30 steps on"
-    DEFAULTS: ClassVar = {**NOISE, **SIGMAS, **COMMON}
-    ONLY: ClassVar = {**SERVED, "prediction_type": PREDICTIONS}
+    DEFAULTS: ClassVar = {**NOISE, **SIGMAS, **LINSPACE}
     OPTIONS: ClassVar = {"order": 4}
 
     def plan(self, request: Request) -> Grid:
@@ -138,8 +128,8 @@ class KDPM2DiscreteScheduler(_MiddleLevels):
     """DPM-Solver-2: the slope at the geometric mean of both levels (arXiv:2206.00927, alg. 1; k-diffusion's form)."""
 
     SUMMARY: ClassVar = "midpoint method at two calls per step; like Heun, a little sharper"
-    DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **COMMON}
-    ONLY: ClassVar = SERVED
+    DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **LINSPACE}
+    ONLY: ClassVar = NO_SAMPLE
     order: ClassVar = 2
 
     def solve(self, grid: Grid) -> Table:
@@ -162,8 +152,8 @@ class KDPM2AncestralDiscreteScheduler(_MiddleLevels):
     """DPM-Solver-2 down to sigma_down, then noise up by sigma_up (k-diffusion)."""
 
     SUMMARY: ClassVar = "the midpoint method with ancestral noise: detail and variety at two calls per step"
-    DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **COMMON}
-    ONLY: ClassVar = SERVED
+    DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **LINSPACE}
+    ONLY: ClassVar = NO_SAMPLE
     order: ClassVar = 2
 
     def target(self, levels: F64) -> F64:
@@ -195,8 +185,8 @@ class DPMSolverSDEScheduler(_MiddleLevels):
     """
 
     SUMMARY: ClassVar = "stochastic, two calls per step; rich texture, slow but steady from 20 steps"
-    DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **COMMON, "noise_sampler_seed": None}
-    ONLY: ClassVar = {**SERVED, "noise_sampler_seed": (None,)}
+    DEFAULTS: ClassVar = {**K_NOISE, **SIGMAS, **LINSPACE, "noise_sampler_seed": None}
+    ONLY: ClassVar = NO_SAMPLE
     OPTIONS: ClassVar = {"s_noise": 1.0}
     order: ClassVar = 2
 

@@ -8,7 +8,7 @@ import numpy as np
 from anamorph.config import Config
 from anamorph.errors import ConfigError, InputError
 from anamorph.schedulers.base import Scheduler
-from anamorph.schedulers.configuration import CURVES, NOISE, PREDICTIONS, SIGMAS, SPACINGS, THRESHOLD, clip_of
+from anamorph.schedulers.configuration import NOISE, PREDICTIONS, SIGMAS, THRESHOLD, clip_of
 from anamorph.schedulers.exponential import through_clean
 from anamorph.schedulers.grids import (
     F64,
@@ -29,13 +29,10 @@ FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0}
 SHIFTING = {"use_dynamic_shifting": False, "time_shift_type": "exponential"}
 MULTISTEP = {**NOISE, **SIGMAS, **THRESHOLD, **FLOW, "prediction_type": "epsilon"}
 CALLS = {"timestep_spacing": "linspace", "steps_offset": 0}
-SERVED = {"beta_schedule": CURVES, "prediction_type": (*PREDICTIONS, "flow_prediction")}
-SPACED = {"timestep_spacing": SPACINGS}
-VARIANCES = (None, "learned", "learned_range")
+SERVED = {"prediction_type": (*PREDICTIONS, "flow_prediction"), "time_shift_type": ("exponential",)}
 FIXED = {("variance_type", name): None for name in ("fixed_small", "fixed_small_log", "fixed_large")}
 """DDPM's variances, which other solvers have no use for."""
-OLD_SOLVERS = {("solver_type", "logrho"): "midpoint", ("solver_type", "bh1"): "midpoint",
-               ("solver_type", "bh2"): "midpoint"}  # fmt: skip
+OLD_SOLVERS = {("solver_type", name): "midpoint" for name in ("logrho", "bh1", "bh2")}
 
 
 class LogSnr(Scheduler):

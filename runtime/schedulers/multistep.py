@@ -7,12 +7,11 @@ import numpy as np
 
 from anamorph.config import Config
 from anamorph.errors import ConfigError, InputError
-from anamorph.schedulers.configuration import FINAL
 from anamorph.schedulers.dpmsolver import multistep_orders
 from anamorph.schedulers.exponential import deis_step, points_of, sa_step, unipc_step
 from anamorph.schedulers.grids import F64, Grid, Request
 from anamorph.schedulers.levels import shifted, shifted_for_size, stretched
-from anamorph.schedulers.logsnr import CALLS, FIXED, MULTISTEP, SERVED, SHIFTING, SPACED, VARIANCES, LogSnr
+from anamorph.schedulers.logsnr import CALLS, FIXED, MULTISTEP, SERVED, SHIFTING, LogSnr
 from anamorph.schedulers.registry import register
 from anamorph.schedulers.solvers import Terms
 from anamorph.schedulers.table import Table
@@ -32,21 +31,10 @@ class DEISMultistepScheduler(LogSnr):
         "solver_type": "logrho",
         "lower_order_final": True,
     }
-    ONLY: ClassVar = {
-        **SERVED,
-        **SPACED,
-        "solver_order": (1, 2, 3),
-        "algorithm_type": ("deis",),
-        "solver_type": ("logrho",),
-        "time_shift_type": ("exponential",),
-    }
+    ONLY: ClassVar = {**SERVED, "algorithm_type": ("deis",), "solver_type": ("logrho",)}
     TRANSLATE: ClassVar = {
-        ("algorithm_type", "dpmsolver"): "deis",
-        ("algorithm_type", "dpmsolver++"): "deis",
-        ("solver_type", "midpoint"): "logrho",
-        ("solver_type", "heun"): "logrho",
-        ("solver_type", "bh1"): "logrho",
-        ("solver_type", "bh2"): "logrho",
+        **{("algorithm_type", name): "deis" for name in ("dpmsolver", "dpmsolver++")},
+        **{("solver_type", name): "logrho" for name in ("midpoint", "heun", "bh1", "bh2")},
     }
 
     @classmethod
@@ -88,15 +76,7 @@ class UniPCMultistepScheduler(LogSnr):
         "sigma_max": None,
         "shift_terminal": None,
     }
-    ONLY: ClassVar = {
-        **SERVED,
-        **SPACED,
-        "solver_order": (1, 2, 3),
-        "solver_type": ("bh1", "bh2"),
-        "solver_p": (None,),
-        "final_sigmas_type": FINAL,
-        "time_shift_type": ("exponential", "linear"),
-    }
+    ONLY: ClassVar = {**SERVED, "solver_type": ("bh1", "bh2"), "time_shift_type": ("exponential", "linear")}
     TRANSLATE: ClassVar = {("solver_type", name): "bh2" for name in ("midpoint", "heun", "logrho")}
     TAKES: ClassVar = ("sigmas",)
 
@@ -192,19 +172,14 @@ class SASolverScheduler(LogSnr):
     }
     ONLY: ClassVar = {
         **SERVED,
-        **SPACED,
         "predictor_order": (1, 2, 3, 4),
         "corrector_order": (1, 2, 3, 4),
         "algorithm_type": ("data_prediction", "noise_prediction"),
-        "variance_type": VARIANCES,
     }
 
     TRANSLATE: ClassVar = {
-        ("algorithm_type", "dpmsolver++"): "data_prediction",
-        ("algorithm_type", "sde-dpmsolver++"): "data_prediction",
-        ("algorithm_type", "dpmsolver"): "noise_prediction",
-        ("algorithm_type", "sde-dpmsolver"): "noise_prediction",
-        ("algorithm_type", "deis"): "noise_prediction",
+        **{("algorithm_type", name): "data_prediction" for name in ("dpmsolver++", "sde-dpmsolver++")},
+        **{("algorithm_type", name): "noise_prediction" for name in ("dpmsolver", "sde-dpmsolver", "deis")},
         **FIXED,
     }
 

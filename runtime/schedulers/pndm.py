@@ -8,7 +8,7 @@ import numpy as np
 from anamorph.config import Config
 from anamorph.errors import ConfigError, InputError
 from anamorph.schedulers.base import Scheduler
-from anamorph.schedulers.configuration import CURVES, NOISE, SPACINGS
+from anamorph.schedulers.configuration import LEADING, NO_SAMPLE, NOISE
 from anamorph.schedulers.grids import I64, Grid, Request, variance_preserving
 from anamorph.schedulers.noise import F32
 from anamorph.schedulers.registry import register
@@ -44,16 +44,10 @@ class PNDMScheduler(TrainingLevels):
         **NOISE,
         "skip_prk_steps": False,
         "set_alpha_to_one": False,
-        "prediction_type": "epsilon",
-        "timestep_spacing": "leading",
-        "steps_offset": 0,
+        **LEADING,
     }
     SHOWS_CLEAN: ClassVar = False
-    ONLY: ClassVar = {
-        "beta_schedule": CURVES,
-        "prediction_type": ("epsilon", "v_prediction"),
-        "timestep_spacing": SPACINGS,
-    }
+    ONLY: ClassVar = NO_SAMPLE
 
     def plan(self, request: Request) -> Grid:
         """One entry per call: the second timestep twice (PLMS), or twelve warm-up calls and the rest."""

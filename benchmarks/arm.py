@@ -1,0 +1,192 @@
+"""Our own engines as an arm: the process that the parent starts for a cell.
+
+    python -P -m anamorph.benchmarks.arm ENGINE
+
+speaks the protocol that `anamorph.benchmarks.peers` describes.
+"""
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anamorph.arrays import Array, Arrays
+from anamorph.benchmarks.peers.serve import Clock, Request, serve
+from anamorph.benchmarks.scenarios import Cell
+from anamorph.checkpoint import Source, open_checkpoint
+from anamorph.engine import Placement, Program, Session
+from anamorph.exporting import ExportOptions, cache_folder, cached_export
+from anamorph.interface import Interface
+from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.loading import Loaded
+from anamorph.plugins import get_backend, get_exporter
+from anamorph.schedulers import load_scheduler
+
+PACKAGES = ["anamorph", "numpy", "torch", "onnxruntime", "openvino"]
+LIBRARIES = {"eager": "torch", "compile": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+"""What an engine imports when it opens something; imported early, so that loading is timed without it."""
+NAMES = {"text_encoder": "text", "text_encoder_2": "text", "unet": "denoiser", "transformer": "denoiser",
+         "vae_decoder": "vae"}  # fmt: skip
+"""Parts -> phases."""
+TIMESTEP = 500.0
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A program whose calls a clock notes."""
+
+    program: Program
+    name: str
+    clock: Clock
+
+    @property
+    def interface(self) -> Interface:
+        """The program's."""
+        return self.program.interface
+
+    @property
+    def placement(self) -> Placement:
+        """The program's."""
+        return self.program.placement
+
+    @property
+    def arrays(self) -> Arrays:
+        """The program's."""
+        return self.program.arrays
+
+    def session(self) -> Session:
+        """The program's, timed."""
+        timed: Session = self.clock.timed(self.name, self.program.session())
+        return timed
+
+
+class Engine:
+    """One engine of ours with one cell's pipeline."""
+
+    def __init__(self, engine: str) -> None:
+        self.backend = get_backend(engine)
+        if engine in LIBRARIES:
+            importlib.import_module(LIBRARIES[engine])
+
+    def open(self, request: Request) -> dict[str, Any]:
+        """Export where the engine needs it, load, and put clocks on all parts."""
+        cell = Cell(**request["cell"])
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(request["threads"])
+        clock = [time.perf_counter()]
+        folder = self._exported(request["folder"], cell)
+        clock.append(time.perf_counter())
+        pipe = DiffusionPipeline.from_pretrained(folder, backend=self.backend.name, torch_dtype=cell.precision)
+        clock.append(time.perf_counter())
+        self.cell, self.clock = cell, Clock(_waiting(pipe))
+        self.pipe = _timed(pipe, self.clock)
+        if request["scheduler"]:
+            self.pipe.scheduler = load_scheduler(request["scheduler"])
+        places = list(self.pipe.placement.values())
+        found = {placed.precision for placed in places}
+        export, load = np.diff(clock)
+        return {
+            "phases": {"export_s": float(export), "load_s": float(load)},
+            "precision": found.pop() if len(found) == 1 else "mixed",
+            "placement": [str(placed) for placed in places],
+            "threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
+        }
+
+    def _exported(self, folder: str, cell: Cell) -> str:
+        if cell.static:
+            exporter = get_exporter(self.backend.formats)
+            place = cache_folder() / f"static-{exporter.format}-{cell.height}x{cell.width}-{cell.batch}"
+            if not place.exists():
+                options = ExportOptions(size=(cell.height, cell.width), batch=cell.batch)
+                exporter.export(open_checkpoint(Source(folder)), place, options, lambda _: None)
+            return str(place)
+        if "checkpoint" not in self.backend.formats:
+            cached_export(open_checkpoint(Source(folder)), get_exporter(self.backend.formats))
+        return folder
+
+    def run(self, inputs: Path) -> dict[str, Any]:
+        """The cell's task once."""
+        return self.clock.measure({"text-to-image": self._drawing, "denoiser": self._denoising,
+                                   "decode": self._decoding}[self.cell.task](inputs))  # fmt: skip
+
+    def stages(self, inputs: Path, out: Path) -> dict[str, Any]:
+        """Text, denoiser, decoder and a whole picture; with PyTorch eager also what they cost in operations."""
+        work: dict[str, Callable[[], Any]] = {
+            "text": self._texts(inputs),
+            "denoiser": self._denoising(inputs),
+            "vae": self._decoding(inputs),
+            "picture": self._drawing(inputs, "np"),
+        }
+        flops = {}
+        for name, function in work.items():
+            with _counter(self.backend.name) as counter:
+                value = function()
+            np.save(out / f"{name}.npy", value)
+            if counter is not None:
+                flops[name] = counter.get_total_flops()
+        return {"stages": list(work), **({"flops": flops} if flops else {})}
+
+    def _texts(self, inputs: Path) -> Callable[[], Any]:
+        call = _call(inputs)
+        return lambda: self.pipe.encode([call["prompt"]])
+
+    def _drawing(self, inputs: Path, output_type: str = "pil") -> Callable[[], Any]:
+        call, latents = _call(inputs), np.load(inputs / "latents.npy")
+        return lambda: self.pipe(**call, latents=latents, output_type=output_type).images
+
+    def _denoising(self, inputs: Path) -> Callable[[], Any]:
+        given = {path.name.split(".")[1]: np.load(path) for path in inputs.glob("denoiser.*.npy")}
+        return self._part("denoiser", {**given, "timestep": np.array(TIMESTEP, np.float32)})
+
+    def _decoding(self, inputs: Path) -> Callable[[], Any]:
+        return self._part("vae", {"latent_sample": np.load(inputs / "decode.npy")})
+
+    def _part(self, name: str, given: Mapping[str, Any]) -> Callable[[], Any]:
+        program = self.pipe.program(next(part for part in self.pipe.placement if NAMES[part] == name))
+        session, arrays = program.session(), program.arrays
+        inputs: dict[str, Array] = {key: arrays.put(value) for key, value in given.items()}
+        return lambda: arrays.get(next(iter(session(inputs).values())))
+
+
+def _call(inputs: Path) -> dict[str, Any]:
+    call: dict[str, Any] = json.loads((inputs / "call.json").read_text(encoding="utf-8"))
+    return call
+
+
+def _timed(pipe: DiffusionPipeline, clock: Clock) -> Any:
+    """The same pipeline over the same programs, with a clock on each."""
+    parts: dict[str, Any] = {
+        name: Loaded(value.component, {part: Timed(one, NAMES[part], clock) for part, one in value.programs.items()})
+        if isinstance(value, Loaded) else value
+        for name, value in pipe.components.items()
+    }  # fmt: skip
+    timed = type(pipe)(**parts, **pipe.options)
+    timed.set_progress_bar_config(disable=True)
+    return timed
+
+
+def _waiting(pipe: DiffusionPipeline) -> Callable[[], None]:
+    if not any(pipe.program(part).arrays.asynchronous for part in pipe.placement):
+        return lambda: None
+    import torch
+
+    return torch.cuda.synchronize
+
+
+def _counter(engine: str) -> Any:
+    if engine != "eager":
+        return nullcontext()
+    from torch.utils.flop_counter import FlopCounterMode
+
+    return FlopCounterMode(display=False)
+
+
+if __name__ == "__main__":
+    serve(lambda: Engine(sys.argv[1]), PACKAGES)

@@ -1,0 +1,128 @@
+"""Fixed inputs for all arms of a work, and how far what they make of them is from PyTorch eager in float32.
+
+A cell whose stages are further away than its precision explains shows no speed: it does not do the same work.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anamorph.benchmarks.scenarios import Cell
+from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
+from anamorph.cli.common import scheduler_class
+from anamorph.components import vae_scale_factor
+from anamorph.config import read_json
+from anamorph.errors import InputError
+from anamorph.image import psnr
+from anamorph.interface import size_of
+from anamorph.noise import SeededNoise
+from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.loading import read_component
+from anamorph.schedulers import load_scheduler
+
+PROMPTS = {"bundled": "red apple"}
+PROMPT = "a photograph of a lighthouse on a cliff at dusk"
+NEGATIVE = "blurred"
+TOKENS = 77
+ALLOWED = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Execution precision -> relative L2 difference that a stage may have."""
+DECIBELS = {"float32": 40.0, "float16": 30.0, "bfloat16": 20.0}
+"""The same for a whole picture, which counts where an arm shows nothing else."""
+
+
+def checkpoint_of(model: str) -> Checkpoint:
+    """The model of a cell, opened; raises CheckpointError."""
+    return open_checkpoint(Source(str(BUNDLED) if model == "bundled" else model))
+
+
+def sized(cell: Cell, checkpoint: Checkpoint) -> tuple[int, int]:
+    """Height and width in pixels."""
+    if cell.height:
+        return cell.height, cell.width
+    side = int(_config(checkpoint, "unet")["sample_size"]) * vae_scale_factor(_config(checkpoint, "vae"))
+    return side, side
+
+
+def scheduler_config(cell: Cell, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The configuration that every arm takes, None for the checkpoint's own scheduler.
+
+    No scheduler clips: latents are no pictures, and peers differ in what they take a missing key for.
+    """
+    if cell.scheduler == "own":
+        return None
+    own = dict(load_scheduler(read_json(checkpoint.place("scheduler") / "scheduler_config.json")).config)
+    full = {**own, "clip_sample": False}
+    config = dict(scheduler_class(cell.scheduler, full).config)
+    return {**config, "_class_name": cell.scheduler}
+
+
+def write_inputs(cell: Cell, checkpoint: Checkpoint, folder: Path, steps: int) -> None:
+    """What all arms are fed, from seeded noise; see `anamorph.benchmarks.peers`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    height, width = sized(cell, checkpoint)
+    guided = cell.guidance > 1
+    vae = _config(checkpoint, "vae")
+    factor = vae_scale_factor(vae)
+    call = {
+        "prompt": PROMPTS.get(cell.model, PROMPT), "height": height, "width": width, "num_inference_steps": steps,
+        "guidance_scale": cell.guidance, "num_images_per_prompt": cell.batch,
+        **({"negative_prompt": NEGATIVE} if guided else {}),
+    }  # fmt: skip
+    (folder / "call.json").write_text(json.dumps(call), encoding="utf-8")
+    latents = SeededNoise(tuple(range(cell.batch))).normal((vae["latent_channels"], height // factor, width // factor))
+    np.save(folder / "latents.npy", latents)
+    np.save(folder / "decode.npy", latents)
+    sizes = {"batch": cell.batch * (1 + guided), "latent_height": height // factor, "latent_width": width // factor,
+             "sequence": TOKENS}  # fmt: skip
+    noise = SeededNoise(tuple(range(sizes["batch"])))
+    slot = checkpoint.components["unet"]
+    interface = read_component(checkpoint, "unet", (slot[1],) if slot else ()).interface("unet").required
+    for port in (port for port in interface.inputs if port.axes):
+        shape = tuple(size_of(dimension, sizes) for dimension in port.axes)
+        np.save(folder / f"denoiser.{port.name}.npy", noise.normal(shape[1:]))
+
+
+def _config(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
+    slot = checkpoint.components.get(name)
+    kind = DiffusionPipeline.registry.get(checkpoint.class_name)
+    if slot is None or kind is None:
+        raise InputError(f"{checkpoint.folder} is a {checkpoint.class_name} without {name}, which is not measured yet")
+    return read_component(checkpoint, name, (slot[1],)).config
+
+
+def compared(reference: Path, found: Path, precision: str) -> dict[str, Any]:
+    """The difference of every stage that both have, and whether the arm does the same work.
+
+    Stages decide where there are any; a picture of eight bits alone has to be near enough as a whole.
+    """
+    stages: dict[str, float] = {}
+    decibels, near = None, False
+    for path in sorted(reference.glob("*.npy")):
+        if not (found / path.name).exists():
+            continue
+        exact, value = np.load(path).astype(np.float64), np.load(found / path.name).astype(np.float64)
+        if exact.shape != value.shape:
+            return {"passed": False, "note": f"{path.stem} has shape {list(value.shape)}, not {list(exact.shape)}"}
+        if not np.isfinite(value).all():
+            return {"passed": False, "note": f"{path.stem} has values that are not finite"}
+        if path.stem == "picture":
+            exactly = np.array_equal(exact, value)
+            decibels = None if exactly else round(psnr(exact.astype(np.float32), value.astype(np.float32)), 2)
+            near = exactly or (decibels is not None and decibels >= DECIBELS[precision])
+        else:
+            stages[path.stem] = float(np.linalg.norm(value - exact) / (np.linalg.norm(exact) or 1.0))
+    far = {name: away for name, away in stages.items() if away > ALLOWED[precision]}
+    if far:
+        worst = max(far, key=far.__getitem__)
+        note = f"{worst} is {far[worst]:.1e} from eager in float32, {ALLOWED[precision]:.0e} is allowed in {precision}"
+    elif not stages and not near:
+        far = {"picture": 1.0}
+        note = (
+            f"the picture is {decibels} dB from eager in float32, {DECIBELS[precision]:g} dB are asked in {precision}"
+        )
+    else:
+        note = ""
+    return {"stages": stages, "psnr_db": decibels, "passed": not far, "note": note}

@@ -1,0 +1,271 @@
+"""Running a scenario: arms of equal work take turns (A B A B ...), each in a fresh process, until all are settled."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from anamorph.backends.cores import physical_cores
+from anamorph.benchmarks import parity
+from anamorph.benchmarks.arms import command, form_of
+from anamorph.benchmarks.environment import Sentinel, Watch, busy_s, energy_uj, environment, fingerprint
+from anamorph.benchmarks.process import Process, run_python
+from anamorph.benchmarks.records import Journal, Measured, Result, read
+from anamorph.benchmarks.scenarios import Cell, Scenario
+from anamorph.benchmarks.statistics import settled
+from anamorph.errors import AnamorphError, BackendError, InputError
+from anamorph.exporting import CACHE
+
+Say = Callable[[str], None]
+REFERENCE = ("eager", "float32")
+PATIENCE = 2
+"""Void bursts for each that counts before a cell is given up."""
+
+
+class Run:
+    """One result file, begun or continued.
+
+    Raises InputError: the file belongs to another scenario, or to another machine or set of packages.
+    """
+
+    def __init__(self, scenario: Scenario, out: Path, say: Say) -> None:
+        self.scenario, self.say = scenario, say
+        self.work = out.with_name(f"{out.name}.work").absolute()
+        known = out.exists() and out.stat().st_size > 0
+        values = environment()
+        if known:
+            _same(read(out), scenario, values, out)
+        self.journal = Journal(out)
+        if not known:
+            self.sentinel = Sentinel()
+            self.journal.add(
+                "run", scenario=scenario.name, digest=scenario.digest, plan=asdict(scenario.plan), environment=values,
+                peak=run_python("anamorph.benchmarks.peak"), sentinel_s=self.sentinel.usual, time=_now(),
+            )  # fmt: skip
+        self.result = read(out)
+        self.sentinel = Sentinel(self.result.run["sentinel_s"])
+
+    def all(self) -> Result:
+        """Measure what is not measured yet, and remove the caches at the end."""
+        for work in dict.fromkeys(cell.work for cell in self.scenario.cells):
+            cells = [cell for cell in self.scenario.cells if cell.work == work]
+            todo = [cell for cell in cells if not self._finished(cell)]
+            if todo:
+                Group(self, work, todo).measure()
+        shutil.rmtree(self.work, ignore_errors=True)
+        return self.result
+
+    def measured(self, cell: Cell) -> Measured:
+        """The rows of a cell so far."""
+        return self.result.cells.setdefault(cell.key, Measured(cell))
+
+    def add(self, kind: str, cell: Cell, /, **values: Any) -> None:
+        """Keep a row of a cell."""
+        self.journal.add(kind, key=cell.key, **values)
+
+    def fail(self, cell: Cell, reason: str) -> None:
+        """A failure is a row."""
+        self.measured(cell).failed = reason
+        self.add("failed", cell, reason=reason)
+        self.say(f"{cell.key}: failed: {reason}")
+
+    def finish(self, cell: Cell, why: str) -> None:
+        """Nothing more is measured of this cell."""
+        self.measured(cell).done = why
+        self.add("done", cell, why=why)
+
+    def _finished(self, cell: Cell) -> bool:
+        known = self.result.cells.get(cell.key)
+        return known is not None and (known.done or known.failed) is not None
+
+
+class Group:
+    """Arms of equal work."""
+
+    def __init__(self, run: Run, work: Cell, cells: Sequence[Cell]) -> None:
+        self.run, self.plan, self.cells = run, run.scenario.plan, list(cells)
+        self.spent = dict.fromkeys(self.cells, 0.0)
+        self.turns = dict.fromkeys(self.cells, 0)
+        self.place = run.work / _digest(work)
+        self.checkpoint = parity.checkpoint_of(work.model)
+        self.scheduler = parity.scheduler_config(work, self.checkpoint)
+        self.size = parity.sized(work, self.checkpoint)
+        for name, steps in (("inputs", work.steps), ("parity", min(work.steps, self.plan.parity_steps))):
+            parity.write_inputs(work, self.checkpoint, self.place / name, steps)
+
+    def measure(self) -> None:
+        """Turn by turn, until every arm is settled, has failed or has spent its time."""
+        self.cells = [cell for cell in self.cells if not self._too_large(cell)]
+        flops = self._reference()
+        for cell in self.cells:
+            self.run.measured(cell).flops = flops
+            self.run.add("cell", cell, cell=asdict(cell), flops=flops)
+        active = list(self.cells)
+        while active:
+            for cell in active:
+                started = time.monotonic()
+                try:
+                    self._turn(cell)
+                except (BackendError, InputError) as error:
+                    self.run.fail(cell, str(error))
+                self.turns[cell] += 1
+                self.spent[cell] += time.monotonic() - started
+            active = [cell for cell in active if not self._ended(cell)]
+
+    def _too_large(self, cell: Cell) -> bool:
+        """Whether a smaller batch of the same arm failed already; that is a row too."""
+        for key, other in self.run.result.cells.items():
+            if other.failed and replace(other.cell, batch=cell.batch) == cell and other.cell.batch < cell.batch:
+                self.run.add("cell", cell, cell=asdict(cell), flops={})
+                self.run.fail(cell, f"not run: batch {other.cell.batch} failed before ({key})")
+                return True
+        return False
+
+    def _ended(self, cell: Cell) -> bool:
+        measured, plan = self.run.measured(cell), self.plan
+        if measured.failed is not None:
+            return True
+        samples = measured.samples()
+        if len(samples) >= plan.processes and settled(samples, plan.within):
+            why = "interval"
+        elif len(samples) >= plan.most or self.turns[cell] >= PATIENCE * plan.most:
+            why = "processes"
+        elif self.spent[cell] >= plan.seconds:
+            why = "budget"
+        else:
+            return False
+        self.run.finish(cell, why)
+        return True
+
+    def _reference(self) -> dict[str, int]:
+        """What PyTorch eager makes of the inputs in float32, and its operations; empty where that cannot run."""
+        out = self.place / "reference"
+        cell = replace(self.cells[0], engine=REFERENCE[0], precision=REFERENCE[1], static=False) if self.cells else None
+        if cell is None:
+            return {}
+        out.mkdir(exist_ok=True)
+        try:
+            with self._opened(cell, self.place / "reference-cache") as (process, _):
+                answer = process.ask("stages", inputs=str(self.place / "parity"), out=str(out))
+        except AnamorphError as error:
+            self.run.say(f"no reference: {error}")
+            shutil.rmtree(out)
+            return {}
+        flops: dict[str, int] = answer["flops"]
+        return {name: count for name, count in flops.items() if name != "picture"}
+
+    @contextmanager
+    def _opened(self, cell: Cell, cache: Path) -> Iterator[tuple[Process, dict[str, Any]]]:
+        """A fresh process that has loaded the cell's model."""
+        cache.mkdir(parents=True, exist_ok=True)
+        exports = self.run.work / "exports" if self.plan.shared_exports else cache
+        threads = physical_cores()
+        variables = {
+            CACHE: str(exports), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "XDG_CACHE_HOME": str(cache),
+            "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
+        }  # fmt: skip
+        folder, export_s = self._folder(cell, exports)
+        with Process(command(cell), variables, self.plan.timeout_s) as process:
+            sized = replace(cell, height=self.size[0], width=self.size[1])
+            answer = process.ask("open", cell=asdict(sized), folder=str(folder), threads=threads, cache=str(exports),
+                                 scheduler=self.scheduler)  # fmt: skip
+            answer["phases"]["import_s"] = process.import_s
+            answer["phases"]["export_s"] += export_s
+            if answer["precision"] not in (None, cell.precision):
+                raise BackendError(f"it runs in {answer['precision']} where {cell.precision} was asked for")
+            yield process, answer
+
+    def _folder(self, cell: Cell, exports: Path) -> tuple[Path, float]:
+        """What the arm opens, and the seconds that we took to export it for a peer that cannot."""
+        if (form := form_of(cell.engine)) is None:
+            return self.checkpoint.folder, 0.0
+        folder, started = exports / f"portable-{form}", time.perf_counter()
+        if folder.exists():
+            return folder, 0.0
+        exporting = [sys.executable, "-P", "-m", "anamorph", "export", str(self.checkpoint.folder), str(folder)]
+        done = subprocess.run([*exporting, "--to", form], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BackendError(f"exporting to {form} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        if self.scheduler:
+            config = {key: value for key, value in self.scheduler.items() if value == value and value is not None}
+            (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config), encoding="utf-8")
+        return folder, time.perf_counter() - started
+
+    def _turn(self, cell: Cell) -> None:
+        """One process: load, first picture, warm up, samples; the first turn also compares the stages."""
+        cache = self.place / _digest(cell)
+        warm, watch = cache.exists(), [self.run.sentinel.measure()]
+        inputs = str(self.place / "inputs")
+        with self._opened(cell, cache) as (process, opened):
+            answer = process.ask("run", inputs=inputs)
+            first = answer["seconds"]
+            for _ in range(self.plan.warmup):
+                answer = process.ask("run", inputs=inputs)
+            watch.append(self.run.sentinel.measure())
+            burst = self._burst(process, inputs, answer["cpu_s"])
+            if self.run.measured(cell).parity is None:
+                self._compare(cell, process)
+            versions = process.versions
+        watched = Watch(max(watch), self.run.sentinel.measure(), burst.pop("foreign"))
+        void = watched.complaint(self.run.sentinel.usual)
+        row = {
+            "turn": self.turns[cell], "cache": "warm" if warm else "cold", **opened, "versions": versions,
+            "first": first, **burst, "watch": asdict(watched), "void": void, "time": _now(),
+        }  # fmt: skip
+        self.run.measured(cell).bursts.append(row)
+        self.run.add("burst", cell, **row)
+        self.run.say(_line(cell, row))
+
+    def _burst(self, process: Process, inputs: str, cpu_s: float) -> dict[str, Any]:
+        busy, energy, started = busy_s(), energy_uj(), time.monotonic()
+        samples: list[dict[str, Any]] = []
+        while len(samples) < self.plan.fewest or time.monotonic() - started < self.plan.burst_s:
+            answer = process.ask("run", inputs=inputs)
+            samples.append(answer["seconds"])
+        wall, foreign = time.monotonic() - started, None
+        if busy is not None and (now := busy_s()) is not None:
+            foreign = max(0.0, (now - busy - (answer["cpu_s"] - cpu_s)) / wall / physical_cores())
+        joules = None if energy is None or (end := energy_uj()) is None else (end - energy) / 1e6 / len(samples)
+        memory = {key: answer[key] for key in ("rss_mib", "pss_mib", "gpu_mib") if key in answer}
+        return {"samples": samples, "memory": memory, "foreign": foreign, "energy_j": joules}
+
+    def _compare(self, cell: Cell, process: Process) -> None:
+        reference, out = self.place / "reference", self.place / f"stages-{_digest(cell)}"
+        if not reference.exists():
+            found: dict[str, Any] = {"passed": False, "note": "there is no reference: PyTorch eager could not run"}
+        else:
+            out.mkdir(exist_ok=True)
+            process.ask("stages", inputs=str(self.place / "parity"), out=str(out))
+            found = parity.compared(reference, out, cell.precision)
+            shutil.rmtree(out)
+        self.run.measured(cell).parity = found
+        self.run.add("parity", cell, **found)
+
+
+def _same(known: Result, scenario: Scenario, values: dict[str, Any], out: Path) -> None:
+    if known.run["digest"] != scenario.digest:
+        raise InputError(f"{out} holds another scenario ({known.run['scenario']}); name another file with --out")
+    before, now = fingerprint(known.environment), fingerprint(values)
+    if changed := [key for key in now if before[key] != now[key]]:
+        raise InputError(f"{out} was begun with other {', '.join(changed)}; name another file with --out")
+
+
+def _line(cell: Cell, row: dict[str, Any]) -> str:
+    best = min(sample["total"] for sample in row["samples"])
+    note = f"  (void: {row['void']})" if row["void"] else ""
+    return f"{cell.key}: {row['cache']}, load {row['phases']['load_s']:.1f} s, fastest {best:.4g} s{note}"
+
+
+def _digest(cell: Cell) -> str:
+    return hashlib.sha256(cell.key.encode()).hexdigest()[:16]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

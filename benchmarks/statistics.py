@@ -1,0 +1,158 @@
+"""What repeated timings say: medians with intervals, outliers, percentiles, and whether two arms differ.
+
+Samples come in bursts, one for each process: timings of one process resemble one another more than those of two, so
+that the number of processes, and not that of samples, decides what may be claimed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bursts = Sequence[Sequence[float]]
+F64 = NDArray[np.float64]
+
+NORMAL_MAD = 1.4826
+"""Standard deviation of a normal distribution over its median absolute deviation."""
+FAR = 3.5
+"""Robust deviations from which a sample is flagged (Iglewicz & Hoaglin 1993)."""
+CONFIDENCE = 0.95
+BLOCK = 1_000_000
+"""Samples that a bootstrap draws at once."""
+FEWEST = 3
+"""Processes a side without which two arms are not compared."""
+
+
+def pooled(bursts: Bursts) -> F64:
+    """All samples in one array."""
+    return np.concatenate([np.asarray(burst, np.float64) for burst in bursts]) if bursts else np.empty(0)
+
+
+def mad(samples: Sequence[float] | F64) -> float:
+    """Median absolute deviation from the median."""
+    values = np.asarray(samples, np.float64)
+    return float(np.median(np.abs(values - np.median(values))))
+
+
+def outliers(samples: Sequence[float] | F64) -> NDArray[np.bool_]:
+    """Which samples are far from the median; they are flagged and kept."""
+    values = np.asarray(samples, np.float64)
+    return np.asarray(np.abs(values - np.median(values)) > FAR * NORMAL_MAD * mad(values))
+
+
+def percentile(samples: Sequence[float] | F64, share: float) -> float | None:
+    """The quantile, or None with fewer samples than bound it from above: 1 - share^n >= 0.95 (Wilks 1941)."""
+    values = np.asarray(samples, np.float64)
+    if 1 - share ** len(values) < CONFIDENCE:
+        return None
+    return float(np.quantile(values, share))
+
+
+def interval(bursts: Bursts, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap interval of the median at 95 %: processes are drawn anew, then samples within each (Davison &
+    Hinkley 1997, section 3.8)."""
+    random = np.random.default_rng(seed)
+    lengths = np.array([len(burst) for burst in bursts])
+    padded = np.full((len(bursts), lengths.max()), np.nan)
+    for row, burst in zip(padded, bursts, strict=True):
+        row[: len(burst)] = burst
+    at_once = max(1, BLOCK // padded.size)
+    medians = np.concatenate([
+        _medians(padded, lengths, min(at_once, resamples - start), random) for start in range(0, resamples, at_once)
+    ])  # fmt: skip
+    low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _medians(padded: F64, lengths: NDArray[np.int64], resamples: int, random: np.random.Generator) -> F64:
+    rows = random.integers(0, len(padded), (resamples, len(padded)))
+    kept = lengths[rows][:, :, None]
+    columns = (random.random((resamples, *padded.shape)) * kept).astype(np.int64)
+    drawn = np.where(np.arange(padded.shape[1]) < kept, padded[rows[:, :, None], columns], np.nan)
+    return np.asarray(np.nanmedian(drawn.reshape(resamples, -1), axis=1), np.float64)
+
+
+def settled(bursts: Bursts, within: float) -> bool:
+    """Whether both ends of the median's interval are within that share of it."""
+    middle = float(np.median(pooled(bursts)))
+    low, high = interval(bursts)
+    return max(high - middle, middle - low) <= within * middle
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """New over old: the ratio of typical times, its interval at 95 %, and the chance of such a one among equals."""
+
+    ratio: float
+    low: float
+    high: float
+    p: float
+
+
+def contrast(old: Bursts, new: Bursts) -> Contrast | None:
+    """Welch's test on the logarithms of the processes' medians; None with fewer than three processes a side."""
+    if min(len(old), len(new)) < FEWEST:
+        return None
+    sides = [np.log([np.median(burst) for burst in side]) for side in (old, new)]
+    means = [float(np.mean(side)) for side in sides]
+    squares = [float(np.var(side, ddof=1)) / len(side) for side in sides]
+    effect, error = means[1] - means[0], math.sqrt(sum(squares))
+    if error == 0:
+        ratio = math.exp(effect)
+        return Contrast(ratio, ratio, ratio, 1.0 if effect == 0 else 0.0)
+    freedom = sum(squares) ** 2 / sum(square**2 / (len(side) - 1) for square, side in zip(squares, sides, strict=True))
+    p = 2 * (1 - student(abs(effect) / error, freedom))
+    reach = _student_quantile((1 + CONFIDENCE) / 2, freedom) * error
+    return Contrast(math.exp(effect), math.exp(effect - reach), math.exp(effect + reach), p)
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """Chances of several tests, adjusted so that one false alarm among all of them keeps its rate (Holm 1979)."""
+    order = sorted(range(len(chances)), key=chances.__getitem__)
+    adjusted, largest = [0.0] * len(chances), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(chances) - rank) * chances[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def student(t: float, freedom: float) -> float:
+    """P(T <= t) of Student's distribution: 1 - I_x(v/2, 1/2) / 2 with x = v / (v + t^2) for t >= 0."""
+    tail = _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t)) / 2
+    return 1 - tail if t >= 0 else tail
+
+
+def _student_quantile(share: float, freedom: float) -> float:
+    low, high = 0.0, 1.0
+    while student(high, freedom) < share:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student(middle, freedom) < share else (low, middle)
+    return high
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """Regularised I_x(a, b) by Lentz's continued fraction (DLMF 8.17.22)."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):  # there the fraction converges slowly, and I_x(a, b) = 1 - I_{1-x}(b, a)
+        return 1 - _incomplete_beta(b, a, 1 - x)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
+    tiny, c, d, value = 1e-300, 1.0, 0.0, 1.0
+    for step in range(1, 400):
+        m = step // 2
+        if step == 1:
+            term = 1.0
+        elif step % 2:
+            term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        else:
+            term = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
+        d = 1 / (1 + term * d or tiny)
+        c = 1 + term / c or tiny
+        value *= c * d
+        if abs(c * d - 1) < 1e-15 and step > 2:
+            break
+    return front * (value - 1)

@@ -1,0 +1,165 @@
+"""From raw samples to one line per cell: what may be said, and what may not."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from anamorph.benchmarks.records import Measured, Result
+from anamorph.benchmarks.scenarios import Cell
+from anamorph.benchmarks.statistics import interval, mad, outliers, percentile, pooled
+
+PHASES = ("text", "denoiser", "vae", "post", "host")
+"""Where the time of a picture goes; host is the rest: noise, scheduler, and what lies between the calls."""
+STARTS = ("import_s", "export_s", "load_s", "first_s", "compile_s")
+COUNTED = {"text-to-image": "denoiser", "denoiser": "denoiser", "decode": "vae"}
+"""Task -> the stage whose operations its roofline counts."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One cell. Times in seconds; `refusal` says why it shows no speed, and then it has none."""
+
+    cell: Cell
+    refusal: str | None = None
+    processes: int = 0
+    samples: int = 0
+    void: int = 0
+    median: float | None = None
+    low: float | None = None
+    high: float | None = None
+    mad: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    outliers: int = 0
+    per_second: float | None = None
+    """Pictures (or calls) each second, the whole batch counted."""
+    call: float | None = None
+    """Median seconds of one call of the denoiser, or of the decoder where that is the task."""
+    gflops: float | None = None
+    peak_share: float | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
+    starts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """cold and warm -> medians of the phases of a start."""
+    stages: Mapping[str, float] = field(default_factory=dict)
+    psnr_db: float | None = None
+    fidelity: str = ""
+    memory: Mapping[str, float] = field(default_factory=dict)
+    energy_j: float | None = None
+    placement: Sequence[str] = ()
+    why: str = ""
+
+    @property
+    def spread(self) -> float | None:
+        """Half the interval over the median."""
+        if self.median is None or self.low is None or self.high is None:
+            return None
+        return max(self.high - self.median, self.median - self.low) / self.median
+
+
+def lines(result: Result) -> list[Line]:
+    """Every cell of a run, in its order."""
+    return [line(measured, result.run.get("peak", {})) for measured in result.cells.values()]
+
+
+def line(measured: Measured, peak: Mapping[str, Any]) -> Line:
+    """One cell: its refusal, or its figures."""
+    cell = measured.cell
+    common: dict[str, Any] = {
+        "cell": cell, "void": len(measured.bursts) - len(measured.valid), "why": measured.done or "",
+        "memory": _memory(measured), "placement": measured.bursts[-1]["placement"] if measured.bursts else (),
+        "stages": (measured.parity or {}).get("stages", {}), "psnr_db": (measured.parity or {}).get("psnr_db"),
+        "fidelity": _fidelity(measured),
+    }  # fmt: skip
+    if (refusal := _refusal(measured)) is not None:
+        return Line(refusal=refusal, **common)
+    bursts = measured.samples()
+    samples = pooled(bursts)
+    low, high = interval(bursts)
+    middle = float(np.median(samples))
+    call = _call(measured)
+    flops = measured.flops.get(COUNTED[cell.task])
+    gflops = flops / call / 1e9 if flops and call else None
+    top = peak.get(cell.precision, {}).get("gflops")
+    energies = [burst["energy_j"] for burst in measured.valid if burst["energy_j"] is not None]
+    return Line(
+        **common, processes=len(bursts), samples=len(samples), median=middle, low=low, high=high, mad=mad(samples),
+        p90=percentile(samples, 0.9), p99=percentile(samples, 0.99), outliers=int(outliers(samples).sum()),
+        per_second=cell.batch / middle, call=call, gflops=gflops,
+        peak_share=gflops / top if gflops and top else None, phases=_phases(measured), starts=_starts(measured, middle),
+        energy_j=statistics.median(energies) if energies else None,
+    )  # fmt: skip
+
+
+def _refusal(measured: Measured) -> str | None:
+    if measured.failed is not None:
+        return f"failed: {measured.failed}"
+    if measured.parity is None:
+        return "not compared with eager yet"
+    if not measured.parity["passed"]:
+        return f"no parity: {measured.parity['note']}"
+    if not measured.samples():
+        return f"void: {measured.bursts[-1]['void']}" if measured.bursts else "not measured yet"
+    return None
+
+
+def _fidelity(measured: Measured) -> str:
+    if measured.parity is None:
+        return ""
+    if measured.parity.get("psnr_db") is not None:
+        return f"{measured.parity['psnr_db']:.1f} dB"
+    return "identical" if measured.parity["passed"] else "-"
+
+
+def _call(measured: Measured) -> float | None:
+    calls = pooled(measured.samples("steps" if measured.cell.task == "text-to-image" else "total"))
+    return float(np.median(calls)) if len(calls) else None
+
+
+def _phases(measured: Measured) -> dict[str, float]:
+    """Median seconds of each phase of a picture; what an arm does not tell apart is host."""
+    if measured.cell.task != "text-to-image":
+        return {}
+    found = {"text": [], "denoiser": [], "vae": [], "post": [], "host": []}  # type: dict[str, list[float]]
+    for sample in (sample for burst in measured.valid for sample in burst["samples"]):
+        parts = {name: sample.get(name, 0.0) for name in ("text", "vae", "post")}
+        parts["denoiser"] = sum(sample.get("steps", ()))
+        parts["host"] = max(0.0, sample["total"] - sum(parts.values()))
+        for name, seconds in parts.items():
+            found[name].append(seconds)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def _starts(measured: Measured, middle: float) -> dict[str, dict[str, float]]:
+    """What a start costs by the state of the caches; compiling is what the first run takes beyond later ones."""
+    found = {}
+    for cache in ("cold", "warm"):
+        rows = [burst for burst in measured.bursts if burst["cache"] == cache]
+        if rows:
+            first = statistics.median(burst["first"]["total"] for burst in rows)
+            phases = {name: statistics.median(burst["phases"][name] for burst in rows) for name in STARTS[:3]}
+            found[cache] = {**phases, "first_s": first, "compile_s": max(0.0, first - middle)}
+    return found
+
+
+def _memory(measured: Measured) -> dict[str, float]:
+    names = {name for burst in measured.bursts for name in burst["memory"]}
+    return {name: max(burst["memory"].get(name, 0.0) for burst in measured.bursts) for name in sorted(names)}
+
+
+def break_even(slow: Line, fast: Line) -> float | None:
+    """Pictures after which `fast`, started with empty caches, has overtaken `slow`; None: never, or not known."""
+    if slow.median is None or fast.median is None or fast.median >= slow.median:
+        return None
+    if "cold" not in slow.starts or "cold" not in fast.starts:
+        return None
+    costs = [sum(seconds for name, seconds in one.starts["cold"].items() if name != "first_s") for one in (slow, fast)]
+    return max(0.0, (costs[1] - costs[0]) / (slow.median - fast.median)) * slow.cell.batch
+
+
+def reference_of(line: Line, among: Sequence[Line]) -> Line | None:
+    """Eager in float32 at the same work."""
+    same = (one for one in among if one.cell.work == line.cell.work and not one.cell.static)
+    return next((one for one in same if (one.cell.engine, one.cell.precision) == ("eager", "float32")), None)

@@ -1,0 +1,222 @@
+"""`anamorph info`: what a model is made of and what it can do here, without reading its weights."""
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from anamorph.artifact import Artifact
+from anamorph.checkpoint import BUNDLED, Checkpoint, Source, component_config, open_checkpoint
+from anamorph.cli import OK
+from anamorph.errors import CheckpointError
+from anamorph.pipelines import DiffusionPipeline, LatentDiffusion
+from anamorph.pipelines.auto import FAMILIES, TASKS
+from anamorph.pipelines.slots import parts_of
+from anamorph.plugins import installed
+from anamorph.weights import WIDTH, find_weights
+
+TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8",
+         "F8_E5M2": "float8"}  # fmt: skip
+VARIANT = re.compile(r"(?:model|pytorch_model)\.([a-z]\w*)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+PICKLED = "pickle"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One component: `parameters` counts numbers of floating point, None where only loading would tell; bytes."""
+
+    name: str
+    class_name: str
+    parameters: int | None = None
+    bytes: int | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found; `tasks` maps what the model does to the class for it, `engines` each to how or why not."""
+
+    model: str
+    pipeline: str
+    format: str
+    components: list[Row]
+    variants: list[str]
+    tasks: dict[str, str]
+    engines: dict[str, str]
+
+
+def inspect(model: str, variant: str | None = None) -> Report:
+    """Look at a folder, an exported folder, a file or a hub id that is in the cache.
+
+    Raises CheckpointError: there is none, or its files are damaged.
+    """
+    if Path(model).expanduser().is_file():
+        return _file(model)
+    checkpoint = open_checkpoint(Source(model, local_files_only=True, variant=variant))
+    artifact = checkpoint.artifact
+    rows = [
+        Row(name, slot[1]) if artifact is None else _exported(artifact, name, slot[1])
+        for name, slot in checkpoint.components.items()
+        if slot is not None
+    ]
+    if artifact is None:
+        rows = [_stored(checkpoint, row) for row in rows]
+    configs = {row.name: component_config(checkpoint.folder / row.name)
+               for row in rows if (checkpoint.folder / row.name / "config.json").is_file()}  # fmt: skip
+    form = "checkpoint" if artifact is None else artifact.format
+    parts = None if artifact is None else set(artifact.parts)
+    tasks = tasks_of(checkpoint.class_name, configs, parts)
+    return Report(
+        str(checkpoint.folder),
+        checkpoint.class_name,
+        form,
+        rows,
+        _variants(checkpoint.folder),
+        tasks,
+        engines_for(form),
+    )
+
+
+def _stored(checkpoint: Checkpoint, row: Row) -> Row:
+    """With what the headers of its weight files say; as it is where it has none, like a scheduler."""
+    place = checkpoint.place(row.name)
+    if not (place / "config.json").is_file():
+        return row
+    stem = "model" if row.class_name.startswith("CLIP") or "SafetyChecker" in row.class_name else _DIFFUSERS
+    try:
+        weights = find_weights(place, stem, checkpoint.variant)
+    except CheckpointError:
+        if checkpoint.variant is None:
+            raise
+        weights = find_weights(place, stem)  # as loading does: components without the variant have plain weights
+    size = sum(file.stat().st_size for file in weights.files)
+    if weights.pickled:
+        return Row(row.name, row.class_name, None, size, PICKLED)
+    entries = weights.entries().values()
+    return Row(row.name, row.class_name, *_counted((entry.dtype, entry.shape) for entry in entries))
+
+
+_DIFFUSERS = "diffusion_pytorch_model"
+
+
+def _counted(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int, int, str]:
+    """Parameters, bytes and types of tensors."""
+    sizes: dict[str, int] = {}
+    for dtype, shape in tensors:
+        sizes[dtype] = sizes.get(dtype, 0) + prod(shape)
+    floating = {dtype: count for dtype, count in sizes.items() if dtype in TYPES}
+    names = sorted(floating, key=lambda dtype: -floating[dtype])
+    total = sum(count * WIDTH[dtype] for dtype, count in sizes.items())
+    return sum(floating.values()), total, ", ".join(TYPES[dtype] for dtype in names)
+
+
+def _exported(artifact: Artifact, name: str, class_name: str) -> Row:
+    parts = [part for part in artifact.parts.values() if part.component == name]
+    if not parts:
+        return Row(name, class_name)
+    own = {file: record.size for part in parts for file, record in part.files.items()}
+    return Row(name, class_name, None, sum(own.values()), ", ".join(sorted({part.storage for part in parts})))
+
+
+def _file(model: str) -> Report:
+    """One file of the original layout, as the folder that it would be converted to."""
+    from anamorph.original.kinds import recognise
+    from anamorph.original.reading import find_file, open_original
+
+    path = find_file(model)
+    kind = recognise(open_original(path))
+    rows = [
+        Row(found.slot, found.class_name, *_counted((v.dtype, v.values.shape) for v in found.tensors.values()))
+        for found in kind.models
+    ]
+    rows.append(Row("scheduler", str(kind.scheduler["_class_name"])))
+    tasks = tasks_of(kind.class_name, {found.slot: found.config for found in kind.models}, None)
+    return Report(str(path), kind.class_name, "single file", rows, [], tasks, engines_for("checkpoint"))
+
+
+def tasks_of(class_name: str, configs: Mapping[str, Mapping[str, Any]], parts: set[str] | None) -> dict[str, str]:
+    """What a checkpoint of that class can do -> the class that does it; `parts` are those that were exported."""
+    family = next((names for names in FAMILIES if class_name in names), None)
+    named = dict(zip(TASKS, family, strict=True)) if family else {"what its class does": class_name}
+    registry = DiffusionPipeline.registry
+    return {task: name for task, name in named.items() if name in registry and _fits(registry[name], configs, parts)}
+
+
+def _fits(kind: type[DiffusionPipeline], configs: Mapping[str, Mapping[str, Any]], parts: set[str] | None) -> bool:
+    if parts is not None and not set(parts_of(kind.SLOTS)) <= parts:
+        return False
+    if not issubclass(kind, LatentDiffusion) or not {"unet", "vae"} <= set(configs):
+        return True
+    return configs["unet"].get("in_channels") in kind.TASK.channels(configs["vae"]["latent_channels"])
+
+
+def engines_for(form: str) -> dict[str, str]:
+    """Engine -> how it opens this format here, or what is missing."""
+    found = installed()
+    engines = {}
+    for name, backend in sorted(found.backends.items()):
+        exporters = [found.exporters[kind] for kind in backend.formats if kind in found.exporters]
+        if backend.double:
+            continue
+        if (missing := backend.unavailable()) is not None:
+            engines[name] = f"not available: {missing}"
+        elif form in backend.formats:
+            engines[name] = "opens it as it is"
+        elif form != "checkpoint" or not exporters:
+            engines[name] = f"does not open {form}, only {', '.join(backend.formats)}"
+        else:
+            reasons = [exporter.unavailable() for exporter in exporters]
+            ready = None in reasons
+            engines[name] = (
+                f"opens its export to {exporters[0].format}, made at first use" if ready else str(reasons[0])
+            )
+    return engines
+
+
+def _variants(folder: Path) -> list[str]:
+    found = (VARIANT.search(path.name) for path in folder.glob("*/*model*"))
+    return sorted({match[1] for match in found if match})
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the report."""
+    model = str(BUNDLED) if options.model == "bundled" else options.model
+    report = inspect(model, options.variant)
+    if options.json:
+        print(json.dumps(asdict(report), indent=2))
+        return OK
+    print(f"{report.model}\n{report.pipeline} ({report.format})\n")
+    total = Row("together", "", sum(row.parameters or 0 for row in report.components),
+                sum(row.bytes or 0 for row in report.components))  # fmt: skip
+    rows = [*report.components, total]
+    names, classes = (
+        max(len(value) for value in column) for column in zip(*((r.name, r.class_name) for r in rows), strict=True)
+    )
+    for row in rows:
+        count = "" if row.parameters is None else _short(row.parameters, " kMG").strip()
+        size = "" if row.bytes is None else f"{_short(row.bytes, ' kMG')}B"
+        print(f"{row.name:<{names}}  {row.class_name:<{classes}}  {count:>8}  {size:>9}  {row.dtype or ''}".rstrip())
+    if report.variants:
+        print(f"\nvariants: {', '.join(report.variants)}")
+    print("\ntasks")
+    for task, name in report.tasks.items():
+        print(f"  {task:<14}  {name}")
+    if not report.tasks:
+        print(f"  none in this version, which has {', '.join(DiffusionPipeline.registry)}")
+    print("\nengines")
+    for name, how in report.engines.items():
+        print(f"  {name:<14}  {how}")
+    return OK
+
+
+def _short(number: float, units: str) -> str:
+    """860 M, 3.4 G: three digits and a unit."""
+    power = 0
+    while number >= 1000 and power < len(units) - 1:
+        number, power = number / 1000, power + 1
+    digits = f"{number:.0f}" if power == 0 or number >= 100 else f"{number:.1f}"
+    return f"{digits} {units[power].strip()}"

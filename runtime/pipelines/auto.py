@@ -1,0 +1,52 @@
+"""Pipelines chosen by task: the class of a checkpoint's family that draws from texts, from pictures, or in masks."""
+
+from typing import Any, ClassVar, NoReturn
+
+from anamorph.errors import ConfigError
+from anamorph.pipelines.base import DiffusionPipeline
+
+TASKS = ("text to image", "image to image", "inpainting")
+FAMILIES: tuple[tuple[str | None, str | None, str | None], ...] = (
+    ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
+    ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
+    ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline", None),
+)
+"""Names of the classes that share their components, one per entry of TASKS."""
+
+
+class AutoPipeline(DiffusionPipeline, public=False):
+    """Base of the three below; a subclass says which of TASKS it is for."""
+
+    WHICH: ClassVar[int]
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        _refuse(type(self).__name__)
+
+    @classmethod
+    def _class_for(cls, class_name: str, where: str) -> type[DiffusionPipeline]:
+        for family in FAMILIES:
+            if class_name in family and (name := family[cls.WHICH]) in cls.registry and name is not None:
+                return cls.registry[name]
+        raise ConfigError(f"{where} is a {class_name}, for which there is no pipeline for {TASKS[cls.WHICH]}")
+
+
+def _refuse(name: str) -> NoReturn:
+    raise TypeError(f"{name} chooses a class and is none itself; call its from_pretrained or from_pipe")
+
+
+class AutoPipelineForText2Image(AutoPipeline, public=False):
+    """`from_pretrained` and `from_pipe` give the pipeline of the checkpoint's family that draws from texts."""
+
+    WHICH = 0
+
+
+class AutoPipelineForImage2Image(AutoPipeline, public=False):
+    """`from_pretrained` and `from_pipe` give the pipeline of the checkpoint's family that draws from pictures."""
+
+    WHICH = 1
+
+
+class AutoPipelineForInpainting(AutoPipeline, public=False):
+    """`from_pretrained` and `from_pipe` give the pipeline of the checkpoint's family that draws in masks."""
+
+    WHICH = 2

@@ -1,0 +1,76 @@
+"""What `anamorph bench best` keeps, and when `backend="auto"` takes it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from anamorph import DiffusionPipeline, profiles
+from anamorph.benchmarks import best
+from anamorph.benchmarks.records import Measured, Result
+from anamorph.benchmarks.scenarios import Cell
+from anamorph.checkpoint import Source, open_checkpoint
+from anamorph.errors import BackendError
+from anamorph.profiles import Profile
+
+FAST = Profile("null", "float32", 0.5, "2026-01-01T00:00:00Z")
+
+
+@pytest.fixture(name="model")
+def _model(sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint of this test alone, and a cache."""
+    monkeypatch.setenv("ANAMORPH_CACHE", str(tmp_path / "cache"))
+    return Path(shutil.copytree(sd1, tmp_path / "model"))
+
+
+def engines(model: Path, **options: str) -> set[str]:
+    pipe = DiffusionPipeline.from_pretrained(model, **options)
+    return {placed.engine for placed in pipe.placement.values()}
+
+
+def test_auto_takes_what_was_fastest_and_says_so(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert engines(model) == {"eager"}
+    profiles.store(open_checkpoint(Source(str(model))), FAST)
+    with caplog.at_level("INFO"):
+        assert engines(model) == {"null"}
+    assert "null was the fastest in float32 when `anamorph bench best` measured" in caplog.text
+    assert engines(model, torch_dtype="bfloat16") == {"eager"}  # measured in another precision
+    assert engines(model, device="cpu") == {"eager"}  # the caller has spoken of a device
+    assert engines(model, backend="eager") == {"eager"}
+
+
+def test_a_profile_belongs_to_its_model_and_engines(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_checkpoint(Source(str(model)))
+    profiles.store(opened, FAST)
+    assert profiles.stored(opened, "float32") == FAST
+    monkeypatch.setattr(profiles, "_version", lambda name: f"{name} another")
+    assert profiles.stored(opened, "float32") is None
+    monkeypatch.undo()
+    config = model / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 99}))
+    assert profiles.stored(opened, "float32") is None
+
+
+def test_a_damaged_profile_is_named_and_not_used(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = profiles.store(open_checkpoint(Source(str(model))), FAST)
+    place.write_text("{}")
+    assert engines(model) == {"eager"}
+    assert f"{place} cannot be read" in caplog.text
+
+
+def test_best_keeps_the_fastest_that_counts(model: Path) -> None:
+    def cell(engine: str, seconds: float, passed: bool = True) -> Measured:
+        parity = {"passed": passed, "note": "too far", "stages": {}}
+        burst = {"void": None, "samples": [{"total": seconds}] * 3, "cache": "cold", "first": {"total": seconds},
+                 "phases": {"import_s": 1.0, "export_s": 0.0, "load_s": 1.0}, "memory": {}, "energy_j": None,
+                 "placement": []}  # fmt: skip
+        return Measured(Cell(engine=engine), bursts=[burst], parity=parity)
+
+    cells = {"a": cell("eager", 2.0), "b": cell("null", 0.5), "c": cell("gaussian", 0.1, passed=False)}
+    run = {"time": "2026-01-01T00:00:00Z"}
+    text = best.answer(Result(run, cells), open_checkpoint(Source(str(model))))
+    assert text.startswith("null float32: 500 ms a picture, 4.00 times as fast as eager float32; backend=auto takes it")
+    assert engines(model) == {"null"}
+    with pytest.raises(BackendError, match="no parity: too far"):
+        best.answer(Result(run, {"c": cells["c"]}), open_checkpoint(Source(str(model))))
