@@ -63,7 +63,8 @@ def trajectory(pipe: DiffusionPipeline, folder: Path) -> Iterator[tuple[str, NDA
     """The latents after each step of the call that lies in `folder`, by name of the step, and last the picture."""
     call: Mapping[str, Any] = json.loads((folder / PICTURE_CALL).read_text(encoding="utf-8"))
     sources = {name: _source(name, *call["sources"]) for name in pipe.needs}
-    for state in pipe.steps(**call["arguments"], **sources):
+    arguments: dict[str, Any] = {**call["arguments"], **sources}
+    for state in pipe.steps(**arguments):
         yield f"step {state.index + 1} of {state.total}", np.asarray(state.latents)
         last = state
     yield "picture", np.asarray(last.preview("np"))

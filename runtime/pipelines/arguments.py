@@ -228,8 +228,8 @@ def _size(call: Arguments, limits: Limits, brought: _Brought) -> tuple[int, int]
         if any(side not in (None, own) for side, own in zip((call["height"], call["width"]), size, strict=True)):
             raise InputError(f"image holds latents of {size[0]}x{size[1]} pixels; leave height and width out")
     elif brought.image is not None and brought.mask is None:
-        height, width = own_size(brought.image, limits.factor)
-        size = (height * scale, width * scale)
+        own = own_size(brought.image, limits.factor)
+        size = (own[0] * scale, own[1] * scale)
     else:
         height, width = call["height"], call["width"]
         size = (limits.side if height is None else height, limits.side if width is None else width)

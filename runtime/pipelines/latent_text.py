@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.request import Request
 from anamorph.pipelines.sampling import Guidance
@@ -32,6 +33,7 @@ class LDMTextToImagePipeline(LatentDiffusion):
         guidance_scale=1.0,
     )
     VAE: ClassVar[str] = "vqvae"
+    tokenizer: BertTokenizer
     TASK = Task(from_noise, guidance=whenever_other_than_one)
 
     def __init__(self, *components: Any, **named: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.engine import Program
 from anamorph.errors import InputError
 from anamorph.pipelines.sampling import FiniteCheck
@@ -21,7 +22,7 @@ EPSILON = 1e-5
 class Encoder:
     """A tokenizer and the opened text encoder that it belongs to."""
 
-    tokenizer: ClipTokenizer
+    tokenizer: ClipTokenizer | BertTokenizer
     program: Program
 
     def outputs(self, texts: Sequence[str]) -> Mapping[str, Any]:
@@ -53,7 +54,7 @@ def last_states(encoders: Sequence[Encoder], texts: Sequence[Sequence[str]], cli
     layers = _layers(outputs)
     if len(layers) <= clip_skip:
         raise InputError(f"clip_skip is {clip_skip}, but the text encoder gives {len(layers)} layers")
-    scale, shift = _final_norm(encoder.tokenizer, program, layers[-1], last.shape[:2])
+    scale, shift = _final_norm(program, layers[-1], last.shape[:2])
     skipped = _normalised(program.arrays.get(outputs[layers[-1 - clip_skip]]))
     return {"prompt_embeds": (scale * skipped + shift).astype(np.float32)}
 
@@ -112,14 +113,14 @@ def _normalised(states: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _final_norm(
-    tokenizer: ClipTokenizer, program: Program, layer: str, shape: tuple[int, ...]
+    program: Program, layer: str, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Gain and bias [D] of the encoder's final norm, by least squares from its own states before and after it.
 
     An engine hands out states, never weights, and a graph of another tool may not name them; random tokens vary every
     channel, so that the solution is as exact as the engine's arithmetic.
     """
-    ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, shape)
+    ids = np.random.default_rng(0).integers(0, program.interface.inputs[0].below or 1, shape)
     outputs = _encoded(program, ids)
     states = program.arrays.get(outputs[layer])
     before = _normalised(states).reshape(-1, states.shape[-1])

@@ -69,7 +69,7 @@ class UnconditionalPipeline(DiffusionPipeline, public=False):
 
 def _table(pipe: DiffusionPipeline, request: Request) -> Table:
     clipped = request.use_clipped_model_output
-    options = {} if clipped is None else {"use_clipped_model_output": clipped}
+    options: dict[str, Any] = {} if clipped is None else {"use_clipped_model_output": clipped}
     return pipe.scheduler.table(request.num_inference_steps, eta=request.eta, **options)
 
 

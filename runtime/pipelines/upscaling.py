@@ -117,7 +117,7 @@ def upscaled_texts(asking: Asking) -> dict[str, NDArray[Any]]:
         asking = replace(asking, job=replace(asking.job, request=replace(request, prompt=("",) * len(request.prompt))))
     told = texts(asking)
     pooled = told.pop("text_embeds")
-    level = np.repeat(np.float32([[1, 0]]), LEVEL_WAVES, axis=1).repeat(len(pooled), axis=0)
+    level = np.repeat(np.array([[1, 0]], np.float32), LEVEL_WAVES, axis=1).repeat(len(pooled), axis=0)
     return {**told, "timestep_cond": np.concatenate([level, pooled], axis=1)}
 
 
