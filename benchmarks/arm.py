@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from anamorph.arrays import Array, Arrays
-from anamorph.benchmarks.peers.serve import Clock, Request, serve
+from anamorph.benchmarks.peers.serve import Clock, Request, serve, start_pictures
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.engine import Placement, Program, Session
 from anamorph.exporting import ExportOptions, cache_folder, cached_export
 from anamorph.interface import Interface
+from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import Loaded
 from anamorph.plugins import get_backend, get_exporter
@@ -33,9 +34,14 @@ PACKAGES = ["anamorph", "numpy", "torch", "onnxruntime", "openvino"]
 LIBRARIES = {"eager": "torch", "compile": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 """What an engine imports when it opens something; imported early, so that loading is timed without it."""
 NAMES = {"text_encoder": "text", "text_encoder_2": "text", "unet": "denoiser", "transformer": "denoiser",
-         "vae_decoder": "vae"}  # fmt: skip
+         "vae_decoder": "vae", "vae_encoder": "encode"}  # fmt: skip
 """Parts -> phases."""
 TIMESTEP = 500.0
+KINDS: dict[str, type[DiffusionPipeline]] = {
+    "image-to-image": AutoPipelineForImage2Image,
+    "inpaint": AutoPipelineForInpainting,
+}
+"""Tasks that need another pipeline than the checkpoint names."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,9 @@ class Engine:
         clock = [time.perf_counter()]
         folder = self._exported(request["folder"], cell)
         clock.append(time.perf_counter())
-        pipe = DiffusionPipeline.from_pretrained(folder, backend=self.backend.name, torch_dtype=cell.precision)
+        pipe = KINDS.get(cell.task, DiffusionPipeline).from_pretrained(
+            folder, backend=self.backend.name, torch_dtype=cell.precision
+        )
         clock.append(time.perf_counter())
         self.cell, self.clock = cell, Clock(_waiting(pipe))
         self.pipe = _timed(pipe, self.clock)
@@ -113,8 +121,8 @@ class Engine:
 
     def run(self, inputs: Path) -> dict[str, Any]:
         """The cell's task once."""
-        return self.clock.measure({"text-to-image": self._drawing, "denoiser": self._denoising,
-                                   "decode": self._decoding}[self.cell.task](inputs))  # fmt: skip
+        tasks = {"denoiser": self._denoising, "decode": self._decoding}
+        return self.clock.measure(tasks.get(self.cell.task, self._drawing)(inputs))
 
     def stages(self, inputs: Path, out: Path) -> dict[str, Any]:
         """Text, denoiser, decoder and a whole picture; with PyTorch eager also what they cost in operations."""
@@ -138,8 +146,12 @@ class Engine:
         return lambda: self.pipe.encode([call["prompt"]])
 
     def _drawing(self, inputs: Path, output_type: str = "pil") -> Callable[[], Any]:
-        call, latents = _call(inputs), np.load(inputs / "latents.npy")
-        return lambda: self.pipe(**call, latents=latents, output_type=output_type).images
+        call = _call(inputs)
+        if pictures := start_pictures(inputs):
+            given = {**pictures, "seed": list(range(self.cell.batch))}
+        else:
+            given = {"latents": np.load(inputs / "latents.npy")}
+        return lambda: self.pipe(**call, **given, output_type=output_type).images
 
     def _denoising(self, inputs: Path) -> Callable[[], Any]:
         given = {path.name.split(".")[1]: np.load(path) for path in inputs.glob("denoiser.*.npy")}

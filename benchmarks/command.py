@@ -24,9 +24,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def engines_here() -> dict[str, list[str]]:
-    """Every engine that runs here, with its precisions on its first device; asked in a process of its own."""
+    """Every engine that runs here, with its precisions on its first device; asked in a process of its own.
+
+    Those that are slow to start (they take no part in `backend="auto"`) come last.
+    """
     rows = run_python("anamorph", "backends", "--json")["backends"]
-    real = (row for row in rows if row["available"] and not row["test_double"])
+    real = [row for row in rows if row["available"] and not row["test_double"]]
+    real.sort(key=lambda row: row["rank"] is None)
     return {row["name"]: next(iter(row["devices"].values())) for row in real}
 
 

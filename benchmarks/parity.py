@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
@@ -26,7 +27,8 @@ from anamorph.schedulers import load_scheduler
 PROMPTS = {"bundled": "red apple"}
 PROMPT = "a photograph of a lighthouse on a cliff at dusk"
 NEGATIVE = "blurred"
-TOKENS = 77
+STRENGTHS = {"image-to-image": 0.8, "inpaint": 1.0}
+"""Tasks that start from a picture, and how much of it is drawn anew."""
 ALLOWED = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Execution precision -> relative L2 difference that a stage may have."""
 DECIBELS = {"float32": 40.0, "float16": 30.0, "bfloat16": 20.0}
@@ -71,18 +73,32 @@ def write_inputs(cell: Cell, checkpoint: Checkpoint, folder: Path, steps: int) -
         "guidance_scale": cell.guidance, "num_images_per_prompt": cell.batch,
         **({"negative_prompt": NEGATIVE} if guided else {}),
     }  # fmt: skip
+    if cell.task in STRENGTHS:
+        call["strength"] = STRENGTHS[cell.task]
+        _write_pictures(folder, height, width)
+        if cell.task == "image-to-image":  # the picture's own size counts
+            del call["height"], call["width"]
     (folder / "call.json").write_text(json.dumps(call), encoding="utf-8")
     latents = SeededNoise(tuple(range(cell.batch))).normal((vae["latent_channels"], height // factor, width // factor))
     np.save(folder / "latents.npy", latents)
     np.save(folder / "decode.npy", latents)
     sizes = {"batch": cell.batch * (1 + guided), "latent_height": height // factor, "latent_width": width // factor,
-             "sequence": TOKENS}  # fmt: skip
+             "sequence": _config(checkpoint, "text_encoder")["max_position_embeddings"]}  # fmt: skip
     noise = SeededNoise(tuple(range(sizes["batch"])))
     slot = checkpoint.components["unet"]
     interface = read_component(checkpoint, "unet", (slot[1],) if slot else ()).interface("unet").required
     for port in (port for port in interface.inputs if port.axes):
         shape = tuple(size_of(dimension, sizes) for dimension in port.axes)
         np.save(folder / f"denoiser.{port.name}.npy", noise.normal(shape[1:]))
+
+
+def _write_pictures(folder: Path, height: int, width: int) -> None:
+    """A picture of smooth colours to start from, and a mask over its middle."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    colours = np.stack([x, y, 1 - x * y], axis=-1)
+    Image.fromarray((255 * colours).astype(np.uint8)).save(folder / "image.png")
+    inside = (np.abs(x - 0.5) < 0.25) & (np.abs(y - 0.5) < 0.25)
+    Image.fromarray((255 * inside).astype(np.uint8)).save(folder / "mask_image.png")
 
 
 def _config(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:

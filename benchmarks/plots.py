@@ -21,9 +21,23 @@ from anamorph.benchmarks.report import (
 from anamorph.benchmarks.summary import PHASES, Line, reference_of
 from anamorph.errors import BackendUnavailable
 
-COLOURS = {"text": "#CC79A7", "denoiser": "#0072B2", "vae": "#E69F00", "post": "#009E73", "host": "#999999"}
+COLOURS = {
+    "text": "#CC79A7",
+    "encode": "#56B4E9",
+    "denoiser": "#0072B2",
+    "vae": "#E69F00",
+    "post": "#009E73",
+    "host": "#999999",
+}
 ENGINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#999933", "#444444")
-NAMED = {"text": "text", "denoiser": "denoiser", "vae": "decoder", "post": "post-processing", "host": "host"}
+NAMED = {
+    "text": "text",
+    "encode": "encoder",
+    "denoiser": "denoiser",
+    "vae": "decoder",
+    "post": "post-processing",
+    "host": "host",
+}
 FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 STYLE = """
 body { font: 15px/1.5 FONT; color: #1c2430; background: #f4f6f8; margin: 0 }
@@ -133,7 +147,7 @@ def _stacked(shown: Sequence[Line]) -> Any:
     unit, factor = _unit(max(one.median or 0 for one in shown))
     figure = _figure("Latency by phase", _height(len(shown)), barmode="stack", bargap=0.35)
     names = [one.cell.arm for one in shown]
-    for phase in PHASES:
+    for phase in (phase for phase in PHASES if any(one.phases.get(phase) for one in shown)):
         figure.add_bar(
             y=names, x=[one.phases.get(phase, 0.0) * factor for one in shown], orientation="h", name=NAMED[phase],
             marker={"color": COLOURS[phase], "line": {"color": "white", "width": 1}},

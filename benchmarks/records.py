@@ -2,9 +2,10 @@
 
 Every line has `schema` and `kind`:
 
-    run      scenario, its digest and plan, environment, peak rates (GFLOP/s by precision), the sentinel's usual seconds
+    run      scenario, its digest and plan, environment, peak rates in GFLOP/s, the sentinel's usual seconds
     cell     key and the cell; operations of each stage (`flops`) once the reference has counted them
-    burst    one process of one arm: cache, phases, placement, precision, versions, samples, memory, energy, watch, void
+    burst    one process of one arm: cache, phases, placement, precision, versions, samples, memory, energy, watch, why
+             it is void, and the seconds that the harness took beside the work
     parity   how far each stage is from eager in float32: relative L2, the picture in decibels; `passed`, `note`
     failed   a cell that could not be measured, and its reason
     done     a cell that is finished, and why: interval, budget, processes

@@ -3,11 +3,13 @@
 import csv
 import dataclasses
 import io
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from anamorph.benchmarks.records import Result
+from anamorph.benchmarks.scenarios import PICTURES
 from anamorph.benchmarks.summary import STARTS, Line, break_even, lines, reference_of
 from anamorph.files import replacing
 
@@ -15,7 +17,7 @@ HEAD = ("arm", "picture or call", "interval", "per second", "denoiser or decoder
         "to eager fp32", "pictures until it pays")  # fmt: skip
 FIGURES = ("processes", "samples", "void", "median", "low", "high", "mad", "p90", "p99", "outliers", "per_second",
            "call", "gflops", "peak_share", "psnr_db", "energy_j", "why")  # fmt: skip
-UNITS = {"text-to-image": "picture", "denoiser": "call of the denoiser", "decode": "decoding"}
+UNITS = {**dict.fromkeys(PICTURES, "picture"), "denoiser": "call of the denoiser", "decode": "decoding"}
 
 
 def write_all(result: Result, path: Path) -> list[Path]:
@@ -132,9 +134,15 @@ def environment_text(result: Result) -> str:
         f"- {about['system']}, Python {about['python']}, "
         + ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
         f"- NumPy's BLAS: {about['numpy_blas']}; commit {state}; begun {result.run['time']}",
+        f"- the harness took {_overhead(result)} of each process beside what it measured, comparing included",
         "- energy: " + ("see the CSV" if any(b["energy_j"] for m in result.cells.values() for b in m.bursts)
                         else "unavailable, this machine shows no counters"),
     ])  # fmt: skip
+
+
+def _overhead(result: Result) -> str:
+    taken = [burst["overhead_s"] for measured in result.cells.values() for burst in measured.bursts]
+    return seconds(statistics.median(taken)) if taken else "nothing"
 
 
 def table(done: Sequence[Line]) -> str:

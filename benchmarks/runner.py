@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ class Run:
     def __init__(self, scenario: Scenario, out: Path, say: Say) -> None:
         self.scenario, self.say = scenario, say
         self.work = out.with_name(f"{out.name}.work").absolute()
+        self.ends = time.monotonic() + scenario.plan.total_s
         known = out.exists() and out.stat().st_size > 0
         values = environment()
         if known:
@@ -110,7 +112,8 @@ class Group:
         active = list(self.cells)
         while active:
             for cell in active:
-                started = time.monotonic()
+                if (started := time.monotonic()) > self.run.ends:
+                    continue
                 try:
                     self._turn(cell)
                 except (BackendError, InputError) as error:
@@ -132,12 +135,15 @@ class Group:
         measured, plan = self.run.measured(cell), self.plan
         if measured.failed is not None:
             return True
+        if time.monotonic() > self.run.ends and not measured.bursts:
+            self.run.fail(cell, f"not run: the {plan.total_s:g} s of the scenario were spent")
+            return True
         samples = measured.samples()
         if len(samples) >= plan.processes and settled(samples, plan.within):
             why = "interval"
         elif len(samples) >= plan.most or self.turns[cell] >= PATIENCE * plan.most:
             why = "processes"
-        elif self.spent[cell] >= plan.seconds:
+        elif self.spent[cell] >= plan.seconds or time.monotonic() > self.run.ends:
             why = "budget"
         else:
             return False
@@ -186,7 +192,8 @@ class Group:
         """What the arm opens, and the seconds that we took to export it for a peer that cannot."""
         if (form := form_of(cell.engine)) is None:
             return self.checkpoint.folder, 0.0
-        folder, started = exports / f"portable-{form}", time.perf_counter()
+        name = "own" if self.scheduler is None else self.scheduler["_class_name"]
+        folder, started = exports / f"portable-{form}-{name}", time.perf_counter()
         if folder.exists():
             return folder, 0.0
         exporting = [sys.executable, "-P", "-m", "anamorph", "export", str(self.checkpoint.folder), str(folder)]
@@ -194,7 +201,8 @@ class Group:
         if done.returncode:
             raise BackendError(f"exporting to {form} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
         if self.scheduler:
-            config = {key: value for key, value in self.scheduler.items() if value == value and value is not None}
+            # openvino-genai reads no number that JSON does not have, such as -Infinity.
+            config = {key: value for key, value in self.scheduler.items() if value not in (None, math.inf, -math.inf)}
             (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config), encoding="utf-8")
         return folder, time.perf_counter() - started
 
@@ -202,12 +210,13 @@ class Group:
         """One process: load, first picture, warm up, samples; the first turn also compares the stages."""
         cache = self.place / _digest(cell)
         warm, watch = cache.exists(), [self.run.sentinel.measure()]
-        inputs = str(self.place / "inputs")
+        inputs, started = str(self.place / "inputs"), time.monotonic()
         with self._opened(cell, cache) as (process, opened):
             answer = process.ask("run", inputs=inputs)
-            first = answer["seconds"]
+            first, warming = answer["seconds"], 0.0
             for _ in range(self.plan.warmup):
                 answer = process.ask("run", inputs=inputs)
+                warming += answer["seconds"]["total"]
             watch.append(self.run.sentinel.measure())
             burst = self._burst(process, inputs, answer["cpu_s"])
             if self.run.measured(cell).parity is None:
@@ -215,9 +224,12 @@ class Group:
             versions = process.versions
         watched = Watch(max(watch), self.run.sentinel.measure(), burst.pop("foreign"))
         void = watched.complaint(self.run.sentinel.usual)
+        worked = sum(opened["phases"].values()) + first["total"] + warming
+        worked += sum(sample["total"] for sample in burst["samples"])
         row = {
             "turn": self.turns[cell], "cache": "warm" if warm else "cold", **opened, "versions": versions,
             "first": first, **burst, "watch": asdict(watched), "void": void, "time": _now(),
+            "overhead_s": time.monotonic() - started - worked,
         }  # fmt: skip
         self.run.measured(cell).bursts.append(row)
         self.run.add("burst", cell, **row)

@@ -11,6 +11,7 @@ A file (those that ship are in `sets/`) holds
 import hashlib
 import itertools
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,8 +21,9 @@ from typing import Any
 from anamorph.errors import InputError
 
 SETS = Path(__file__).parent / "sets"
-TASKS = ("text-to-image", "denoiser", "decode")
-"""A whole picture, one call of the denoiser with both branches of guidance, one decoding of latents."""
+PICTURES = ("text-to-image", "image-to-image", "inpaint")
+TASKS = (*PICTURES, "denoiser", "decode")
+"""Whole pictures, one call of the denoiser with both branches of guidance, one decoding of latents."""
 ALL = "*"
 BUNDLED_MODEL = "bundled"
 
@@ -75,7 +77,7 @@ class Cell:
         """The work, as people read it."""
         size = f"{self.height}x{self.width}" if self.height else "own size"
         parts = [Path(self.model).name, self.task, size, f"batch {self.batch}", f"guidance {self.guidance:g}"]
-        return "/".join(parts + [f"{self.steps} steps", self.scheduler] * (self.task == "text-to-image"))
+        return "/".join(parts + [f"{self.steps} steps", self.scheduler] * (self.task in PICTURES))
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Plan:
     fewest: int = 3
     warmup: int = 1
     timeout_s: float = 1800.0
+    total_s: float = math.inf
+    """Seconds for the whole scenario, after which no turn begins."""
     shared_exports: bool = False
     """Whether arms of one format share their export, which is then cold for the first alone."""
     parity_steps: int = 3

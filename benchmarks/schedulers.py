@@ -43,12 +43,14 @@ ORDERS: list[tuple[str, dict[str, Any], float]] = [
     ("DPMSolverMultistepScheduler", {**DPM, "solver_order": 1}, 1),
     ("DPMSolverMultistepScheduler", {**DPM, "solver_order": 2}, 2),
     ("DPMSolverMultistepScheduler", {**DPM, "solver_order": 3}, 2),  # it takes half of D'', as its authors' code does
+    ("DPMSolverMultistepScheduler", {**DPM, "algorithm_type": "dpmsolver"}, 2),
     ("DPMSolverSinglestepScheduler", {**DPM, "solver_order": 2}, 2),
     ("DPMSolverSinglestepScheduler", {**DPM, "solver_order": 3}, 3),
     ("DEISMultistepScheduler", {**SMOOTH, "lower_order_final": False, "solver_order": 2}, 2),
     ("DEISMultistepScheduler", {**SMOOTH, "lower_order_final": False, "solver_order": 3}, 3),
     ("UniPCMultistepScheduler", {**SMOOTH, "final_sigmas_type": "sigma_min", "solver_order": 2}, 3),
     ("UniPCMultistepScheduler", {**SMOOTH, "final_sigmas_type": "sigma_min", "solver_order": 3}, 4),
+    ("UniPCMultistepScheduler", {**SMOOTH, "final_sigmas_type": "sigma_min", "predict_x0": False}, 3),
     ("SASolverScheduler", {**SMOOTH, "tau_func": lambda _: 0.0}, 2),
     ("EDMEulerScheduler", {}, 1),
     ("EDMDPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, 2),
@@ -60,8 +62,12 @@ ORDERS: list[tuple[str, dict[str, Any], float]] = [
 CRAMPED: list[tuple[str, dict[str, Any], float]] = [
     ("PNDMScheduler", SD, 4),
     ("PNDMScheduler", {**SD, "skip_prk_steps": True}, 4),
+    ("IPNDMScheduler", {}, 4),
 ]
-"""Solvers bound to equidistant timesteps: near the clean end the levels change too fast for their order to show."""
+"""Solvers bound to equidistant timesteps: near the clean end the levels change too fast for their order to show.
+
+IPNDM starts with a step of order 1 besides, where there is no signal at all.
+"""
 
 
 def exact(x: NDArray[Any], row: Row, alpha: float, sigma: float) -> NDArray[Any]:
@@ -70,10 +76,11 @@ def exact(x: NDArray[Any], row: Row, alpha: float, sigma: float) -> NDArray[Any]
     return np.asarray(alpha * MEAN + spread * (x - row.alpha * MEAN))
 
 
-def output(x: NDArray[Any], row: Row, weights: tuple[float, float]) -> NDArray[Any]:
-    """What a perfect network would return: the `out` for which p x + q out is E[x_0 | x]."""
+def output(x: NDArray[Any], row: Row) -> NDArray[Any]:
+    """What a perfect network would return: the `out` for which the row's clean estimate is E[x_0 | x]."""
+    p, q = (row.p, row.q) if row.clean is None else row.clean
     clean = (WIDTH**2 * row.alpha * x + row.sigma**2 * MEAN) / (row.alpha**2 * WIDTH**2 + row.sigma**2)
-    return np.asarray((clean - weights[0] * x) / weights[1])
+    return np.asarray((clean - p * x) / q)
 
 
 def flow_error(scheduler: Scheduler, steps: int) -> float:
@@ -83,11 +90,11 @@ def flow_error(scheduler: Scheduler, steps: int) -> float:
     start = x = first.alpha * MEAN + np.linspace(-2, 2, 9) * np.hypot(first.alpha * WIDTH, first.sigma)
     history: tuple[Any, ...] = ()
     for n, row in enumerate(table.rows[:-1]):
-        out = output(x, row, (row.p, row.q) if row.clean is None else row.clean)
+        out = output(x, row)
         x, history = advance(table, n, x, out, history, None if not row.draws else np.zeros_like(x))
     if last.fix:  # the corrector of the last step belongs to it
-        clean = last.p * x + last.q * output(x, last, (last.p, last.q))
-        x = sum(weight * value for weight, value in zip(last.fix, (x, clean, *history), strict=True) if weight)
+        estimate = last.p * x + last.q * output(x, last)
+        x = sum(weight * value for weight, value in zip(last.fix, (x, estimate, *history), strict=True) if weight)
     return float(np.abs(x - exact(start, first, last.alpha, last.sigma)).max() / WIDTH)
 
 
@@ -98,12 +105,15 @@ def measured(name: str, config: dict[str, Any], steps: int = 50) -> tuple[float,
     return math.log2(coarse / fine), coarse, fine
 
 
+SHOWN = ("solver_order", "skip_prk_steps", "shift", "algorithm_type", "predict_x0")
+
+
 def show_order() -> None:
     """Print the table."""
     print(f"{'scheduler':<36} {'options':<44} {'theory':>6} {'order':>6} {'error, 50':>10} {'100 steps':>10}")
     for name, config, theory in ORDERS + CRAMPED:
         order, coarse, fine = measured(name, config)
-        shown = ", ".join(f"{k}={v}" for k, v in config.items() if k in ("solver_order", "skip_prk_steps", "shift"))
+        shown = ", ".join(f"{k}={v}" for k, v in config.items() if k in SHOWN)
         print(f"{name:<36} {shown:<44} {theory:>6g} {order:>6.2f} {coarse:>10.1e} {fine:>10.1e}")
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from anamorph.benchmarks.records import Measured, Result
-from anamorph.benchmarks.scenarios import Cell
+from anamorph.benchmarks.scenarios import PICTURES, Cell
 from anamorph.benchmarks.statistics import interval, mad, outliers, percentile, pooled
 
-PHASES = ("text", "denoiser", "vae", "post", "host")
+PHASES = ("text", "encode", "denoiser", "vae", "post", "host")
 """Where the time of a picture goes; host is the rest: noise, scheduler, and what lies between the calls."""
 STARTS = ("import_s", "export_s", "load_s", "first_s", "compile_s")
-COUNTED = {"text-to-image": "denoiser", "denoiser": "denoiser", "decode": "vae"}
+COUNTED = {**dict.fromkeys(PICTURES, "denoiser"), "denoiser": "denoiser", "decode": "vae"}
 """Task -> the stage whose operations its roofline counts."""
 
 
@@ -114,17 +114,17 @@ def _fidelity(measured: Measured) -> str:
 
 
 def _call(measured: Measured) -> float | None:
-    calls = pooled(measured.samples("steps" if measured.cell.task == "text-to-image" else "total"))
+    calls = pooled(measured.samples("steps" if measured.cell.task in PICTURES else "total"))
     return float(np.median(calls)) if len(calls) else None
 
 
 def _phases(measured: Measured) -> dict[str, float]:
     """Median seconds of each phase of a picture; what an arm does not tell apart is host."""
-    if measured.cell.task != "text-to-image":
+    if measured.cell.task not in PICTURES:
         return {}
-    found = {"text": [], "denoiser": [], "vae": [], "post": [], "host": []}  # type: dict[str, list[float]]
+    found: dict[str, list[float]] = {name: [] for name in PHASES}
     for sample in (sample for burst in measured.valid for sample in burst["samples"]):
-        parts = {name: sample.get(name, 0.0) for name in ("text", "vae", "post")}
+        parts = {name: sample.get(name, 0.0) for name in ("text", "encode", "vae", "post")}
         parts["denoiser"] = sum(sample.get("steps", ()))
         parts["host"] = max(0.0, sample["total"] - sum(parts.values()))
         for name, seconds in parts.items():

@@ -1,6 +1,9 @@
 """SDXL, base and refiner, compared with diffusers step by step in float32, and what is refused."""
 
 import functools
+import importlib.machinery
+import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import tiny_sdxl
+from diffusers.pipelines.stable_diffusion_xl import watermark as diffusers_watermark
 from parity import IMAGE_BOUND, LATENT_BOUND, generator, ours, reference, worst
 from test_img2img import picture as any_picture
 from test_inpaint import mask as any_mask
@@ -18,6 +22,7 @@ import anamorph
 from anamorph import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from anamorph.backends.null import Null
 from anamorph.errors import ConfigError, InputError
+from anamorph.pipelines import watermark
 
 TEXT, IMAGE, INPAINT = (f"StableDiffusionXL{task}Pipeline" for task in ("", "Img2Img", "Inpaint"))
 OPTIONS = {"skip_prk_steps": True, "clip_sample": False}
@@ -264,6 +269,33 @@ def test_the_autoencoder_stays_out_of_float16_unless_it_is_named(sdxl: Path, mon
     assert named.placement["vae_decoder"].precision == "float16"
     wide = StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", torch_dtype="bfloat16")
     assert wide.placement["vae_decoder"].precision == "bfloat16"
+
+
+def test_a_watermark_is_asked_of_its_package_as_diffusers_asks(sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="pip install invisible-watermark"):
+        StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", add_watermarker=True)
+
+    class Encoder:
+        """Stands in for the package's: adds the message's length to blue, which comes first."""
+
+        def set_watermark(self, kind: str, bits: list[int]) -> None:
+            self.kind, self.bits = kind, bits
+
+        def encode(self, image: Any, method: str) -> Any:
+            assert (self.kind, method, image.shape[-1]) == ("bits", "dwtDct", 3)
+            return image + np.array([len(self.bits), 0, 0], np.float32)
+
+    module = types.ModuleType("imwatermark")
+    module.__spec__ = importlib.machinery.ModuleSpec("imwatermark", None)
+    module.WatermarkEncoder = Encoder  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "imwatermark", module)
+    pipe: Any = StableDiffusionXLPipeline(**opened(sdxl, TEXT).components, add_watermarker=True)
+    with pytest.raises(InputError, match="at least 256 pixels wide, got 16"):
+        pipe("x")
+    pixels = torch.rand(1, 3, 8, 256, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    monkeypatch.setattr(diffusers_watermark, "WatermarkEncoder", Encoder, raising=False)
+    expected = diffusers_watermark.StableDiffusionXLWatermarker().apply_watermark(pixels)
+    assert np.abs(watermark.marked(pixels.numpy()) - expected.numpy()).max() <= 1e-6
 
 
 @pytest.mark.parametrize(

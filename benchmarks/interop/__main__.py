@@ -1,6 +1,7 @@
 """Run every peer on our folders and our engines on theirs; see `anamorph.benchmarks.interop`."""
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -12,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anamorph.benchmarks.interop.cases import FORMATS, Case, Picture, draw, export, write_cases
-from anamorph.checkpoint import BUNDLED
+from anamorph.benchmarks.interop.cases import FORMATS, Case, Model, Picture, draw, export, models, write_cases
 from anamorph.errors import AnamorphError
 from anamorph.image import psnr
 
@@ -70,11 +70,11 @@ class References:
         self.drawn: dict[tuple[str, str], Picture] = {}
 
     def of(self, engine: str, case: Case) -> Picture:
-        """Eager's from the bundled checkpoint, another engine's from our export."""
+        """Eager's from the checkpoint, another engine's from our export."""
         key = (engine, case.name)
         if key not in self.drawn:
             form = next((form for form, name in FORMATS.items() if name == engine), None)
-            folder = BUNDLED if form is None else self.folders / form
+            folder = case.model.checkpoint if form is None else self.folders / form / case.model.name
             self.drawn[key] = draw(folder, engine, case)
         return self.drawn[key]
 
@@ -101,8 +101,8 @@ def run(python: Path, arguments: Sequence[str]) -> str | None:
 
 def ours_in_theirs(root: Path, peer: Peer, cases: Sequence[Case], references: References) -> Iterator[Row]:
     """The peer opens our folder as it is."""
-    folder = references.folders / peer.form
     for case in cases:
+        folder = references.folders / peer.form / case.model.name
         out = root / "artifacts" / "drawn" / peer.name / case.name
         out.mkdir(parents=True)
         script, *rest = peer.script
@@ -111,7 +111,7 @@ def ours_in_theirs(root: Path, peer: Peer, cases: Sequence[Case], references: Re
         known = out / "opened.json"
         versions = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
         opener = f"{peer.name} {versions.get(peer.name, '')}".strip()
-        name = f"ours, {folder.name}"
+        name = f"ours, {peer.form}"
         if failure is not None:
             yield Row(name, opener, case.name, bool(versions), note=failure)
             continue
@@ -120,11 +120,13 @@ def ours_in_theirs(root: Path, peer: Peer, cases: Sequence[Case], references: Re
         yield Row(name, opener, case.name, True, decibels, "8-bit pixels" if peer.eight_bits else "")
 
 
-def theirs_in_ours(root: Path, peer: Peer, cases: Sequence[Case], references: References) -> Iterator[Row]:
-    """The peer exports the bundled checkpoint, and our engine opens that."""
-    folder = root / "artifacts" / "theirs" / peer.form
+def theirs_in_ours(
+    root: Path, peer: Peer, model: Model, cases: Sequence[Case], references: References
+) -> Iterator[Row]:
+    """The peer exports the checkpoint, and our engine opens that."""
+    folder = root / "artifacts" / "theirs" / peer.form / model.name
     python = root / peer.name / "bin" / "python"
-    arguments = [str(HERE / peer.script[0]), peer.name, "export", str(BUNDLED), str(folder)]
+    arguments = [str(HERE / peer.script[0]), peer.name, "export", str(model.checkpoint), str(folder)]
     failure = run(python, arguments)
     engine = FORMATS[peer.form]
     for case in cases:
@@ -158,22 +160,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("build/peers"), help="where the environments lie")
     parser.add_argument("--peer", choices=[peer.name for peer in PEERS], help="only this one")
+    parser.add_argument("--model", choices=["sd", "xl"], help="only this one")
     options = parser.parse_args()
     root = options.root.resolve()
     artifacts = root / "artifacts"
     shutil.rmtree(artifacts, ignore_errors=True)
-    cases = write_cases(artifacts / "cases")
+    every = [model for model in models(artifacts / "checkpoints") if options.model in (None, model.name)]
+    cases = {model: write_cases(model, artifacts / "cases" / model.name) for model in every}
     peers = [peer for peer in PEERS if options.peer in (None, peer.name)]
     for form in sorted({peer.form for peer in peers}):
-        print(f"exporting the bundled model to {form}", flush=True)
-        export(form, artifacts / form)
+        for model in every:
+            print(f"exporting {model.name} to {form}", flush=True)
+            export(form, model, artifacts / form / model.name)
     references, rows = References(artifacts), list[Row]()
-    for peer in peers:
-        print(f"{peer.name} opens our folder", flush=True)
-        rows += ours_in_theirs(root, peer, cases, references)
+    for peer, model in itertools.product(peers, every):
+        print(f"{peer.name} opens our folder of {model.name}", flush=True)
+        rows += ours_in_theirs(root, peer, cases[model], references)
         if peer.exports:
-            print(f"we open the folder that {peer.name} exports", flush=True)
-            rows += theirs_in_ours(root, peer, cases, references)
+            print(f"we open the folder that {peer.name} exports of {model.name}", flush=True)
+            rows += theirs_in_ours(root, peer, model, cases[model], references)
     print(f"\n{table(rows)}")
     return 0 if all(row.passed for row in rows) else 1
 

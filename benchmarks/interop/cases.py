@@ -1,4 +1,4 @@
-"""The bundled model's pictures that are compared: requests, first latents, folders and our own results."""
+"""The pictures that are compared: models, requests, first latents, folders and our own results."""
 
 import json
 from collections.abc import Mapping
@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anamorph.benchmarks.interop import xl
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.exporting import ExportOptions
 from anamorph.noise import SeededNoise
-from anamorph.pipelines import StableDiffusionPipeline
+from anamorph.pipelines import DiffusionPipeline
 from anamorph.plugins import get_exporter
 
 Picture = NDArray[np.float32]
@@ -28,40 +29,58 @@ STEPS = 10
 """openvino-genai 2026.4 takes a step too many where 1000 over the number of steps is no binary fraction."""
 
 
+FACTOR = 4
+"""Pixels per latent of both models."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint whose exports are compared."""
+
+    name: str
+    checkpoint: Path
+
+
 @dataclass(frozen=True)
 class Case:
-    """One request with its first latents [1, C, h, w], kept as files in `folder`."""
+    """One request of a model, with its first latents [1, C, h, w], kept as files in `folder`."""
 
+    model: Model
     name: str
     folder: Path
     call: Mapping[str, Any]
     latents: Picture
 
 
-def write_cases(place: Path) -> list[Case]:
-    """Write `call.json` and `latents.npy` of every case below `place`."""
+def models(place: Path) -> list[Model]:
+    """The bundled model, and a tiny one of SDXL's kind, which is written below `place`."""
+    xl.make(place / "xl")
+    return [Model("sd", BUNDLED), Model("xl", place / "xl")]
+
+
+def write_cases(model: Model, place: Path) -> list[Case]:
+    """Write `call.json` and `latents.npy` of every case of a model below `place`."""
     cases = []
     for number, (name, arguments) in enumerate(CALLS.items()):
         call = {**arguments, "num_inference_steps": STEPS}
-        latents = SeededNoise((number,)).normal((4, call["height"] // 4, call["width"] // 4))
+        latents = SeededNoise((number,)).normal((4, call["height"] // FACTOR, call["width"] // FACTOR))
         folder = place / name
         folder.mkdir(parents=True)
         (folder / "call.json").write_text(json.dumps(call), encoding="utf-8")
         np.save(folder / "latents.npy", latents)
-        cases.append(Case(name, folder, call, latents))
+        cases.append(Case(model, f"{model.name} {name}", folder, call, latents))
     return cases
 
 
-def export(form: str, folder: Path) -> None:
-    """The bundled model in one format, as `anamorph export` writes it."""
-    source = open_checkpoint(Source(str(BUNDLED)))
+def export(form: str, model: Model, folder: Path) -> None:
+    """A model in one format, as `anamorph export` writes it."""
+    source = open_checkpoint(Source(str(model.checkpoint)))
     get_exporter([form]).export(source, folder, ExportOptions(), lambda _: None)
 
 
 def draw(folder: Path, engine: str, case: Case) -> Picture:
     """Our picture [1, H, W, 3] in 0..1."""
-    pipe = StableDiffusionPipeline.from_pretrained(folder, backend=engine)
+    pipe = DiffusionPipeline.from_pretrained(folder, backend=engine)
     pipe.set_progress_bar_config(disable=True)
-    assert isinstance(pipe, StableDiffusionPipeline)
     picture: Picture = pipe(**case.call, latents=case.latents, output_type="np").images
     return picture

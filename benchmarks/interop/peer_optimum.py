@@ -7,6 +7,7 @@ CASE holds `call.json` (arguments of the pipeline) and `latents.npy`. `draw` wri
 when the pipeline is loaded, then `picture.npy` ([1, H, W, 3] in 0..1).
 """
 
+import importlib
 import importlib.metadata
 import json
 import sys
@@ -23,15 +24,13 @@ VERSIONS = {
 
 
 def load(peer: str, folder: str, **arguments: Any) -> Any:
-    """The peer's own Stable Diffusion pipeline."""
-    if peer == "optimum-onnx":
-        from optimum.onnxruntime import ORTStableDiffusionPipeline
-
-        return ORTStableDiffusionPipeline.from_pretrained(folder, **arguments)
-    from optimum.intel import OVStableDiffusionPipeline
-
-    # Left alone, OpenVINO computes in bfloat16 where the processor has it.
-    return OVStableDiffusionPipeline.from_pretrained(folder, ov_config={"INFERENCE_PRECISION_HINT": "f32"}, **arguments)
+    """The peer's own pipeline of the class that the folder names."""
+    index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
+    module, prefix = {"optimum-onnx": ("optimum.onnxruntime", "ORT"), "optimum-intel": ("optimum.intel", "OV")}[peer]
+    if peer == "optimum-intel":  # left alone, OpenVINO computes in bfloat16 where the processor has it
+        arguments["ov_config"] = {"INFERENCE_PRECISION_HINT": "f32"}
+    kind: Any = getattr(importlib.import_module(module), prefix + index["_class_name"])
+    return kind.from_pretrained(folder, **arguments)
 
 
 def draw(peer: str, folder: str, case: Path, out: Path) -> None:

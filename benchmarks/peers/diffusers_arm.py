@@ -13,6 +13,7 @@ from typing import Any
 from serve import Clock, Request, serve
 from torch_arm import TorchArm
 
+KINDS = {"image-to-image": "AutoPipelineForImage2Image", "inpaint": "AutoPipelineForInpainting"}
 PACKAGES = ["diffusers", "transformers", "torch"]
 
 
@@ -30,7 +31,8 @@ class Diffusers(TorchArm):  # type: ignore[misc]
         dtype, cuda = getattr(torch, self.cell["precision"]), torch.cuda.is_available()
         self.place = {"device": "cuda" if cuda else "cpu", "dtype": dtype}
         started = time.perf_counter()
-        self.pipe = pipe = self.diffusers.DiffusionPipeline.from_pretrained(request["folder"], torch_dtype=dtype)
+        kind = getattr(self.diffusers, KINDS.get(self.cell["task"], "DiffusionPipeline"))
+        self.pipe = pipe = kind.from_pretrained(request["folder"], torch_dtype=dtype)
         pipe.to(self.place["device"])
         self.take_scheduler(request["scheduler"])
         if self.mode == "compile":
@@ -40,9 +42,11 @@ class Diffusers(TorchArm):  # type: ignore[misc]
             pipe.unet.forward = torch.compile(pipe.unet.forward, **how)
             pipe.vae.decode = torch.compile(pipe.vae.decode, **how)
         self.clock = Clock(torch.cuda.synchronize if cuda else lambda: None)
-        pipe.text_encoder.forward = self.clock.timed("text", pipe.text_encoder.forward)
+        for encoder in filter(None, (pipe.text_encoder, getattr(pipe, "text_encoder_2", None))):
+            encoder.forward = self.clock.timed("text", encoder.forward)
         pipe.unet.forward = self.clock.timed("denoiser", pipe.unet.forward)
         pipe.vae.decode = self.clock.timed("vae", pipe.vae.decode)
+        pipe.vae.encode = self.clock.timed("encode", pipe.vae.encode)
         kinds = {str(model.dtype).removeprefix("torch.") for model in (pipe.unet, pipe.vae, pipe.text_encoder)}
         return {
             "phases": {"export_s": 0.0, "load_s": time.perf_counter() - started},
@@ -50,10 +54,6 @@ class Diffusers(TorchArm):  # type: ignore[misc]
             "placement": [f"diffusers {self.mode} on {pipe.unet.device}, {torch.get_num_threads()} threads"],
             "threads": torch.get_num_threads(),
         }
-
-    def encoder(self, ids: Any) -> Any:
-        """diffusers keeps transformers' encoder."""
-        return self.pipe.text_encoder(ids.to(self.place["device"])).last_hidden_state
 
     def denoiser(self, given: dict[str, Any], extra: dict[str, Any], timestep: Any) -> Any:
         """The UNet."""

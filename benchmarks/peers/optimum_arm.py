@@ -15,6 +15,7 @@ from serve import Clock, Request, serve
 from torch_arm import TorchArm
 
 PACKAGES = ["optimum-onnx", "optimum-intel", "onnxruntime", "openvino", "diffusers", "transformers", "torch"]
+PARTS = {"text_encoder": "text", "text_encoder_2": "text", "unet": "denoiser", "vae_decoder": "vae"}
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 READ = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "tensor(float)": "float32",
         "tensor(float16)": "float16"}  # fmt: skip
@@ -36,6 +37,8 @@ class Optimum(TorchArm):  # type: ignore[misc]
         """Export where this cache has none, and load."""
         self.cell, self.threads = request["cell"], request["threads"]
         self.torch.set_num_threads(self.threads)
+        if self.cell["task"] not in ("text-to-image", "denoiser", "decode"):
+            raise ValueError(f"{self.peer} is measured on text to image alone")
         exported = Path(request["cache"]) / self.peer
         clock = [time.perf_counter()]
         if not exported.exists():
@@ -46,9 +49,9 @@ class Optimum(TorchArm):  # type: ignore[misc]
         clock.append(time.perf_counter())
         self.take_scheduler(request["scheduler"])
         self.clock = Clock()
-        for part, name in (("text_encoder", "text"), ("unet", "denoiser"), ("vae_decoder", "vae")):
-            model = getattr(self.pipe, part)
-            model.forward = self.clock.timed(name, model.forward)
+        for part, name in PARTS.items():
+            if (model := getattr(self.pipe, part, None)) is not None:
+                model.forward = self.clock.timed(name, model.forward)
         precision, placement = self.placed()
         phases = {"export_s": clock[1] - clock[0], "load_s": clock[2] - clock[1]}
         return {"phases": phases, "precision": precision, "placement": placement, "threads": self.threads}
@@ -84,10 +87,6 @@ class Optimum(TorchArm):  # type: ignore[misc]
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         threads = compiled.get_property("INFERENCE_NUM_THREADS")
         return READ.get(hint, hint), [f"unet: OpenVINO CPU in {hint}, {threads} threads"]
-
-    def encoder(self, ids: Any) -> Any:
-        """The exported text encoder."""
-        return self.pipe.text_encoder(input_ids=ids)[0]
 
     def denoiser(self, given: dict[str, Any], extra: dict[str, Any], timestep: Any) -> Any:
         """The exported UNet."""

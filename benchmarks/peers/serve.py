@@ -62,6 +62,8 @@ class Clock:
         result: dict[str, Any] = {"total": ended - started}
         if self.calls:
             result |= {"text": sum(seconds("text")), "steps": seconds("denoiser"), "vae": sum(seconds("vae"))}
+            if encode := seconds("encode"):
+                result["encode"] = sum(encode)
             result["post"] = ended - self.calls[-1][2] if self.calls[-1][0] == "vae" else 0.0
         return result
 
@@ -81,6 +83,18 @@ def serve(make: Callable[[], Arm], packages: list[str]) -> None:
             _say(answers, {**answer(arm, json.loads(line)), **usage()})
         except Exception as error:  # a failure is a row of the result
             _say(answers, failure(error))
+
+
+def start_pictures(inputs: Path) -> dict[str, Any]:
+    """The pictures that a task starts from, as arguments of a pipeline; none for text to image."""
+    found = {name: inputs / f"{name}.png" for name in ("image", "mask_image")}
+    if not found["image"].exists():
+        return {}
+    from PIL import Image
+
+    call = json.loads((inputs / "call.json").read_text(encoding="utf-8"))
+    names = ("image", "mask_image") if "height" in call else ("image",)
+    return {name: Image.open(found[name]).copy() for name in names}
 
 
 def answer(arm: Arm, request: Request) -> dict[str, Any]:

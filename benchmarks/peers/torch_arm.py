@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from serve import Clock
+from serve import Clock, start_pictures
 
 TIMESTEP = 500.0
-TOKENS = 77
 
 
 class TorchArm:
@@ -26,10 +25,6 @@ class TorchArm:
 
         self.diffusers, self.torch, self.place = diffusers, torch, {}
 
-    def encoder(self, ids: Any) -> Any:
-        """Hidden states [N, S, D] of token ids."""
-        raise NotImplementedError
-
     def denoiser(self, given: dict[str, Any], extra: dict[str, Any], timestep: Any) -> Any:
         """One prediction."""
         raise NotImplementedError
@@ -46,7 +41,7 @@ class TorchArm:
 
     def run(self, inputs: Path) -> dict[str, Any]:
         """The cell's task once."""
-        task = {"text-to-image": self.draw, "denoiser": self.denoise, "decode": self.decode}[self.cell["task"]]
+        task = {"denoiser": self.denoise, "decode": self.decode}.get(self.cell["task"], self.draw)
         with self.torch.inference_mode():
             seconds: dict[str, Any] = self.clock.measure(lambda: task(inputs))
         return seconds
@@ -61,14 +56,18 @@ class TorchArm:
 
     def draw(self, inputs: Path, output_type: str = "pil") -> Any:
         """A whole picture."""
-        return self.pipe(**_call(inputs), latents=self.tensor(inputs, "latents"), output_type=output_type).images
+        if given := start_pictures(inputs):
+            seeds = range(self.cell["batch"])
+            given["generator"] = [self.torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        else:
+            given["latents"] = self.tensor(inputs, "latents")
+        return self.pipe(**_call(inputs), **given, output_type=output_type).images
 
     def text(self, inputs: Path) -> Any:
         """Hidden states of the prompt."""
-        tokens = self.pipe.tokenizer(
-            _call(inputs)["prompt"], padding="max_length", max_length=TOKENS, return_tensors="pt"
-        )
-        return _array(self.encoder(tokens.input_ids))
+        device = self.place.get("device", "cpu")
+        told = {"prompt": _call(inputs)["prompt"], "device": device, "num_images_per_prompt": 1}
+        return _array(self.pipe.encode_prompt(**told, do_classifier_free_guidance=False)[0])
 
     def denoise(self, inputs: Path) -> Any:
         """One call of the denoiser."""

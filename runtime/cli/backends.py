@@ -20,6 +20,7 @@ def describe(backend: Backend) -> dict[str, Any]:
         "opens": list(backend.formats),
         "devices": {device: list(backend.precisions(device)) for device in devices},
         "test_double": backend.double,
+        "rank": backend.rank,
     }
 
 

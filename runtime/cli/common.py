@@ -11,7 +11,7 @@ from typing import Any
 
 from anamorph.checkpoint import BUNDLED, Checkpoint
 from anamorph.errors import InputError
-from anamorph.pipelines import StableDiffusionPipeline
+from anamorph.pipelines import LatentDiffusion
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import precision_name
 from anamorph.pipelines.request import Request
@@ -20,6 +20,8 @@ from anamorph.schedulers import load_scheduler
 
 SCHEMA = 1
 """Version of what a PNG records; a newer one is refused."""
+
+BUNDLED_GUIDANCE = 4.0
 
 PACKAGES = ("anamorph", "numpy", "torch", "onnxruntime", "openvino")
 
@@ -67,10 +69,10 @@ def open_pipeline(
     return pipe
 
 
-def load_pipeline(model: str | None, options: argparse.Namespace) -> StableDiffusionPipeline:
+def load_pipeline(model: str | None, options: argparse.Namespace) -> LatentDiffusion:
     """Open a text-to-image checkpoint on the wished engine."""
     pipe = open_pipeline(DiffusionPipeline, model, options)
-    if not isinstance(pipe, StableDiffusionPipeline):
+    if not isinstance(pipe, LatentDiffusion) or pipe.TASK.needs:
         raise InputError(f"{type(pipe).__name__} makes no pictures from prompts; name a text-to-image checkpoint")
     return pipe
 
@@ -81,14 +83,27 @@ def scheduler_class(name: str, config: Mapping[str, Any]) -> Any:
     return load_scheduler({**config, "_class_name": full})
 
 
+def scale_of(pipe: LatentDiffusion, options: argparse.Namespace) -> float:
+    """The guidance that was asked for, the bundled model's own, or the pipeline's default."""
+    usual = BUNDLED_GUIDANCE if options.model is None else pipe.TAKES.default("guidance_scale")
+    scale: float = usual if options.guidance is None else options.guidance
+    return scale
+
+
 def single(request: Request, index: int) -> Request:
     """The request for one picture out of a batch."""
     prompt = index // request.num_images_per_prompt
+
+    def of(texts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if texts is None else (texts[prompt],)
+
     seeds = None if request.seeds is None else (request.seeds[index],)
     return replace(
         request,
         prompt=(request.prompt[prompt],),
-        negative_prompt=request.negative_prompt and (request.negative_prompt[prompt],),
+        negative_prompt=of(request.negative_prompt),
+        prompt_2=of(request.prompt_2),
+        negative_prompt_2=of(request.negative_prompt_2),
         num_images_per_prompt=1,
         seeds=seeds,
     )

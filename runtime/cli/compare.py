@@ -12,11 +12,11 @@ from PIL import Image
 
 from anamorph.arrays import to_numpy
 from anamorph.cli import OK
-from anamorph.cli.common import load_pipeline, scheduler_class
-from anamorph.cli.generate import BUNDLED_GUIDANCE, USUAL_GUIDANCE, size
+from anamorph.cli.common import load_pipeline, scale_of, scheduler_class
+from anamorph.cli.generate import size
 from anamorph.errors import InputError
 from anamorph.files import replacing
-from anamorph.pipelines import StableDiffusionPipeline
+from anamorph.pipelines import LatentDiffusion
 from anamorph.plot import log_plot
 from anamorph.progress import Bar
 from anamorph.schedulers import Scheduler
@@ -49,8 +49,7 @@ def run(options: argparse.Namespace) -> int:
     config = {"clip_sample": False, **carried(pipe.scheduler.config, {}, {})}
     names = [name.strip() for name in options.schedulers.split(",")]
     schedulers = {name.removesuffix("Scheduler"): scheduler_class(name, config) for name in names}
-    usual = BUNDLED_GUIDANCE if options.model is None else USUAL_GUIDANCE
-    guidance = usual if options.guidance is None else options.guidance
+    guidance = scale_of(pipe, options)
     reference, samples = _draw(pipe, options, guidance, schedulers, steps)
     sheet = _sheet(options, guidance, list(schedulers), steps, reference, samples)
     with replacing(out) as draft:
@@ -76,7 +75,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _draw(
-    pipe: StableDiffusionPipeline,
+    pipe: LatentDiffusion,
     options: argparse.Namespace,
     guidance: float,
     schedulers: dict[str, Scheduler],

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.cli import OK
-from anamorph.cli.common import numbered, open_pipeline, record, scheduler_class, single
+from anamorph.cli.common import numbered, open_pipeline, record, scale_of, scheduler_class, single
 from anamorph.cli.sources import drawing, read_sources, task_of
 from anamorph.errors import InputError
 from anamorph.image import write_png
-
-BUNDLED_GUIDANCE, USUAL_GUIDANCE = 4.0, 7.5
 
 
 def size(text: str | None) -> tuple[int | None, int | None]:
@@ -41,14 +39,13 @@ def run(options: argparse.Namespace) -> int:
     loaded = time.perf_counter()
     if options.scheduler:
         pipe.scheduler = scheduler_class(options.scheduler, pipe.scheduler.config)
-    usual = BUNDLED_GUIDANCE if options.model is None else USUAL_GUIDANCE
     given: dict[str, Any] = {"height": height, "width": width, "strength": options.strength, **pictures}
     job = pipe.job(
         options.prompt,
         **{name: value for name, value in given.items() if value is not None},
         negative_prompt=options.negative,
         num_inference_steps=options.steps,
-        guidance_scale=usual if options.guidance is None else options.guidance,
+        guidance_scale=scale_of(pipe, options),
         num_images_per_prompt=options.count,
         seed=options.seed,
     )

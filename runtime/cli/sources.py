@@ -10,10 +10,10 @@ from PIL import Image
 
 from anamorph.errors import InputError
 from anamorph.pipelines import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
     DiffusionPipeline,
     LatentDiffusion,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInpaintPipeline,
 )
 
 FILES = {"image": "image", "mask_image": "mask"}
@@ -30,10 +30,10 @@ def task_of(options: argparse.Namespace) -> type[DiffusionPipeline]:
             raise InputError(f"{stray[0]} without --image; name the picture that it is for")
         return DiffusionPipeline
     if options.mask is not None:
-        return StableDiffusionInpaintPipeline
+        return AutoPipelineForInpainting
     if options.size is not None:
         raise InputError("--size does not go with --image alone, whose own size counts; resize the picture")
-    return StableDiffusionImg2ImgPipeline
+    return AutoPipelineForImage2Image
 
 
 def read_sources(options: argparse.Namespace) -> tuple[dict[str, Image.Image], dict[str, dict[str, str]]]:

@@ -347,7 +347,7 @@ class DiffusionPipeline:
             )
         place = Path(folder)
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": VERSION_WRITTEN}
-        index |= self.options
+        index |= {name: value for name, value in self.options.items() if value is not None}
         for name, value in self.components.items():
             if isinstance(value, Loaded):
                 _save_model(value.component, place / name)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from anamorph.arrays import Array
 from anamorph.components import latent_channels, vae_scale_factor
 from anamorph.errors import ConfigError
+from anamorph.pipelines import watermark
 from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.decoding import decoded
@@ -36,6 +37,8 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         super().__init__(*components, **named)
         self._check_channels()
         configs = {name: loaded.config for name, loaded in self._models.items()}
+        if self.options.get("add_watermarker"):
+            watermark.check()
         self.FAMILY.check(type(self).__name__, configs, self.options)
 
     __init__.__doc__ = DiffusionPipeline.__init__.__doc__
@@ -108,7 +111,10 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     def _job(self, call: Arguments) -> Job:
         more = partial(self.FAMILY.more, options=self.options, encoders=len(self.encoders))
-        return job_of(call, self._limits(), self.TASK.needs, more)
+        job = job_of(call, self._limits(), self.TASK.needs, more)
+        if self.options.get("add_watermarker"):
+            watermark.check(job.request.width)
+        return job
 
     def plan(self, job: Job) -> Plan:
         request, unet = job.request, self._config("unet")
@@ -166,4 +172,5 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         return program.arrays.get(moments)
 
     def _pixels(self, latents: Array) -> NDArray[Any]:
-        return decoded(self.program("vae_decoder"), self.scaling_factor, latents)
+        pixels = decoded(self.program("vae_decoder"), self.scaling_factor, latents)
+        return watermark.marked(pixels) if self.options.get("add_watermarker") else pixels

@@ -34,7 +34,7 @@ def _slots(*vae_parts: str) -> Slots:
 
 DRAWING = _slots("vae_decoder")
 EDITING = _slots("vae_decoder", "vae_encoder")
-BASE: Mapping[str, Any] = MappingProxyType({"force_zeros_for_empty_prompt": True})
+BASE: Mapping[str, Any] = MappingProxyType({"force_zeros_for_empty_prompt": True, "add_watermarker": None})
 REFINING: Mapping[str, Any] = MappingProxyType({micro.AESTHETIC: False, **BASE})
 
 STEPS = "num_inference_steps timesteps sigmas"

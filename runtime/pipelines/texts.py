@@ -120,7 +120,9 @@ def _final_norm(
     An engine hands out states, never weights, and a graph of another tool may not name them; random tokens vary every
     channel, so that the solution is as exact as the engine's arithmetic.
     """
-    ids = np.random.default_rng(0).integers(0, program.interface.inputs[0].below or 1, shape)
+    if (words := program.interface.inputs[0].below) is None:
+        raise InputError("this folder does not say how many tokens its text encoder knows; export it again")
+    ids = np.random.default_rng(0).integers(0, words, shape)
     outputs = _encoded(program, ids)
     states = program.arrays.get(outputs[layer])
     before = _normalised(states).reshape(-1, states.shape[-1])
