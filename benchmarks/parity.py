@@ -3,6 +3,8 @@
 A cell whose stages are further away than its precision explains shows no speed: it does not do the same work.
 """
 
+import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +40,16 @@ DECIBELS = {"float32": 40.0, "float16": 30.0, "bfloat16": 20.0}
 def checkpoint_of(model: str) -> Checkpoint:
     """The model of a cell, opened; raises CheckpointError."""
     return open_checkpoint(Source(str(BUNDLED) if model == "bundled" else model))
+
+
+@functools.cache
+def hashes(model: str) -> dict[str, str]:
+    """SHA-256 of a model's weights and of its configurations."""
+    checkpoint = checkpoint_of(model)
+    configs = hashlib.sha256()
+    for path in sorted(checkpoint.folder.rglob("*config.json")):
+        configs.update(path.relative_to(checkpoint.folder).as_posix().encode() + path.read_bytes())
+    return {"weights": checkpoint.digest(), "configs": configs.hexdigest()}
 
 
 def sized(cell: Cell, checkpoint: Checkpoint) -> tuple[int, int]:

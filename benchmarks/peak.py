@@ -2,11 +2,14 @@
 
     python -P -m anamorph.benchmarks.peak
 
-prints {"float32": {"gflops": 390.0, "by": "openvino"}, ...}: the ceiling that rooflines are drawn to.
+prints {"peak": {"float32": {"gflops": 390.0, "by": "openvino"}, ...}, "torch_build": [...]}: the ceiling that rooflines
+are drawn to, and the kernels that PyTorch was built with.
 """
 
 import importlib.util
 import json
+import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -74,7 +77,17 @@ def main() -> None:
     for precision, library, found in rates():
         if found > best.get(precision, {"gflops": 0.0})["gflops"]:
             best[precision] = {"gflops": round(found, 1), "by": library}
-    print(json.dumps(best))
+    print(json.dumps({"peak": best, "torch_build": build()}))
+
+
+def build() -> list[str]:
+    """What PyTorch was built with, for products and convolutions; nothing where it is not imported."""
+    torch = sys.modules.get("torch")
+    said = "" if torch is None else str(torch.__config__.show())
+    kernels = re.findall(
+        r"(?:MKL-DNN|oneDNN) v[\d.]+|Math Kernel Library Version [\d.]+|CPU capability usage: \w+", said
+    )
+    return [*kernels, *re.findall(r"BLAS_INFO=\w+|LAPACK_INFO=\w+|CUDA Runtime [\d.]+|CuDNN [\d.]+", said)]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Every line has `schema` and `kind`:
 
     run      scenario, its digest and plan, environment, peak rates in GFLOP/s, the sentinel's usual seconds
-    cell     key and the cell; operations of each stage (`flops`) once the reference has counted them
+    cell     key and the cell, hashes of its model, operations of each stage (`flops`) as the reference counted them
     burst    one process of one arm: cache, phases, placement, precision, versions, samples, memory, energy, watch, why
              it is void, and the seconds that the harness took beside the work
     parity   how far each stage is from eager in float32: relative L2, the picture in decibels; `passed`, `note`

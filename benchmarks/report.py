@@ -133,7 +133,8 @@ def environment_text(result: Result) -> str:
         f"- measured peak of matrix products: {rates}",
         f"- {about['system']}, Python {about['python']}, "
         + ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
-        f"- NumPy's BLAS: {about['numpy_blas']}; commit {state}; begun {result.run['time']}",
+        f"- NumPy's BLAS: {about['numpy_blas']}; PyTorch: {', '.join(about['torch_build']) or 'unknown'}",
+        f"- commit {state}; begun {result.run['time']}",
         f"- the harness took {_overhead(result)} of each process beside what it measured, comparing included",
         "- energy: " + ("see the CSV" if any(b["energy_j"] for m in result.cells.values() for b in m.bursts)
                         else "unavailable, this machine shows no counters"),

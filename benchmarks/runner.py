@@ -47,9 +47,11 @@ class Run:
         self.journal = Journal(out)
         if not known:
             self.sentinel = Sentinel()
+            found = run_python("anamorph.benchmarks.peak")
             self.journal.add(
-                "run", scenario=scenario.name, digest=scenario.digest, plan=asdict(scenario.plan), environment=values,
-                peak=run_python("anamorph.benchmarks.peak"), sentinel_s=self.sentinel.usual, time=_now(),
+                "run", scenario=scenario.name, digest=scenario.digest, plan=asdict(scenario.plan),
+                environment={**values, "torch_build": found["torch_build"]}, peak=found["peak"],
+                sentinel_s=self.sentinel.usual, time=_now(),
             )  # fmt: skip
         self.result = read(out)
         self.sentinel = Sentinel(self.result.run["sentinel_s"])
@@ -97,6 +99,7 @@ class Group:
         self.turns = dict.fromkeys(self.cells, 0)
         self.place = run.work / _digest(work)
         self.checkpoint = parity.checkpoint_of(work.model)
+        self.hashes = parity.hashes(work.model)
         self.scheduler = parity.scheduler_config(work, self.checkpoint)
         self.size = parity.sized(work, self.checkpoint)
         for name, steps in (("inputs", work.steps), ("parity", min(work.steps, self.plan.parity_steps))):
@@ -108,7 +111,7 @@ class Group:
         flops = self._reference()
         for cell in self.cells:
             self.run.measured(cell).flops = flops
-            self.run.add("cell", cell, cell=asdict(cell), flops=flops)
+            self.run.add("cell", cell, cell=asdict(cell), flops=flops, model=self.hashes)
         active = list(self.cells)
         while active:
             for cell in active:
@@ -126,7 +129,7 @@ class Group:
         """Whether a smaller batch of the same arm failed already; that is a row too."""
         for key, other in self.run.result.cells.items():
             if other.failed and replace(other.cell, batch=cell.batch) == cell and other.cell.batch < cell.batch:
-                self.run.add("cell", cell, cell=asdict(cell), flops={})
+                self.run.add("cell", cell, cell=asdict(cell), flops={}, model=self.hashes)
                 self.run.fail(cell, f"not run: batch {other.cell.batch} failed before ({key})")
                 return True
         return False

@@ -11,7 +11,6 @@ A file (those that ship are in `sets/`) holds
 import hashlib
 import itertools
 import json
-import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -96,7 +95,7 @@ class Plan:
     fewest: int = 3
     warmup: int = 1
     timeout_s: float = 1800.0
-    total_s: float = math.inf
+    total_s: float = 604800.0
     """Seconds for the whole scenario, after which no turn begins."""
     shared_exports: bool = False
     """Whether arms of one format share their export, which is then cold for the first alone."""

@@ -3,6 +3,7 @@
 tiny_sd1  epsilon, DDIM, 1x1-conv projections, one number of heads, quick_gelu, 3 levels; 8 pixels per latent
 tiny_sd2  v_prediction, DDIM, linear projections, heads per level, gelu, 2 levels; 2 pixels per latent
 tiny_inpaint  as tiny_sd1 with 2 levels, and a denoiser of 9 channels
+tiny_lcm  as tiny_sd2, epsilon, LCM, the guidance as an input
 tiny_sdxl  epsilon, Euler, two text encoders, numbers of micro-conditioning, 2 levels; 2 pixels per latent
 tiny_refiner  as tiny_sdxl with the second text encoder alone, and a score among the numbers
 """
@@ -111,6 +112,17 @@ def save_xl(folder: Path, kind: Any, unet: dict[str, Any], changes: dict[str, An
         ),
     }  # fmt: skip
     kind(**{**parts, **changes}, add_watermarker=False).save_pretrained(folder)
+    return folder
+
+
+def tiny_lcm(folder: Path) -> Path:
+    """A checkpoint of the first kind that takes the guidance as an input."""
+    kind = diffusers.LatentConsistencyModelPipeline
+    save_pipeline(folder, {**UNET, "time_cond_proj_dim": 16}, VAE, CLIP, "epsilon", kind)
+    scheduler = diffusers.LCMScheduler.from_pretrained(folder, subfolder="scheduler", clip_sample=False)
+    scheduler.save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "LCMScheduler"]}))
     return folder
 
 

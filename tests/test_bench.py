@@ -22,6 +22,7 @@ from anamorph.errors import BackendError, InputError
 
 ENGINES = {"eager": ["float32", "bfloat16"], "onnxruntime": ["float32"]}
 QUICK = Plan(processes=3, most=3, seconds=20, burst_s=0.0, fewest=3, timeout_s=20, within=0.5)
+PEAK = {"float32": {"gflops": 100.0, "by": "numpy"}}
 FAKE = Path(__file__).parent / "fake_arm.py"
 SERVE = str(Path(peers.__file__).parent)
 
@@ -37,7 +38,7 @@ def fake(behaviour: str) -> list[str]:
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fakes for arms, peaks and the watch over the machine, which is busy with tests."""
     monkeypatch.setattr(runner, "command", lambda cell: fake({"eager": "good"}.get(cell.engine, cell.engine)))
-    monkeypatch.setattr(runner, "run_python", lambda *_: {"float32": {"gflops": 100.0, "by": "numpy"}})
+    monkeypatch.setattr(runner, "run_python", lambda *_: {"peak": PEAK, "torch_build": []})
     monkeypatch.setattr(environment.Watch, "complaint", lambda *_: None)
 
 

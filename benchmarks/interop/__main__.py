@@ -28,20 +28,21 @@ SECONDS = 900
 class Peer:
     """Another tool: its environment's name, the format of its folders, the script that runs it there.
 
-    `eight_bits`: it hands out no other pixels.
+    `eight_bits`: it hands out no other pixels. `width_first`: it tells SDXL's denoisers widths before heights.
     """
 
     name: str
     form: str
     script: tuple[str, ...]
     eight_bits: bool = False
+    width_first: bool = False
     exports: bool = True
 
 
 PEERS = (
     Peer("optimum-onnx", "onnx", ("peer_optimum.py", "optimum-onnx", "draw")),
     Peer("optimum-intel", "openvino", ("peer_optimum.py", "optimum-intel", "draw")),
-    Peer("openvino-genai", "openvino", ("peer_genai.py",), eight_bits=True, exports=False),
+    Peer("openvino-genai", "openvino", ("peer_genai.py",), eight_bits=True, width_first=True, exports=False),
 )
 
 
@@ -67,21 +68,21 @@ class References:
 
     def __init__(self, folders: Path) -> None:
         self.folders = folders
-        self.drawn: dict[tuple[str, str], Picture] = {}
+        self.drawn: dict[tuple[str, str, bool], Picture] = {}
 
-    def of(self, engine: str, case: Case) -> Picture:
+    def of(self, engine: str, case: Case, width_first: bool) -> Picture:
         """Eager's from the checkpoint, another engine's from our export."""
-        key = (engine, case.name)
+        key = (engine, case.name, width_first)
         if key not in self.drawn:
             form = next((form for form, name in FORMATS.items() if name == engine), None)
             folder = case.model.checkpoint if form is None else self.folders / form / case.model.name
-            self.drawn[key] = draw(folder, engine, case)
+            self.drawn[key] = draw(folder, engine, case, width_first)
         return self.drawn[key]
 
-    def decibels(self, picture: Picture, form: str, case: Case, eight_bits: bool) -> tuple[float, ...]:
-        """PSNR to eager's picture and to the one of our engine for that format."""
-        ours = [self.of(engine, case) for engine in ("eager", FORMATS[form])]
-        return tuple(psnr(picture, np.round(one * 255) / 255 if eight_bits else one) for one in ours)
+    def decibels(self, picture: Picture, peer: Peer, case: Case, by_peer: bool = True) -> tuple[float, ...]:
+        """PSNR to eager's picture and to the one of our engine for that format; the picture is `by_peer` or by us."""
+        ours = [self.of(engine, case, peer.width_first and by_peer) for engine in ("eager", FORMATS[peer.form])]
+        return tuple(psnr(picture, np.round(one * 255) / 255 if peer.eight_bits else one) for one in ours)
 
 
 def run(python: Path, arguments: Sequence[str]) -> str | None:
@@ -116,8 +117,9 @@ def ours_in_theirs(root: Path, peer: Peer, cases: Sequence[Case], references: Re
             yield Row(name, opener, case.name, bool(versions), note=failure)
             continue
         picture = np.load(out / "picture.npy")
-        decibels = references.decibels(picture, peer.form, case, peer.eight_bits)
-        yield Row(name, opener, case.name, True, decibels, "8-bit pixels" if peer.eight_bits else "")
+        notes = {"8-bit pixels": peer.eight_bits, "told width before height": peer.width_first and case.sizes}
+        note = ", ".join(text for text, applies in notes.items() if applies)
+        yield Row(name, opener, case.name, True, references.decibels(picture, peer, case), note)
 
 
 def theirs_in_ours(
@@ -138,7 +140,7 @@ def theirs_in_ours(
         except AnamorphError as error:
             yield Row(f"{peer.name}'s", engine, case.name, False, note=str(error))
             continue
-        decibels = references.decibels(picture, peer.form, case, eight_bits=False)
+        decibels = references.decibels(picture, peer, case, by_peer=False)
         yield Row(f"{peer.name}'s", engine, case.name, True, decibels)
 
 

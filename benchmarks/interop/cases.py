@@ -51,6 +51,12 @@ class Case:
     call: Mapping[str, Any]
     latents: Picture
 
+    @property
+    def sizes(self) -> Mapping[str, Any]:
+        """Arguments that tell a denoiser of SDXL's kind its widths before its heights."""
+        size = self.call["width"], self.call["height"]
+        return {"original_size": size, "target_size": size} if self.model.name == "xl" else {}
+
 
 def models(place: Path) -> list[Model]:
     """The bundled model, and a tiny one of SDXL's kind, which is written below `place`."""
@@ -78,9 +84,11 @@ def export(form: str, model: Model, folder: Path) -> None:
     get_exporter([form]).export(source, folder, ExportOptions(), lambda _: None)
 
 
-def draw(folder: Path, engine: str, case: Case) -> Picture:
-    """Our picture [1, H, W, 3] in 0..1."""
+def draw(folder: Path, engine: str, case: Case, width_first: bool = False) -> Picture:
+    """Our picture [1, H, W, 3] in 0..1; `width_first`: the denoiser is told widths before heights, if any."""
     pipe = DiffusionPipeline.from_pretrained(folder, backend=engine)
     pipe.set_progress_bar_config(disable=True)
-    picture: Picture = pipe(**case.call, latents=case.latents, output_type="np").images
+    picture: Picture = pipe(
+        **case.call, **(case.sizes if width_first else {}), latents=case.latents, output_type="np"
+    ).images
     return picture

@@ -6,6 +6,8 @@ Both export by themselves, once for each cache. Their traps are avoided: OpenVIN
 takes bfloat16), weights are not quantised (left alone optimum-intel does so from a billion parameters on).
 """
 
+import importlib
+import json
 import sys
 import time
 from pathlib import Path
@@ -16,6 +18,8 @@ from torch_arm import TorchArm
 
 PACKAGES = ["optimum-onnx", "optimum-intel", "onnxruntime", "openvino", "diffusers", "transformers", "torch"]
 PARTS = {"text_encoder": "text", "text_encoder_2": "text", "unet": "denoiser", "vae_decoder": "vae"}
+MODULES = {"optimum-onnx": ("optimum.onnxruntime", "ORT"), "optimum-intel": ("optimum.intel", "OV")}
+"""Peer -> where its pipelines are, and what their names begin with before diffusers' own."""
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 READ = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "tensor(float)": "float32",
         "tensor(float16)": "float16"}  # fmt: skip
@@ -27,11 +31,8 @@ class Optimum(TorchArm):  # type: ignore[misc]
 
     def __init__(self, peer: str) -> None:
         super().__init__()
-        if peer == "optimum-onnx":
-            from optimum.onnxruntime import ORTDiffusionPipeline as Pipeline
-        else:
-            from optimum.intel import OVDiffusionPipeline as Pipeline
-        self.peer, self.kind = peer, Pipeline
+        self.peer, (module, self.prefix) = peer, MODULES[peer]
+        self.module = importlib.import_module(module)
 
     def open(self, request: Request) -> dict[str, Any]:
         """Export where this cache has none, and load."""
@@ -40,6 +41,8 @@ class Optimum(TorchArm):  # type: ignore[misc]
         if self.cell["task"] not in ("text-to-image", "denoiser", "decode"):
             raise ValueError(f"{self.peer} is measured on text to image alone")
         exported = Path(request["cache"]) / self.peer
+        index = json.loads((Path(request["folder"]) / "model_index.json").read_text(encoding="utf-8"))
+        self.kind = getattr(self.module, self.prefix + index["_class_name"])
         clock = [time.perf_counter()]
         if not exported.exists():
             options = {"load_in_8bit": False, "compile": False} if self.peer == "optimum-intel" else {}

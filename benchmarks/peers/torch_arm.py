@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from serve import Clock, start_pictures
 
-TIMESTEP = 500.0
+TIMESTEP = 500
 
 
 class TorchArm:

@@ -3,6 +3,10 @@
 from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.conditioned import StableDiffusionDepth2ImgPipeline, StableDiffusionInstructPix2PixPipeline
+from anamorph.pipelines.latent_consistency import (
+    LatentConsistencyModelImg2ImgPipeline,
+    LatentConsistencyModelPipeline,
+)
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.latent_text import LDMTextToImagePipeline
 from anamorph.pipelines.outputs import PipelineOutput
@@ -28,6 +32,8 @@ __all__ = [
     "DiTPipeline",
     "DiffusionPipeline",
     "LDMTextToImagePipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
     "LatentDiffusion",
     "PipelineOutput",
     "StableDiffusionDepth2ImgPipeline",

@@ -118,10 +118,9 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     def plan(self, job: Job) -> Plan:
         request, unet = job.request, self._config("unet")
-        table = self.TASK.table(table_of(self.scheduler, request))
+        table = self.TASK.table(table_of(self.scheduler, request, self.TASK.distilled))
         # A model that has guidance among its inputs is not guided from outside.
-        distilled = self._distilled(unet)
-        guidance = Guidance() if distilled else self.TASK.guidance(request)
+        guidance = Guidance() if self._distilled(unet) else self.TASK.guidance(request)
         factor = self.vae_scale_factor
         sizes = {"latent_height": request.height // factor, "latent_width": request.width // factor,
                  "batch": guidance.branches * request.images}  # fmt: skip

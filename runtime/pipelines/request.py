@@ -51,6 +51,7 @@ class Request:
     negative_aesthetic_score: float | None = None
     denoising_start: float | None = None
     denoising_end: float | None = None
+    original_inference_steps: int | None = None
 
     @property
     def images(self) -> int:

@@ -20,6 +20,7 @@ CALLED: Mapping[str, str] = {
     "encoder_hidden_states": "prompt_embeds",
     "text_embeds": "add_text_embeds",
     "time_ids": "add_time_ids",
+    "timestep_cond": "w_embedding",
 }
 """Input of the denoiser -> how diffusers' callbacks call it, where that is another name."""
 

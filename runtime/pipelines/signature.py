@@ -31,6 +31,8 @@ class Arguments(TypedDict, total=False):
                                              "and put it back"]  # fmt: skip
     strength: Annotated[float | None, "0..1: how much of the way from noise the picture goes"]
     num_inference_steps: Annotated[int | None, "steps of the scheduler; unless `timesteps` or `sigmas` are given"]
+    original_inference_steps: Annotated[int | None, "steps of the schedule that a distilled model learned from; None: "
+                                                    "the scheduler's"]  # fmt: skip
     timesteps: Annotated[Sequence[int] | None, "training timesteps of your own, falling"]
     sigmas: Annotated[Sequence[float] | None, "noise levels of your own, falling"]
     denoising_start: Annotated[float | None, "0..1: how much of the way another pipeline has gone; `image` is what it "

@@ -7,20 +7,23 @@ from anamorph.pipelines.request import Request, steps_left
 from anamorph.schedulers import Scheduler, Table
 
 
-def table_of(scheduler: Scheduler, request: Request) -> Table:
-    """The rows that a request runs.
+def table_of(scheduler: Scheduler, request: Request, distilled: bool = False) -> Table:
+    """The rows that a request runs; `distilled`: the scheduler itself knows what a strength means.
 
     Raises InputError: strength, start or end leave none, or the scheduler takes no such request.
     """
 
+    teacher = {"strength": request.strength, "original_inference_steps": request.original_inference_steps}
+    own = {name: value for name, value in teacher.items() if distilled and value is not None}
+
     def table(begin: int) -> Table:
         return scheduler.table(
             request.num_inference_steps, timesteps=request.timesteps, sigmas=request.sigmas, eta=request.eta,
-            begin=begin,
+            begin=begin, **own,
         )  # fmt: skip
 
     whole = table(0)
-    begin = _begin(scheduler, request, whole)
+    begin = 0 if distilled else _begin(scheduler, request, whole)
     part = table(begin) if begin else whole
     if request.denoising_end is None:
         return part

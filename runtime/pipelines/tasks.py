@@ -76,6 +76,12 @@ def classifier_free(request: Request) -> Guidance:
     return Guidance((request.guidance_scale,) if request.guidance_scale > 1 else (), request.guidance_rescale)
 
 
+def unguided(request: Request) -> Guidance:
+    """No other branch, whatever the scale."""
+    del request
+    return Guidance()
+
+
 def plain_model(latent_channels: int) -> tuple[int, ...]:
     """A denoiser that sees the latents alone."""
     return (latent_channels,)
@@ -105,7 +111,8 @@ def plain_or_inpainting(latent_channels: int) -> tuple[int, ...]:
 class Task:
     """A task: its `start`, the sources that it `needs`, how it guides, and how many channels its denoiser may take.
 
-    `channels` is a function of the number of channels that latents have. Where pictures come out larger than the one
+    `channels` is a function of the number of channels that latents have. `distilled`: the scheduler chooses the
+    timesteps of a strength among those that the model was distilled on. Where pictures come out larger than the one
     that they start from, `scale` says how many times, given the autoencoder's pixels per latent; a source of another
     size than the model takes is resized with a bicubic filter there. `table` changes the scheduler's.
     """
@@ -116,6 +123,7 @@ class Task:
     channels: Callable[[int], tuple[int, ...]] = plain_model
     scale: Callable[[int], int] | None = None
     table: Callable[[Table], Table] = lambda table: table
+    distilled: bool = False
 
 
 LOG_VARIANCE = (-30.0, 20.0)
