@@ -56,7 +56,8 @@ class StableDiffusionInstructPix2PixPipeline(LatentDiffusion):
     OPTIONS: ClassVar[Mapping[str, Any]] = OPTIONS
     TAKES = Signature.of(
         "prompt image num_inference_steps guidance_scale image_guidance_scale negative_prompt num_images_per_prompt "
-        f"eta generator latents {EMBEDDED} * {WATCHED} timesteps sigmas guidance_rescale seed",
+        f"eta generator latents {EMBEDDED} callback_on_step_end callback_on_step_end_tensor_inputs * "
+        "clip_skip timesteps sigmas guidance_rescale seed",
         num_inference_steps=100, image_guidance_scale=1.5,
     )  # fmt: skip
     BRANCHES: ClassVar[int] = 3

@@ -14,7 +14,7 @@ from anamorph.pipelines.pictures import repeated
 from anamorph.pipelines.prompts import Asking, Family, texts
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import SCHEDULER, TOKENIZER, UNUSED, Slots, model
-from anamorph.pipelines.stable_diffusion import EMBEDDED, WATCHED
+from anamorph.pipelines.stable_diffusion import EMBEDDED
 from anamorph.pipelines.tasks import Scene, Start, Task, clean_latents, from_noise, with_as_many, with_colours
 from anamorph.pipelines.texts import last_states, raw_states
 from anamorph.schedulers import Row, Table
@@ -66,7 +66,8 @@ class StableDiffusionUpscalePipeline(LatentDiffusion):
     OPTIONS: ClassVar[Mapping[str, Any]] = {"max_noise_level": 350}
     TAKES = Signature.of(
         "prompt image num_inference_steps guidance_scale noise_level negative_prompt num_images_per_prompt eta "
-        f"generator latents {EMBEDDED} * {WATCHED} timesteps sigmas guidance_rescale seed",
+        f"generator latents {EMBEDDED} clip_skip * callback_on_step_end callback_on_step_end_tensor_inputs timesteps "
+        "sigmas guidance_rescale seed",
         num_inference_steps=75, guidance_scale=9.0, noise_level=20,
     )  # fmt: skip
     FAMILY = Family(last_states, (texts,), more=noise_level)
