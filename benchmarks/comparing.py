@@ -1,14 +1,15 @@
 """What changed between two results: every cell that both measured, tested by Welch on the medians of processes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anamorph.benchmarks.environment import fingerprint
 from anamorph.benchmarks.records import Result
-from anamorph.benchmarks.statistics import FEWEST, Contrast, contrast, holm
+from anamorph.benchmarks.statistics import FEWEST, Contrast, contrast, holm, needed
 from anamorph.benchmarks.summary import line
 from anamorph.errors import InputError
 
+TOLD = 1.05
 SURE = 0.05
 """Chance of a false alarm among all cells that is taken."""
 
@@ -22,14 +23,17 @@ class Change:
     verdict: str
     contrast: Contrast | None = None
     p: float = 1.0
+    needed: int | None = None
+    """Processes a side that would show a change by 5 %."""
 
     def __str__(self) -> str:
         if self.contrast is None:
             return f"{self.key}: {self.verdict}"
         found = self.contrast
+        more = f"; {TOLD - 1:.0%} would take {self.needed} processes a side" if self.verdict == "unclear" else ""
         return (
             f"{self.key}: {self.verdict}, {found.ratio - 1:+.1%} of the time "
-            f"({found.low - 1:+.1%} to {found.high - 1:+.1%}), p {self.p:.2g}"
+            f"({found.low - 1:+.1%} to {found.high - 1:+.1%}), p {self.p:.2g}{more}"
         )
 
 
@@ -51,9 +55,12 @@ def changes(old: Result, new: Result, threshold: float) -> list[Change]:
     chances = dict(zip((key for key, _ in tested), holm([one.p for _, one in tested if one]), strict=True))
     contrasts = dict(tested)
     return [
-        Change(key, refusal) if refusal is not None else _judged(key, contrasts[key], chances[key], threshold)
+        Change(key, refusal) if refusal is not None else replace(
+            _judged(key, contrasts[key], chances[key], threshold),
+            needed=needed(old.cells[key].samples(), new.cells[key].samples(), TOLD),
+        )
         for key, refusal in found
-    ]
+    ]  # fmt: skip
 
 
 def _refusal(key: str, old: Result, new: Result) -> str | None:

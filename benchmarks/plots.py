@@ -30,6 +30,8 @@ COLOURS = {
     "host": "#999999",
 }
 ENGINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#999933", "#444444")
+BESIDE = {"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"}
+"""A legend of many entries: above a plot it would grow over what stands there."""
 NAMED = {
     "text": "text",
     "encode": "encoder",
@@ -43,6 +45,7 @@ STYLE = """
 body { font: 15px/1.5 FONT; color: #1c2430; background: #f4f6f8; margin: 0 }
 main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px }
 h1 { font-size: 28px; margin: 0 0 4px } h2 { font-size: 20px; margin: 40px 0 12px }
+h3 { font-size: 16px; font-weight: 600; margin: 0 0 4px }
 .lead { font-size: 17px; margin: 0; padding: 0; list-style: none }
 .card { background: white; border: 1px solid #dde3ea; border-radius: 10px; padding: 16px 20px; margin: 16px 0;
         overflow-x: auto }
@@ -80,7 +83,7 @@ def _section(title: str, group: Sequence[Line], done: Sequence[Line]) -> str:
     parts = [f"<h2>{html.escape(title)}</h2>"]
     if shown:
         rows = [cells(one, reference_of(one, group)) for one in shown]
-        wide = any(one.why != "interval" for one in shown)
+        wide = any(one.wide for one in shown)
         notes = "Medians with bootstrap intervals at 95 % over processes."
         if wide:
             notes += " Wide: the interval was not within the scenario's share of the median when its time was spent."
@@ -114,7 +117,8 @@ def _card(figure: Any, note: str) -> str:
     drawn = figure.to_html(
         full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
     )
-    return f'<div class="card">{drawn}<p class="note">{html.escape(note)}</p></div>'
+    title = html.escape(figure.layout.meta["title"])
+    return f'<div class="card"><h3>{title}</h3>{drawn}<p class="note">{html.escape(note)}</p></div>'
 
 
 def _plotly() -> Any:
@@ -132,15 +136,15 @@ def _plotly() -> Any:
 def _figure(title: str, height: int, **axes: Any) -> Any:
     figure = _plotly().graph_objects.Figure()
     figure.update_layout(
-        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}}, height=height, template="plotly_white",
-        font={"family": FONT, "size": 13, "color": "#1c2430"}, margin={"l": 10, "r": 20, "t": 70, "b": 45},
+        meta={"title": title}, height=height, template="plotly_white",
+        font={"family": FONT, "size": 13, "color": "#1c2430"}, margin={"l": 10, "r": 20, "t": 40, "b": 45},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}, **axes,
     )  # fmt: skip
     return figure
 
 
 def _height(count: int) -> int:
-    return 150 + 34 * count
+    return 120 + 34 * count
 
 
 def _stacked(shown: Sequence[Line]) -> Any:
@@ -193,6 +197,7 @@ def _fidelity(shown: Sequence[Line], engines: Sequence[str]) -> Any:
             hovertemplate=f"{one.cell.arm}: %{{x:.4g}} {unit}, {away:.1e}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title=unit, rangemode="tozero", gridcolor="#e8ecf1")
+    figure.update_layout(legend=BESIDE)
     figure.update_yaxes(
         title="largest relative difference of a stage", type="log", autorange="reversed", gridcolor="#e8ecf1",
         exponentformat="power", dtick=1,
@@ -234,6 +239,7 @@ def _throughput(done: Sequence[Line]) -> Any | None:
                 marker={"symbol": "x", "size": 12, "color": _colour(failed, engines)},
                 hovertemplate=f"{arm}: batch {failed.cell.batch} {html.escape(failed.refusal or '')}<extra></extra>",
             )  # fmt: skip
+    figure.update_layout(legend=BESIDE)
     batches = sorted({one.cell.batch for one in done})
     figure.update_xaxes(title="batch", type="log", tickvals=batches, ticktext=[str(batch) for batch in batches])
     figure.update_yaxes(title="pictures per second", type="log", gridcolor="#e8ecf1", dtick="D2")

@@ -96,7 +96,7 @@ def cells(one: Line, reference: Line | None) -> tuple[str, ...]:
 
 def interval_text(one: Line) -> str:
     """The interval, with a mark where it is wider than was asked for."""
-    return f"{seconds(one.low)} to {seconds(one.high)}{'' if one.why == 'interval' else ' (wide)'}"
+    return f"{seconds(one.low)} to {seconds(one.high)}{' (wide)' if one.wide else ''}"
 
 
 START_HEAD = ("arm", "caches", "import", "export", "load", "first picture or call", "of that, compiling")

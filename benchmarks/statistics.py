@@ -21,6 +21,8 @@ FAR = 3.5
 CONFIDENCE = 0.95
 BLOCK = 1_000_000
 """Samples that a bootstrap draws at once."""
+Z_BOTH = 1.959964 + 1.281552
+"""Quantiles of the normal distribution at 97.5 % (sure) and 90 % (found)."""
 FEWEST = 3
 """Processes a side without which two arms are not compared."""
 
@@ -108,6 +110,15 @@ def contrast(old: Bursts, new: Bursts) -> Contrast | None:
     return Contrast(math.exp(effect), math.exp(effect - reach), math.exp(effect + reach), p)
 
 
+def needed(old: Bursts, new: Bursts, ratio: float) -> int:
+    """Processes a side that would show a change by `ratio` nine times in ten, from how much these ones differ.
+
+    n = 2 (z_0.975 + z_0.9)^2 s^2 / log(ratio)^2, s^2 the mean variance of the logarithms of processes' medians.
+    """
+    variance = np.mean([np.var(np.log([np.median(burst) for burst in side]), ddof=1) for side in (old, new)])
+    return max(FEWEST, math.ceil(2 * Z_BOTH**2 * float(variance) / math.log(ratio) ** 2))
+
+
 def holm(chances: Sequence[float]) -> list[float]:
     """Chances of several tests, adjusted so that one false alarm among all of them keeps its rate (Holm 1979)."""
     order = sorted(range(len(chances)), key=chances.__getitem__)
@@ -120,6 +131,8 @@ def holm(chances: Sequence[float]) -> list[float]:
 
 def student(t: float, freedom: float) -> float:
     """P(T <= t) of Student's distribution: 1 - I_x(v/2, 1/2) / 2 with x = v / (v + t^2) for t >= 0."""
+    if t * t < freedom:  # x would round to 1, so that the complement is computed
+        return 0.5 + math.copysign(_incomplete_beta(0.5, freedom / 2, t * t / (freedom + t * t)) / 2, t)
     tail = _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t)) / 2
     return 1 - tail if t >= 0 else tail
 

@@ -50,21 +50,17 @@ class Line:
     energy_j: float | None = None
     placement: Sequence[str] = ()
     why: str = ""
-
-    @property
-    def spread(self) -> float | None:
-        """Half the interval over the median."""
-        if self.median is None or self.low is None or self.high is None:
-            return None
-        return max(self.high - self.median, self.median - self.low) / self.median
+    wide: bool = False
+    """Whether the interval is wider than the scenario asked for."""
 
 
 def lines(result: Result) -> list[Line]:
     """Every cell of a run, in its order."""
-    return [line(measured, result.run.get("peak", {})) for measured in result.cells.values()]
+    within = result.run.get("plan", {}).get("within", 0.0)
+    return [line(measured, result.run.get("peak", {}), within) for measured in result.cells.values()]
 
 
-def line(measured: Measured, peak: Mapping[str, Any]) -> Line:
+def line(measured: Measured, peak: Mapping[str, Any], within: float = 0.0) -> Line:
     """One cell: its refusal, or its figures."""
     cell = measured.cell
     common: dict[str, Any] = {
@@ -87,6 +83,7 @@ def line(measured: Measured, peak: Mapping[str, Any]) -> Line:
     return Line(
         **common, processes=len(bursts), samples=len(samples), median=middle, low=low, high=high, mad=mad(samples),
         p90=percentile(samples, 0.9), p99=percentile(samples, 0.99), outliers=int(outliers(samples).sum()),
+        wide=max(high - middle, middle - low) > within * middle,
         per_second=cell.batch / middle, call=call, gflops=gflops,
         peak_share=gflops / top if gflops and top else None, phases=_phases(measured), starts=_starts(measured, middle),
         energy_j=statistics.median(energies) if energies else None,

@@ -32,7 +32,7 @@ class Fake:
         cache = Path(request["cache"]) / "seen"
         cold = not cache.exists()
         cache.touch()
-        phases = {"export_s": 0.5 * cold, "load_s": 0.01}
+        phases = {"export_s": 0.05 * cold, "load_s": 0.01}
         return {"phases": phases, "precision": precision, "placement": ["fake"], "threads": 1}
 
     def run(self, _: Path) -> dict[str, Any]:

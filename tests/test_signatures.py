@@ -45,6 +45,14 @@ def test_help_shows_every_argument_with_its_meaning() -> None:
     assert not set(OUTPUT) & set(inspect.signature(StableDiffusionImg2ImgPipeline.job).parameters)
 
 
+def test_a_subclass_shows_its_own_arguments_alone() -> None:
+    class Narrow(StableDiffusionPipeline, public=False):
+        TAKES = Signature.of("prompt * seed")
+
+    assert list(inspect.signature(Narrow.__call__).parameters) == ["self", "prompt", "seed"]
+    assert (Narrow.__call__.__doc__ or "").count("Arguments:") == 1
+
+
 def test_arguments_have_the_positions_of_diffusers(sd1: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(sd1, backend="null")
     assert isinstance(pipe, StableDiffusionPipeline)

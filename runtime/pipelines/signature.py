@@ -157,6 +157,7 @@ class Signature:
 
     def announced(self, function: Function) -> Function:
         """A method that shows these arguments, with their meanings, to `help`, `inspect` and editors."""
+        function = inspect.unwrap(function)  # a subclass of a pipeline shows its own arguments alone
 
         @functools.wraps(function)
         def shown(*given: Any, **named: Any) -> Any:

@@ -100,7 +100,8 @@ def _layers(outputs: Mapping[str, Any]) -> list[str]:
 def _encoded(program: Program, ids: NDArray[Any]) -> Mapping[str, Any]:
     outputs = program.session()({"input_ids": program.arrays.put(ids)})
     check = FiniteCheck(program.arrays, program.interface.component)
-    check.add_now(outputs["last_hidden_state"], "encoding the prompts")
+    # Only the first is sure to be there: optimum-intel's graphs give the last states a single name of two.
+    check.add_now(outputs[program.interface.outputs[0].name], "encoding the prompts")
     return outputs
 
 
