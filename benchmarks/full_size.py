@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.checkpoint import BUNDLED, VERSION_WRITTEN
+from anamorph.config import read_json
 from anamorph.files import replacing
 from anamorph.schedulers import load_scheduler
 from anamorph.tokenizer import ClipTokenizer
@@ -126,6 +127,7 @@ def make(folder: Path, name: str, dtype: str = "float32") -> dict[str, int]:
         if text:
             place = slot.replace("text_encoder", "tokenizer")
             tokenizer.save_pretrained(folder / place)
+            _lengthen(folder / place / "tokenizer_config.json", config["max_position_embeddings"])
             index[place] = ["transformers", "CLIPTokenizer"]
         del model
     scheduler = load_scheduler(kind.scheduler)
@@ -134,6 +136,13 @@ def make(folder: Path, name: str, dtype: str = "float32") -> dict[str, int]:
     with replacing(folder / "model_index.json") as draft:  # last: a folder without it does not load
         draft.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return counts
+
+
+def _lengthen(path: Path, length: int) -> None:
+    """The bundled model's tokenizer cuts earlier than the published ones."""
+    config = {**read_json(path), "model_max_length": length}
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

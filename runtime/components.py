@@ -75,14 +75,21 @@ class Component:
 
 
 def text_encoder_interface(config: Config) -> Interface:
-    """Token ids to hidden states: [B, S] -> [B, S, D], pooled [B, D], every layer's states."""
+    """Token ids to hidden states: [B, S] -> [B, S, D], pooled [B, D], every layer's states.
+
+    Where `learned_mask` is 1, the vectors of `learned_embeds` take the place of the token's own.
+    """
     sequence = Axis("sequence", maximum=config["max_position_embeddings"])
     width = config["hidden_size"]
     states = (BATCH, sequence, width)
     layers = range(config["num_hidden_layers"] + 1)
     return Interface(
         "text_encoder",
-        (Port("input_ids", (BATCH, sequence), "int64", below=config["vocab_size"]),),
+        (
+            Port("input_ids", (BATCH, sequence), "int64", below=config["vocab_size"]),
+            Port("learned_embeds", states, optional=True),
+            Port("learned_mask", (BATCH, sequence, 1), optional=True),
+        ),
         (
             Port("last_hidden_state", states),
             Port("pooler_output", (BATCH, width)),

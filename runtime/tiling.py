@@ -3,8 +3,9 @@
 The functions work on NumPy arrays and PyTorch tensors alike and import neither's engine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ class Operations:
     put: Callable[[NDArray[np.float32]], Array]
 
 
+OVERLAP = 0.25
+"""The part of a tile that it shares with the next."""
 NUMPY = Operations(lambda parts, axis: np.concatenate(list(parts), axis), lambda numbers: numbers)
 
 
@@ -44,6 +47,18 @@ def plans(pixels: int, latents: int, overlap: float) -> tuple[Tiles, Tiles]:
     encode = Tiles(pixels, int(pixels * (1 - overlap)), int(latents * overlap), latents - int(latents * overlap))
     decode = Tiles(latents, int(latents * (1 - overlap)), int(pixels * overlap), pixels - int(pixels * overlap))
     return encode, decode
+
+
+USUAL_SIDE = 512
+"""Pixels along one side where a configuration names no size of its training."""
+
+
+def autoencoder_tiles(config: Mapping[str, Any]) -> tuple[Tiles, Tiles]:
+    """How an autoencoder of that configuration cuts pictures to encode them and latents to decode them."""
+    size = config.get("sample_size", USUAL_SIDE)
+    pixels = size[0] if isinstance(size, tuple) else size
+    levels = config.get("block_out_channels") or config["decoder_block_out_channels"]
+    return plans(pixels, int(pixels / 2 ** (len(levels) - 1)), OVERLAP)
 
 
 def tiled(call: Callable[[Array], Array], x: Array, tiles: Tiles, operations: Operations = NUMPY) -> Array:
@@ -76,3 +91,17 @@ def _faded(before: Array, after: Array, blend: int, axis: int, operations: Opera
     ramp = np.linspace(0, 1, lines, endpoint=False, dtype=np.float32)
     share = operations.put(ramp.reshape((-1, 1) if axis == 2 else (-1,)))
     return operations.join([old * (1 - share) + new * share, rest], axis)
+
+
+def sparing(
+    call: Callable[[Array], Array], x: Array, tiles: Tiles, operations: Operations, *, slicing: bool, tiling: bool
+) -> Array:
+    """`call` on x [B, C, h, w]: picture by picture with `slicing`, and large ones tile by tile with `tiling`."""
+
+    def one(part: Array) -> Array:
+        large = tiling and max(part.shape[2:]) > tiles.size
+        return tiled(call, part, tiles, operations) if large else call(part)
+
+    if not slicing or x.shape[0] < 2:
+        return one(x)
+    return operations.join([one(x[index : index + 1]) for index in range(x.shape[0])], 0)

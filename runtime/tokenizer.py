@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
@@ -60,8 +61,15 @@ class ClipTokenizer:
     are joined pair by pair in the order of the merges, the last one marked with `</w>`.
     """
 
-    def __init__(self, vocabulary: Vocabulary, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        config: Mapping[str, Any],
+        learned: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    ) -> None:
         """Build from the files' content; `from_pretrained` is the usual way.
+
+        `learned` words get the ids after all others; what they mean are vectors that an encoder is given for them.
 
         Raises CheckpointError: the vocabulary is inconsistent, or lacks a special token.
         Raises ConfigError: the configuration asks for what CLIP's tokenizer does not do.
@@ -79,6 +87,9 @@ class ClipTokenizer:
                 raise ConfigError(f"the tokenizer's {key} is {names[key]!r}, expected a token such as {NAMED[key]!r}")
         self._tokenizer = _build(vocabulary, self.special["unk_token"])
         self._added = _add(self._tokenizer, vocabulary, _special(config, vocabulary.added))
+        self.base_size = self.vocab_size
+        self.learned = MappingProxyType(dict(learned))
+        self._tokenizer.add_tokens([AddedToken(word, normalized=True) for word in learned])
         known = {**vocabulary.ids, **{token.content: index for index, token in vocabulary.added.items()}}
         self.bos_token_id = known[self.special["bos_token"]]
         self.eos_token_id = known[self.special["eos_token"]]
@@ -118,7 +129,24 @@ class ClipTokenizer:
 
     def replace(self, **changes: Any) -> "ClipTokenizer":
         """The same vocabulary with some keys of the configuration changed."""
-        return ClipTokenizer(self._vocabulary, {**self.config, **changes})
+        return ClipTokenizer(self._vocabulary, {**self.config, **changes}, self.learned)
+
+    def with_learned(self, words: Mapping[str, NDArray[np.float32]], *, anew: bool = False) -> "ClipTokenizer":
+        """The same with learned words and their vectors [D], beside those that it has or (`anew`) instead of them.
+
+        Raises InputError: one of them is known already.
+        """
+        had: Mapping[str, NDArray[np.float32]] = {} if anew else self.learned
+        known = self._tokenizer.get_vocab(with_added_tokens=True).keys() - (self.learned.keys() if anew else set())
+        if twice := [word for word in words if word in known]:
+            raise InputError(f"the tokenizer has the word {twice[0]!r} already; choose another one with token=")
+        return ClipTokenizer(self._vocabulary, self.config, {**had, **words})
+
+    def words(self, text: str) -> list[tuple[int, str]]:
+        """Ids of a text, without begin and end, each with its piece of the text and the blanks before that."""
+        found = _encoded(self._tokenizer, text, whole=False)
+        ends = [0, *(end for _, end in found.offsets)]
+        return [(index, text[begin:end]) for index, begin, end in zip(found.ids, ends, ends[1:], strict=False)]
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -137,6 +165,11 @@ class ClipTokenizer:
 
         Raises OutputError: a file cannot be written.
         """
+        if self.learned:
+            raise InputError(
+                f"the tokenizer has learned {', '.join(self.learned)}, which folders do not hold; call "
+                "unload_textual_inversion first, and load the words again where they are needed"
+            )
         place = Path(folder)
         words = sorted(self._tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
         added = {str(index): _as_dict(token) for index, token in self._added.items()}
@@ -161,17 +194,22 @@ def encode(tokenizer: Tokenizer, prompts: Sequence[str], length: int, end: int, 
         raise InputError("got one string, expected a sequence of prompts; put it into a list")
     rows, lost = np.full((len(prompts), length), padding, np.int64), []
     for row, prompt in zip(rows, prompts, strict=True):
-        if not isinstance(prompt, str):
-            raise InputError(f"a prompt is a {type(prompt).__name__}, expected text")
-        try:
-            encoded = tokenizer.encode(prompt)
-        except (UnicodeEncodeError, TypeError):  # what the tokenizers package raises for text that has no UTF-8 form
-            raise InputError(f"the prompt {prompt!r} holds half of a surrogate pair, expected valid Unicode") from None
+        encoded = _encoded(tokenizer, prompt)
         long = len(encoded.ids) > length
         ids = [*encoded.ids[: length - 1], end] if long else encoded.ids
         row[: len(ids)] = ids
         lost.append(prompt[encoded.offsets[length - 1][0] :] if long else "")
     return Encoding(rows, tuple(lost))
+
+
+def _encoded(tokenizer: Tokenizer, prompt: str, *, whole: bool = True) -> Any:
+    """What the tokenizers package makes of a text; with begin and end where it is `whole`."""
+    if not isinstance(prompt, str):
+        raise InputError(f"a prompt is a {type(prompt).__name__}, expected text")
+    try:
+        return tokenizer.encode(prompt, add_special_tokens=whole)
+    except (UnicodeEncodeError, TypeError):  # what the tokenizers package raises for text that has no UTF-8 form
+        raise InputError(f"the prompt {prompt!r} holds half of a surrogate pair, expected valid Unicode") from None
 
 
 def _length(config: Mapping[str, Any]) -> int:

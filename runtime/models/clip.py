@@ -36,16 +36,21 @@ ACTIVATIONS: Mapping[str, Activation] = {"quick_gelu": quick_gelu, "gelu": F.gel
 
 
 class Embeddings(nn.Module):
-    """Token ids [B, S] -> token plus position vectors [B, S, D]."""
+    """Token ids [B, S] -> token plus position vectors [B, S, D].
+
+    Vectors e [B, S, D] of words that were learned take a token's place where the mask m [B, S, 1] is 1: t - m t + e.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        embedded: Tensor = self.token_embedding(input_ids) + self.position_embedding.weight[: input_ids.shape[1]]
-        return embedded
+    def forward(self, input_ids: Tensor, learned: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        tokens: Tensor = self.token_embedding(input_ids)
+        if learned is not None and mask is not None:
+            tokens = tokens - tokens * mask + learned
+        return tokens + self.position_embedding.weight[: input_ids.shape[1]]
 
 
 class SelfAttention(nn.Module):
@@ -163,14 +168,17 @@ class CLIPTextModel(Model):
     def stored_name(cls, name: str) -> str:
         return f"text_model.{name}"
 
-    def states(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """Ids [B, S] -> (last_hidden_state [B, S, D], pooler_output [B, D], every layer's states [B, S, D] ...)."""
+    def states(self, input_ids: Tensor, *learned: Tensor | None) -> tuple[Tensor, ...]:
+        """Ids [B, S] -> (last_hidden_state [B, S, D], pooler_output [B, D], every layer's states [B, S, D] ...).
+
+        `learned` are vectors [B, S, D] and a mask [B, S, 1] of words that are not in the vocabulary.
+        """
         limit = self.config.max_position_embeddings
         if input_ids.shape[1] > limit:
             raise InputError(
                 f"input_ids hold {input_ids.shape[1]} tokens, the model takes {limit}; truncate the prompt"
             )
-        hidden = self.encoder(self.embeddings(input_ids))
+        hidden = self.encoder(self.embeddings(input_ids, *learned))
         last = self.final_layer_norm(hidden[-1])
         return last, _at(last, self._end(input_ids)), *hidden
 
@@ -218,9 +226,9 @@ class CLIPTextModelWithProjection(Model):
     def complete(cls, config: Mapping[str, Any]) -> Config:
         return super().complete({"architectures": [cls.__name__], "model_type": "clip_text_model", **config})
 
-    def states(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+    def states(self, input_ids: Tensor, *learned: Tensor | None) -> tuple[Tensor, ...]:
         """Ids [B, S] -> (text_embeds [B, P], last_hidden_state [B, S, D], every layer's states [B, S, D] ...)."""
-        last, pooled, *hidden = self.text_model.states(input_ids)
+        last, pooled, *hidden = self.text_model.states(input_ids, *learned)
         return self.text_projection(pooled), last, *hidden
 
     @overload

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from anamorph.tiling import Operations, Tiles, tiled
+from anamorph.tiling import Operations, Tiles, sparing
 
 
 class Savings:
@@ -34,16 +34,8 @@ class Savings:
 
     def saving(self, call: Callable[[Tensor], Tensor], x: Tensor, tiles: Tiles) -> Tensor:
         """`call` on x [B, C, h, w] as the switches say."""
-
-        def one(part: Tensor) -> Tensor:
-            if not self.use_tiling or max(part.shape[2:]) <= tiles.size:
-                return call(part)
-            joined: Tensor = tiled(call, part, tiles, operations_at(part))
-            return joined
-
-        if not self.use_slicing or x.shape[0] < 2:
-            return one(x)
-        return torch.cat([one(x[index : index + 1]) for index in range(x.shape[0])])
+        result: Tensor = sparing(call, x, tiles, operations_at(x), slicing=self.use_slicing, tiling=self.use_tiling)
+        return result
 
 
 def operations_at(x: Tensor) -> Operations:

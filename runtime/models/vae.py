@@ -14,7 +14,7 @@ from anamorph.models.blocks import Residual
 from anamorph.models.outputs import AutoencoderKLOutput, DecoderOutput, DiagonalGaussianDistribution
 from anamorph.models.savings import Savings
 from anamorph.models.vae_blocks import Decoder, Encoder, check_blocks
-from anamorph.tiling import Tiles, plans
+from anamorph.tiling import Tiles, autoencoder_tiles
 
 
 class AutoencoderKL(Savings, Model):
@@ -37,7 +37,6 @@ class AutoencoderKL(Savings, Model):
         **LATER_KEYS["AutoencoderKL"],
     }
     ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {"act_fn": ("silu", "swish")}
-    OVERLAP: ClassVar[float] = 0.25
     POINTWISE: ClassVar[tuple[str, ...]] = ("*.attentions.0.to_*.weight",)
     PARTS: ClassVar[Mapping[str, str]] = {"vae_encoder": "moments", "vae_decoder": "pixels"}
 
@@ -93,9 +92,7 @@ class AutoencoderKL(Savings, Model):
     @property
     def tiles(self) -> tuple[Tiles, Tiles]:
         """How pictures are cut to encode them and latents to decode them, where tiling is enabled."""
-        size = self.config.sample_size
-        pixels = size[0] if isinstance(size, tuple) else size
-        return plans(pixels, int(pixels / 2 ** (len(self.config.block_out_channels) - 1)), self.OVERLAP)
+        return autoencoder_tiles(self.config)
 
     def forward(
         self,

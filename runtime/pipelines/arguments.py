@@ -110,6 +110,7 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFiel
         float(call["guidance_scale"]), call["num_images_per_prompt"], float(call["eta"]), seeds_of(call, images),
         _frozen(call["timesteps"]), _frozen(call["sigmas"]), float(call["guidance_rescale"]), call["clip_skip"],
         _strength(call), call["padding_mask_crop"], **more(call, len(prompts)),
+        prompt_weighting=call["prompt_weighting"] or None, long_prompts=call["long_prompts"] or None,
     )  # fmt: skip
     shape = (limits.latent_channels, height // limits.factor, width // limits.factor)
     overlay = _overlay(call, height, width)

@@ -216,6 +216,19 @@ class DiffusionPipeline:
             return completed(component, wanted)
         return open_component(component, wanted, Wishes.of(*self._given, [*models(self.SLOTS), *parts]), slot.wide)
 
+    def __getattr__(self, name: str) -> Any:
+        """A model by its name, opened, as a component of another pipeline; None where its place is empty."""
+        if name in models(type(self).SLOTS) and "_models" in vars(self):
+            return self._models.get(name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A model in a place of this pipeline is opened, like one that the constructor is given."""
+        if name in models(type(self).SLOTS):
+            self._models[name] = self._open(name, value)
+        else:
+            super().__setattr__(name, value)
+
     # ---- a call --------------------------------------------------------------------------------------------------
 
     def __call__(self, *positional: Any, **arguments: Unpack[Arguments]) -> Any:

@@ -1,26 +1,39 @@
 """What all pipelines of text encoders, a conditional UNet and an autoencoder share; a task is data to it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from numpy.typing import NDArray
 
 from anamorph.arrays import Array
 from anamorph.components import latent_channels, vae_scale_factor
 from anamorph.errors import ConfigError
+from anamorph.hub import HubOptions
 from anamorph.pipelines import watermark
 from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.decoding import decoded
+from anamorph.pipelines.learned_words import forget, teach
 from anamorph.pipelines.prompts import Asking, Family, guidance_embedding, texts
 from anamorph.pipelines.request import as_texts
 from anamorph.pipelines.sampling import FiniteCheck, Guidance, Plan, check_axes
+from anamorph.pipelines.saving_memory import (
+    Sparing,
+    attention_slicing_applies_nowhere,
+    divided,
+    refuse_offload,
+)
 from anamorph.pipelines.signature import Arguments, Texts
 from anamorph.pipelines.spans import table_of
 from anamorph.pipelines.tasks import Scene, Task
 from anamorph.pipelines.texts import Embeds, Encoder, last_states
+from anamorph.pipelines.textual_inversion import spelled_out
+from anamorph.pipelines.wording import PLAIN, Wording
 from anamorph.schedulers import Scheduler
+from anamorph.tiling import autoencoder_tiles
+from anamorph.tokenizer import ClipTokenizer
 
 
 class LatentDiffusion(DiffusionPipeline, public=False):
@@ -31,6 +44,8 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     VAE: ClassVar[str] = "vae"
     TASK: ClassVar[Task]
+    sparing = Sparing()
+    """How the autoencoder's calls are divided."""
     FAMILY: ClassVar[Family] = Family(last_states, (texts, guidance_embedding))
 
     def __init__(self, *components: Any, **named: Any) -> None:
@@ -128,7 +143,8 @@ class LatentDiffusion(DiffusionPipeline, public=False):
                 f"{guidance.branches} branches)")  # fmt: skip
         check_axes(self.program("unet"), sizes, what)
         noise, arrays = job.noise, self.program("unet").arrays
-        asking = Asking(job, guidance, self._encode, len(self.encoders), unet, self.options)
+        wording = Wording(bool(request.prompt_weighting), bool(request.long_prompts))
+        asking = Asking(job, guidance, partial(self._encode, wording=wording), len(self.encoders), unet, self.options)
         told = {name: value for condition in self.FAMILY.conditions for name, value in condition(asking).items()}
         vae = self._config(self.VAE)
         channels = latent_channels(vae)
@@ -148,8 +164,9 @@ class LatentDiffusion(DiffusionPipeline, public=False):
     def _schedulers(self) -> dict[str, Scheduler]:
         return {name: value for name, value in self.components.items() if isinstance(value, Scheduler)}
 
-    def _encode(self, prompts: Sequence[Sequence[str]], clip_skip: int | None) -> Embeds:
-        return self.FAMILY.encode(self.encoders, prompts, clip_skip)
+    def _encode(self, prompts: Sequence[Sequence[str]], clip_skip: int | None, wording: Wording = PLAIN) -> Embeds:
+        encoders = [replace(encoder, wording=wording) for encoder in self.encoders]
+        return self.FAMILY.encode(encoders, prompts, clip_skip)
 
     def encode(self, prompts: Sequence[str], clip_skip: int | None = None) -> NDArray[Any]:
         """Texts to hidden states [len(prompts), S, D]; warns where a text is longer than an encoder takes.
@@ -164,12 +181,78 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         second = first if prompt_2 is None else as_texts(prompt_2, "prompt_2")
         return self._encode([first, *[second] * (len(self.encoders) - 1)], clip_skip)
 
+    def load_textual_inversion(
+        self,
+        pretrained_model_name_or_path: Any,
+        token: str | Sequence[str] | None = None,
+        *,
+        weight_name: str | None = None,
+        subfolder: str | None = None,
+        tokenizer: ClipTokenizer | None = None,
+        text_encoder: Any = None,
+        **hub: Unpack[HubOptions],
+    ) -> None:
+        """Teach the pipeline a word that was learned from pictures (Gal et al. 2022), on whatever engine it runs.
+
+        The source is a file, a folder or hub id, a mapping as files hold it, a tensor [n, D], or a list of these with
+        a list of tokens; files of diffusers and of AUTOMATIC1111's web interface are read. `tokenizer` or
+        `text_encoder`, one of the pipeline's own, says which of several encoders a tensor belongs to.
+
+        Raises CheckpointError: a file is missing, damaged or holds code. Raises InputError: it holds no learned word,
+        the word is known already, its vectors have another width, or the opened encoder takes none.
+        """
+        teach(self, pretrained_model_name_or_path, token, weight_name, subfolder, (tokenizer, text_encoder), hub)
+
+    def unload_textual_inversion(self, tokens: str | Sequence[str] | None = None) -> None:
+        """Forget these learned words, or all of them; raises InputError where one is none."""
+        forget(self, (tokens,) if isinstance(tokens, str) else tokens)
+
+    def maybe_convert_prompt(self, prompt: str | list[str], tokenizer: ClipTokenizer) -> str | list[str]:
+        """Prompts with every token of learned words that have several vectors; calls do this themselves."""
+        if isinstance(prompt, str):
+            return spelled_out(prompt, tokenizer)
+        return [spelled_out(text, tokenizer) for text in prompt]
+
+    def enable_vae_slicing(self) -> None:
+        """Encode and decode the pictures of a batch one after another; the results are the same."""
+        self.sparing = replace(self.sparing, slicing=True)
+
+    def disable_vae_slicing(self) -> None:
+        """Encode and decode all pictures of a batch at once."""
+        self.sparing = replace(self.sparing, slicing=False)
+
+    def enable_vae_tiling(self) -> None:
+        """Encode and decode large pictures in overlapping tiles, on every engine; seams differ a little."""
+        self.sparing = replace(self.sparing, tiling=True)
+
+    def disable_vae_tiling(self) -> None:
+        """Encode and decode pictures whole, whatever their size."""
+        self.sparing = replace(self.sparing, tiling=False)
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:  # noqa: ARG002 - as diffusers has it
+        """Does not apply, and says so: attention is fused on every engine."""
+        attention_slicing_applies_nowhere()
+
+    def enable_xformers_memory_efficient_attention(self) -> None:
+        """Does not apply, and says so: attention is fused on every engine."""
+        attention_slicing_applies_nowhere()
+
+    def enable_model_cpu_offload(self) -> None:
+        """Does not apply on the processor, and says so; raises BackendError where a part runs elsewhere."""
+        refuse_offload("enable_model_cpu_offload", self.placement)
+
+    def enable_sequential_cpu_offload(self) -> None:
+        """Does not apply on the processor, and says so; raises BackendError where a part runs elsewhere."""
+        refuse_offload("enable_sequential_cpu_offload", self.placement)
+
     def _encode_pictures(self, pictures: NDArray[Any]) -> NDArray[Any]:
         program = self.program("vae_encoder")
-        (moments,) = program.session()({"sample": program.arrays.put(pictures)}).values()
+        cut, _ = autoencoder_tiles(self._config(self.VAE))
+        moments = divided(program, "sample", program.arrays.put(pictures), cut, self.sparing)
         FiniteCheck(program.arrays, "vae_encoder").add_now(moments, "encoding the pictures")
         return program.arrays.get(moments)
 
     def _pixels(self, latents: Array) -> NDArray[Any]:
-        pixels = decoded(self.program("vae_decoder"), self.scaling_factor, latents)
+        vae = self._config(self.VAE)
+        pixels = decoded(self.program("vae_decoder"), vae, self.scaling_factor, latents, self.sparing)
         return watermark.marked(pixels) if self.options.get("add_watermarker") else pixels

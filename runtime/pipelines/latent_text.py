@@ -1,15 +1,19 @@
 """The first latent diffusion model that draws from texts (Rombach et al. 2022, arXiv:2112.10752, section 4.3.1)."""
 
-from typing import Any, ClassVar
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
 
 from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.request import Request
-from anamorph.pipelines.sampling import Guidance
+from anamorph.pipelines.sampling import FiniteCheck, Guidance
 from anamorph.pipelines.signature import Signature
 from anamorph.pipelines.slots import SCHEDULER, WORD_PIECES, Slots, model
 from anamorph.pipelines.tasks import Task, from_noise
-from anamorph.pipelines.texts import Encoder
+from anamorph.pipelines.texts import Embeds, Encoder
+from anamorph.pipelines.wording import PLAIN, Wording
+from anamorph.tokenizer import ClipTokenizer
 
 
 def whenever_other_than_one(request: Request) -> Guidance:
@@ -44,9 +48,19 @@ class LDMTextToImagePipeline(LatentDiffusion):
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
-        return (Encoder(self.tokenizer, self.program("bert")),)
+        return (Encoder(cast(ClipTokenizer, self.tokenizer), self.program("bert")),)
 
     encoders.__doc__ = LatentDiffusion.encoders.__doc__
+
+    def _encode(self, prompts: Sequence[Sequence[str]], clip_skip: int | None, wording: Wording = PLAIN) -> Embeds:
+        del clip_skip, wording  # no call of this pipeline takes them
+        encoding, program = self.tokenizer(prompts[0]), self.program("bert")
+        for lost in filter(None, encoding.truncated):
+            limit = self.tokenizer.model_max_length
+            warnings.warn(f"a prompt is longer than {limit} tokens; this was cut off: {lost!r}", stacklevel=4)
+        states = program.session()({"input_ids": program.arrays.put(encoding.input_ids)})["last_hidden_state"]
+        FiniteCheck(program.arrays, "bert").add_now(states, "encoding the prompts")
+        return {"prompt_embeds": program.arrays.get(states)}
 
     def _text_sizes(self) -> tuple[int, int, int | None]:
         return self._config("bert")["d_model"], 0, None

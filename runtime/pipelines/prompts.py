@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.config import Config
+from anamorph.errors import InputError
 from anamorph.pipelines.arguments import EMBEDS, Job
 from anamorph.pipelines.sampling import Guidance
 from anamorph.pipelines.signature import Arguments
@@ -76,6 +77,8 @@ def texts(asking: Asking) -> dict[str, NDArray[Any]]:
     words = _for_each(asking, request.prompt, request.prompt_2)
     positive = _given(asking.job, "") or asking.encode(words, request.clip_skip)
     negative = _negative(asking, positive) if branches > 1 else {}
+    if negative:
+        positive, negative = _equally_long(asking, positive, negative)
     result = {}
     for name, value in positive.items():
         every = [*[negative[name]] * (branches - 1), value] if branches > 1 else [value]
@@ -90,6 +93,24 @@ def _negative(asking: Asking, positive: Embeds) -> Embeds:
         return {name: np.zeros_like(value) for name, value in positive.items()}
     words = request.negative_prompt or ("",) * len(request.prompt)
     return given or asking.encode(_for_each(asking, words, request.negative_prompt_2), None)
+
+
+def _equally_long(asking: Asking, positive: Embeds, negative: Embeds) -> tuple[Embeds, Embeds]:
+    """Both with as many tokens: the shorter one goes on with encodings of the empty text, as often as it takes."""
+    states = "prompt_embeds"
+    lengths = [value[states].shape[1] for value in (positive, negative)]
+    if lengths[0] == lengths[1]:
+        return positive, negative
+    empty = asking.encode([("",)] * asking.encoders, None)[states]
+    longer = max(lengths)
+    if any((longer - length) % empty.shape[1] for length in lengths):
+        raise InputError(f"the prompts have {lengths[0]} and {lengths[1]} tokens, expected as many; encode both alike")
+
+    def filled(embeds: Embeds, length: int) -> Embeds:
+        more = np.tile(empty, (len(embeds[states]), (longer - length) // empty.shape[1], 1))
+        return {**embeds, states: np.concatenate([embeds[states], more], axis=1)}
+
+    return filled(positive, lengths[0]), filled(negative, lengths[1])
 
 
 def _for_each(asking: Asking, first: Sequence[str], second: Sequence[str] | None) -> list[Sequence[str]]:

@@ -51,6 +51,8 @@ class Request:
     negative_aesthetic_score: float | None = None
     denoising_start: float | None = None
     denoising_end: float | None = None
+    prompt_weighting: bool | None = None
+    long_prompts: bool | None = None
     original_inference_steps: int | None = None
 
     @property

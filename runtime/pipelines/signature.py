@@ -67,6 +67,8 @@ class Arguments(TypedDict, total=False):
     callback_on_step_end: Annotated[StepCallback | None, "called as (pipeline, step, timestep, values) after each "
                                                          "step; what it returns replaces values"]  # fmt: skip
     callback_on_step_end_tensor_inputs: Annotated[Sequence[str], "the values that the callback gets"]
+    prompt_weighting: Annotated[bool | None, "whether brackets weigh words: (more), [less], (by:1.3)"]
+    long_prompts: Annotated[bool | None, "whether prompts beyond the encoder's length are encoded in chunks, not cut"]
     seed: Annotated[int | Sequence[int] | None, "one number, which counts up from picture to picture, or one for each"]
 
 

@@ -25,6 +25,8 @@ OPTIONS: Mapping[str, Any] = {"requires_safety_checker": False}
 GUIDED = "num_inference_steps timesteps sigmas guidance_scale negative_prompt num_images_per_prompt eta generator"
 EMBEDDED = "prompt_embeds negative_prompt_embeds output_type return_dict"
 WATCHED = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs"
+OURS = "prompt_weighting long_prompts seed"
+"""What diffusers' calls do not take."""
 
 
 class StableDiffusionPipeline(LatentDiffusion):
@@ -32,7 +34,7 @@ class StableDiffusionPipeline(LatentDiffusion):
 
     SLOTS: ClassVar[Slots] = DRAWING
     OPTIONS: ClassVar[Mapping[str, Any]] = OPTIONS
-    TAKES = Signature.of(f"prompt height width {GUIDED} latents {EMBEDDED} guidance_rescale {WATCHED} * seed")
+    TAKES = Signature.of(f"prompt height width {GUIDED} latents {EMBEDDED} guidance_rescale {WATCHED} * {OURS}")
     TASK = Task(from_noise)
 
 
@@ -41,7 +43,7 @@ class StableDiffusionImg2ImgPipeline(LatentDiffusion):
 
     SLOTS: ClassVar[Slots] = EDITING
     OPTIONS: ClassVar[Mapping[str, Any]] = OPTIONS
-    TAKES = Signature.of(f"prompt image strength {GUIDED} {EMBEDDED} {WATCHED} * guidance_rescale seed", strength=0.8)
+    TAKES = Signature.of(f"prompt image strength {GUIDED} {EMBEDDED} {WATCHED} * guidance_rescale {OURS}", strength=0.8)
     TASK = Task(from_picture, ("image",))
 
 
@@ -52,7 +54,7 @@ class StableDiffusionInpaintPipeline(LatentDiffusion):
     OPTIONS: ClassVar[Mapping[str, Any]] = OPTIONS
     TAKES = Signature.of(
         "prompt image mask_image masked_image_latents height width padding_mask_crop strength "
-        f"{GUIDED} latents {EMBEDDED} {WATCHED} * guidance_rescale seed",
+        f"{GUIDED} latents {EMBEDDED} {WATCHED} * guidance_rescale {OURS}",
         strength=1.0,
     )
     TASK = Task(inpaint, ("image", "mask_image"), channels=plain_or_inpainting)

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.engine import Program
 from anamorph.errors import InputError
 from anamorph.pipelines.sampling import FiniteCheck
+from anamorph.pipelines.textual_inversion import LEARNED_PORTS, placed, spelled_out
+from anamorph.pipelines.wording import PLAIN, Tokens, Wording, emphasised, filled, read
 from anamorph.tokenizer import ClipTokenizer
 
 EPSILON = 1e-5
@@ -20,18 +21,50 @@ EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer and the opened text encoder that it belongs to."""
+    """A tokenizer, the opened text encoder that it belongs to, and how prompts are read."""
 
-    tokenizer: ClipTokenizer | BertTokenizer
+    tokenizer: ClipTokenizer
+    program: Program
+    wording: Wording = PLAIN
+
+    def read(self, texts: Sequence[str]) -> Tokens:
+        """The texts as tokens; warns where one is longer than what is taken."""
+        tokens = read(self.tokenizer, [spelled_out(text, self.tokenizer) for text in texts], self.wording)
+        for lost in filter(None, tokens.cut):
+            limit = self.tokenizer.model_max_length
+            warnings.warn(
+                f"a prompt is longer than {limit} tokens; this was cut off: {lost!r}; long_prompts=True takes it all",
+                stacklevel=4,
+            )
+        return tokens
+
+    def said(self, tokens: Tokens) -> "Said":
+        """Everything that the encoder says about the tokens, chunk by chunk."""
+        _, _, length = tokens.ids.shape
+        outputs = _encoded(self.program, self.tokenizer, tokens.ids.reshape(-1, length))
+        return Said(outputs, tokens, self.program)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an encoder has said about prompts [P] in chunks [K] of tokens [S]."""
+
+    outputs: Mapping[str, Any]
+    tokens: Tokens
     program: Program
 
-    def outputs(self, texts: Sequence[str]) -> Mapping[str, Any]:
-        """Everything that the encoder says about the texts; warns where one is longer than it takes."""
-        encoding = self.tokenizer(texts)
-        for lost in filter(None, encoding.truncated):
-            limit = self.tokenizer.model_max_length
-            warnings.warn(f"a prompt is longer than {limit} tokens; this was cut off: {lost!r}", stacklevel=4)
-        return _encoded(self.program, encoding.input_ids)
+    def states(self, name: str) -> NDArray[Any]:
+        """States of all chunks, one after another: [P, K S, D]."""
+        values = self.program.arrays.get(self.outputs[name])
+        prompts, chunks, length = self.tokens.ids.shape
+        return values.reshape(prompts, chunks * length, values.shape[-1])
+
+    def pooled(self, name: str) -> NDArray[Any]:
+        """The vectors of the first chunks, [P, E]."""
+        values = self.program.arrays.get(self.outputs[name])
+        prompts, chunks, _ = self.tokens.ids.shape
+        first: NDArray[Any] = values.reshape(prompts, chunks, -1)[:, 0]
+        return first
 
 
 Embeds = dict[str, NDArray[Any]]
@@ -47,16 +80,16 @@ def last_states(encoders: Sequence[Encoder], texts: Sequence[Sequence[str]], cli
     Raises InputError: the opened encoder hands out no states of single layers.
     """
     (encoder,), (prompts,) = encoders, texts
-    outputs, program = encoder.outputs(prompts), encoder.program
-    last = program.arrays.get(outputs["last_hidden_state"])
+    tokens = encoder.read(prompts)
+    said = encoder.said(tokens)
     if not clip_skip:
-        return {"prompt_embeds": last}
-    layers = _layers(outputs)
+        return {"prompt_embeds": emphasised(said.states("last_hidden_state"), tokens.weights)}
+    layers = _layers(said.outputs)
     if len(layers) <= clip_skip:
         raise InputError(f"clip_skip is {clip_skip}, but the text encoder gives {len(layers)} layers")
-    scale, shift = _final_norm(program, layers[-1], last.shape[:2])
-    skipped = _normalised(program.arrays.get(outputs[layers[-1 - clip_skip]]))
-    return {"prompt_embeds": (scale * skipped + shift).astype(np.float32)}
+    scale, shift = _final_norm(encoder, layers[-1], tokens.ids.shape[0] * tokens.ids.shape[1])
+    skipped = _normalised(said.states(layers[-1 - clip_skip]))
+    return {"prompt_embeds": emphasised((scale * skipped + shift).astype(np.float32), tokens.weights)}
 
 
 def penultimate_states(encoders: Sequence[Encoder], texts: Sequence[Sequence[str]], clip_skip: int | None) -> Embeds:
@@ -67,15 +100,16 @@ def penultimate_states(encoders: Sequence[Encoder], texts: Sequence[Sequence[str
     Raises InputError: an opened encoder hands out no states of single layers.
     """
     states, back = [], 2 + (clip_skip or 0)
-    for encoder, prompts in zip(encoders, texts, strict=True):
-        outputs = encoder.outputs(prompts)
-        layers = _layers(outputs)
+    every = [encoder.read(prompts) for encoder, prompts in zip(encoders, texts, strict=True)]
+    chunks = max(tokens.ids.shape[1] for tokens in every)
+    for encoder, tokens in zip(encoders, every, strict=True):
+        said = encoder.said(filled(encoder.tokenizer, tokens, chunks))
+        layers = _layers(said.outputs)
         if len(layers) < back:
             name = encoder.program.interface.component
             raise InputError(f"{name} gives the states of {len(layers)} layers, expected {back}; export it anew")
-        states.append(encoder.program.arrays.get(outputs[layers[-back]]))
-    pooled = encoder.program.arrays.get(outputs["text_embeds"])
-    return {"prompt_embeds": np.concatenate(states, axis=-1), "pooled_prompt_embeds": pooled}
+        states.append(emphasised(said.states(layers[-back]), said.tokens.weights))
+    return {"prompt_embeds": np.concatenate(states, axis=-1), "pooled_prompt_embeds": said.pooled("text_embeds")}
 
 
 def raw_states(encoders: Sequence[Encoder], texts: Sequence[Sequence[str]], clip_skip: int | None) -> Embeds:
@@ -85,10 +119,12 @@ def raw_states(encoders: Sequence[Encoder], texts: Sequence[Sequence[str]], clip
     """
     del clip_skip  # no such pipeline takes it
     (encoder,), (prompts,) = encoders, texts
-    outputs, get = encoder.outputs(prompts), encoder.program.arrays.get
-    if not (layers := _layers(outputs)):
+    tokens = encoder.read(prompts)
+    said = encoder.said(tokens)
+    if not (layers := _layers(said.outputs)):
         raise InputError(f"{encoder.program.interface.component} gives no states of its layers; export it anew")
-    return {"prompt_embeds": get(outputs[layers[-1]]), "pooled_prompt_embeds": get(outputs["pooler_output"])}
+    states = emphasised(said.states(layers[-1]), tokens.weights)
+    return {"prompt_embeds": states, "pooled_prompt_embeds": said.pooled("pooler_output")}
 
 
 def _layers(outputs: Mapping[str, Any]) -> list[str]:
@@ -97,8 +133,12 @@ def _layers(outputs: Mapping[str, Any]) -> list[str]:
     return sorted(names, key=lambda name: int(name.split(".")[1]))
 
 
-def _encoded(program: Program, ids: NDArray[Any]) -> Mapping[str, Any]:
-    outputs = program.session()({"input_ids": program.arrays.put(ids)})
+def _encoded(program: Program, tokenizer: ClipTokenizer, ids: NDArray[Any]) -> Mapping[str, Any]:
+    """The encoder's outputs for ids [B, S]; learned words come with vectors in the place of an id that it knows."""
+    inputs = {"input_ids": ids}
+    if (words := placed(tokenizer, ids)) is not None:
+        inputs = dict(zip(("input_ids", *LEARNED_PORTS), words, strict=True))
+    outputs = program.session()({name: program.arrays.put(value) for name, value in inputs.items()})
     check = FiniteCheck(program.arrays, program.interface.component)
     # Only the first is sure to be there: optimum-intel's graphs give the last states a single name of two.
     check.add_now(outputs[program.interface.outputs[0].name], "encoding the prompts")
@@ -113,18 +153,15 @@ def _normalised(states: NDArray[Any]) -> NDArray[np.float64]:
     return result
 
 
-def _final_norm(
-    program: Program, layer: str, shape: tuple[int, ...]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _final_norm(encoder: Encoder, layer: str, texts: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Gain and bias [D] of the encoder's final norm, by least squares from its own states before and after it.
 
     An engine hands out states, never weights, and a graph of another tool may not name them; random tokens vary every
     channel, so that the solution is as exact as the engine's arithmetic.
     """
-    if (words := program.interface.inputs[0].below) is None:
-        raise InputError("this folder does not say how many tokens its text encoder knows; export it again")
-    ids = np.random.default_rng(0).integers(0, words, shape)
-    outputs = _encoded(program, ids)
+    tokenizer, program = encoder.tokenizer, encoder.program
+    ids = np.random.default_rng(0).integers(0, tokenizer.base_size, (texts, tokenizer.model_max_length))
+    outputs = _encoded(program, tokenizer, ids)
     states = program.arrays.get(outputs[layer])
     before = _normalised(states).reshape(-1, states.shape[-1])
     after = program.arrays.get(outputs["last_hidden_state"]).astype(np.float64).reshape(before.shape)
