@@ -264,6 +264,7 @@ def test_the_autoencoder_stays_out_of_float16_unless_it_is_named(sdxl: Path, mon
     assert {part: placed.precision for part, placed in plain.placement.items()} == {
         "vae_decoder": "float32", "text_encoder": "float16", "text_encoder_2": "float16", "unet": "float16",
     }  # fmt: skip
+    assert str(plain.placement["vae_decoder"]).endswith("in float32, instead of float16")
     half = {"default": "float16", "vae": "float16"}
     named = StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", torch_dtype=half)
     assert named.placement["vae_decoder"].precision == "float16"

@@ -116,6 +116,16 @@ def test_a_picture_is_the_one_that_diffusers_draws_from_the_file() -> None:
     assert np.abs(other - expected).max() > 100 * IMAGE_BOUND
 
 
+@pytest.mark.parametrize("name", ["sd2", "sdxl"])
+def test_newer_files_draw_what_diffusers_draws_from_their_folder(name: str) -> None:
+    ours: Any = DiffusionPipeline.from_single_file(made(name).file, backend="eager")
+    theirs: Any = diffusers.DiffusionPipeline.from_pretrained(ours.origin.folder)
+    theirs.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32, "output_type": "np"}
+    images = [pipe("a red cat", generator=torch.Generator().manual_seed(0), **call).images for pipe in (ours, theirs)]
+    assert np.abs(images[0] - images[1]).max() <= IMAGE_BOUND
+
+
 def test_averages_are_taken_when_they_are_asked_for() -> None:
     plain, averaged = (
         UNet2DConditionModel.from_single_file(made("sd1").file, extract_ema=ema) for ema in (False, True)

@@ -11,7 +11,7 @@ from exported import FORMATS, export
 from parity import IMAGE_BOUND
 from safetensors.torch import save_file
 
-from anamorph import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from anamorph import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from anamorph.errors import CheckpointError, InputError
 
 WORD = "<cat-toy>"
@@ -105,6 +105,25 @@ def test_several_words_are_loaded_and_forgotten_one_by_one(sd1: Path) -> None:
     assert np.abs(drawn(pipe, prompt) - drawn(theirs, prompt)).max() <= IMAGE_BOUND
     weighed = pipe("a (<two>:1.5) cat", prompt_weighting=True, seed=0, **CALL).images
     assert np.abs(weighed - pipe("a <two> cat", seed=0, **CALL).images).max() > IMAGE_BOUND
+
+
+def test_words_for_two_encoders(sdxl: Path, tmp_path: Path) -> None:
+    wide, narrow = vectors(2, 32), vectors(2, 40, seed=8)
+    save_file({"clip_l": wide, "clip_g": narrow}, tmp_path / "both.safetensors")
+    theirs: Any = diffusers.StableDiffusionXLPipeline.from_pretrained(sdxl)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.load_textual_inversion(wide, token=WORD, text_encoder=theirs.text_encoder, tokenizer=theirs.tokenizer)
+    theirs.load_textual_inversion(narrow, token=WORD, text_encoder=theirs.text_encoder_2, tokenizer=theirs.tokenizer_2)
+    expected = drawn(theirs)
+    one: Any = DiffusionPipeline.from_pretrained(sdxl, backend="eager")
+    plain = drawn(one)
+    one.load_textual_inversion(tmp_path / "both.safetensors", token=WORD)
+    other: Any = DiffusionPipeline.from_pretrained(sdxl, backend="eager")
+    other.load_textual_inversion(wide, token=WORD)
+    other.load_textual_inversion(narrow, token=WORD, text_encoder=other.text_encoder_2, tokenizer=other.tokenizer_2)
+    for pipe in (one, other):
+        assert np.abs(drawn(pipe) - expected).max() <= IMAGE_BOUND
+    assert np.abs(plain - expected).max() > 10 * IMAGE_BOUND
 
 
 class Trap:

@@ -26,10 +26,11 @@ SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Loaded:
-    """A component and the programs that engines made of its parts."""
+    """A component and the programs that engines made of its parts; `widened`: it runs in float32 instead of float16."""
 
     component: Component
     programs: Mapping[str, Program]
+    widened: bool = False
 
     @property
     def config(self) -> Config:
@@ -39,7 +40,9 @@ class Loaded:
     @property
     def placement(self) -> dict[str, Placement]:
         """Part name -> what really runs where."""
-        return {part: program.placement for part, program in self.programs.items()}
+        notes = {"instead of": "float16"} if self.widened else {}
+        placed = {part: program.placement for part, program in self.programs.items()}
+        return {part: replace(one, details={**one.details, **notes}) for part, one in placed.items()}
 
 
 @dataclass(frozen=True)
@@ -108,23 +111,19 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
     A `wide` component whose configuration says `force_upcast` runs in float32 unless float16 is wished for it by name.
     """
     groups: dict[tuple[str, Target], tuple[Backend, list[str]]] = {}
+    widened = False
     for part in parts:
         backend = wishes.backend_of(component, part)
         target = wishes.target_of(component.name, part, backend)
-        if wide and component.config.get("force_upcast") and not {part, component.name} & set(wishes.precision):
-            target = _widened(part, target)
+        named = {part, component.name} & set(wishes.precision)
+        if target.precision == "float16" and wide and component.config.get("force_upcast") and not named:
+            log.info("%s: kept in float32, as it overflows in float16; name it in torch_dtype to insist", part)
+            target, widened = replace(target, precision="float32"), True
         groups.setdefault((backend.name, target), (backend, []))[1].append(part)
     programs: dict[str, Program] = {}
     for (_, target), (backend, names) in groups.items():
         programs |= backend.open(_readable(component, backend), names, target)
-    return Loaded(component, programs)
-
-
-def _widened(part: str, target: Target) -> Target:
-    if target.precision != "float16":
-        return target
-    log.info("%s: kept in float32, because its values overflow in float16; name it in torch_dtype to insist", part)
-    return replace(target, precision="float32")
+    return Loaded(component, programs, widened)
 
 
 def completed(loaded: Loaded, parts: Sequence[str]) -> Loaded:
@@ -135,7 +134,7 @@ def completed(loaded: Loaded, parts: Sequence[str]) -> Loaded:
     placed = next(iter(loaded.programs.values())).placement
     backend = get_backend(placed.engine)
     more = backend.open(_readable(loaded.component, backend), missing, Target(placed.device, placed.precision))
-    return Loaded(loaded.component, {**loaded.programs, **more})
+    return replace(loaded, programs={**loaded.programs, **more})
 
 
 def _readable(component: Component, backend: Backend) -> Component:
