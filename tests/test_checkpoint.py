@@ -124,10 +124,14 @@ def test_a_hub_id_is_taken_from_the_cache_or_refused(sd1: Path, tmp_path: Path) 
         DiffusionPipeline.from_pretrained("someone/other", backend="null", **place)
 
 
-def test_a_safety_checker_is_not_dropped_in_silence(copy: Path) -> None:
+def test_a_safety_checker_is_not_dropped_in_silence(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     edit(copy / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
-    with pytest.warns(UserWarning, match="pictures are not screened"):
+    with pytest.raises(CheckpointError, match="has no folder 'safety_checker'"):
         DiffusionPipeline.from_pretrained(copy, backend="null")
+    edit(copy / "model_index.json", safety_checker=[None, None], requires_safety_checker=True)
+    with caplog.at_level("WARNING", "anamorph"):
+        DiffusionPipeline.from_pretrained(copy, backend="null")
+    assert "pictures are not screened" in caplog.text
 
 
 def test_a_variant_is_taken_where_it_is_stored(copy: Path) -> None:

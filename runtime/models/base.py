@@ -136,6 +136,18 @@ class Model(nn.Module):
         model.fill(tensors, torch_dtype or torch.float32, file)
         return model.eval()
 
+    @classmethod
+    def adopt(cls, model: nn.Module, config: Mapping[str, Any]) -> Self:
+        """Another library's model of this class as one of ours; both share the weights.
+
+        Raises ConfigError: its configuration is not served. Raises CheckpointError: its weights are others.
+        """
+        with torch.device("meta"):
+            own = cls(**config)
+        tensors = {cls.rename(name): value for name, value in model.state_dict().items()}
+        own.fill(tensors, next(model.parameters()).dtype, Path(type(model).__name__))
+        return own.eval()
+
     def load(self, weights: WeightFiles, dtype: torch.dtype) -> None:
         """Give this module the stored tensors, mapped from disk where type and layout allow it."""
         wanted = self.state_dict()
