@@ -43,6 +43,8 @@ class TorchSession:
 
         program = self.program
         program.interface.check(inputs)
+        if not program.arrays.asynchronous:  # on a device, asking for values would stop its queue
+            program.interface.check_values(inputs)
         # The scalar timestep stays in float32: bfloat16 cannot tell 999 from 1000.
         casts = {port.name for port in program.interface.inputs if port.axes and port.dtype == "float32"}
         given = ((port.name, inputs.get(port.name)) for port in program.interface.inputs)

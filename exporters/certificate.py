@@ -21,10 +21,10 @@ from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.engine import Target
 from anamorph.errors import AnamorphError, BackendUnavailable
 from anamorph.exporters.children import run_child
-from anamorph.exporters.references import Probe, read_call, read_probes, trajectory
+from anamorph.exporters.references import Probe, read_probes
 from anamorph.exporters.taps import open_taps
+from anamorph.exporters.trial import pipeline, trajectory
 from anamorph.exporting import PICTURE
-from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import read_component
 from anamorph.plugins import choose_backend
 
@@ -112,13 +112,8 @@ def _compare(opened: Checkpoint, artifact: Artifact, references: Path) -> Iterat
             for output, value in session(probe.inputs).items():
                 yield Measured(name, f"{output} {where}", output, difference(np.asarray(value), probe.outputs[output]))
     with np.load(references / "picture.npz") as stored:
-        for what, value in trajectory(_pipeline(opened), read_call(references)):
+        for what, value in trajectory(pipeline(opened), references):
             yield Measured(PICTURE, what, "latents", difference(value, stored[what]))
-
-
-def _pipeline(opened: Checkpoint) -> DiffusionPipeline:
-    kind = DiffusionPipeline.registry[opened.class_name]
-    return kind.from_checkpoint(opened, {}, torch_dtype="float32")
 
 
 def _compare_blocks(artifact: Artifact, references: Path, parts: Sequence[str]) -> Iterator[Measured]:

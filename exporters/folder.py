@@ -22,8 +22,7 @@ from anamorph.exporting import LINKED, PICTURE, Check, ExportOptions, Report
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import settle_variant
-from anamorph.pipelines.slots import models, read_slot
-from anamorph.tokenizer import ClipTokenizer
+from anamorph.pipelines.slots import KINDS, Tokenizer, models, read_slot
 from anamorph.weights import find_weights
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class Format:
     write: Callable[["torch.export.ExportedProgram", Interface, Path, "Storing"], "Written"]
     unavailable: Callable[[], str | None]
     root_files: Callable[[str], Mapping[str, str]]
-    write_tokenizer: Callable[[ClipTokenizer, Path], str | None]
+    write_tokenizer: Callable[[Tokenizer, Path], str | None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class FolderExporter:
         target = folder.expanduser().absolute()
         if target.exists():
             raise InputError(f"{target} exists already; remove it or name another folder")
-        interfaces = _interfaces(read_components(checkpoint), options)
+        interfaces = _interfaces(checkpoint, options)
         with drafted(target) as draft, tempfile.TemporaryDirectory(prefix="anamorph-") as references:
             if draft is None:
                 report(f"another process has just written {target}")
@@ -120,8 +119,7 @@ class FolderExporter:
             del module
             gc.collect()  # traced graphs refer to themselves, and to the weights
         _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
-        for name in _tokenizers(checkpoint):
-            tokenizer = ClipTokenizer.from_pretrained(checkpoint.place(name))
+        for name, tokenizer in _tokenizers(checkpoint).items():
             if (missing := self.kind.write_tokenizer(tokenizer, draft / name)) is not None:
                 report(missing)
         for name, text in self.kind.root_files(options.storage).items():
@@ -211,12 +209,17 @@ def read_components(checkpoint: Checkpoint) -> list[Component]:
     return settle_variant([component for component in found if component is not None])
 
 
-def _interfaces(
-    components: Sequence[Component], options: ExportOptions
-) -> list[tuple[Component, Mapping[str, Interface]]]:
+def _interfaces(checkpoint: Checkpoint, options: ExportOptions) -> list[tuple[Component, Mapping[str, Interface]]]:
     """What each part shall take, settled before anything is written."""
-    factor = next(vae_scale_factor(c.config) for c in components if "vae_decoder" in c.parts)
-    return [(c, {part: part_interface(c, part, options, factor) for part in c.parts}) for c in components]
+    components = read_components(checkpoint)
+    kind = DiffusionPipeline.registry[checkpoint.class_name]
+    factor = next((vae_scale_factor(c.config) for c in components if "vae_decoder" in c.parts), 1)
+
+    def interface(component: Component, part: str) -> Interface:
+        branches = kind.most_branches(component.config) if part == kind.DENOISER else 1
+        return part_interface(component, part, options, factor, branches)
+
+    return [(c, {part: interface(c, part) for part in c.parts}) for c in components]
 
 
 def _certify(artifact: Artifact, checkpoint: Checkpoint, probes: Path, report: Report) -> Sequence[Check]:
@@ -276,9 +279,9 @@ def _write_draft(artifact: Artifact) -> None:
 
 
 def _copy_rest(checkpoint: Checkpoint, components: Sequence[Component], draft: Path) -> None:
-    """Index, scheduler and tokenizer; slots that were not exported become empty, so that no loader looks for them."""
+    """Index, schedulers and tokenizers; slots that were not exported become empty, so that no loader looks for them."""
     index: dict[str, Any] = json.loads((checkpoint.folder / "model_index.json").read_text(encoding="utf-8"))
-    copied = ("scheduler", *_tokenizers(checkpoint))
+    copied = _plain_files(checkpoint)
     kept = {*(component.name for component in components), *copied}
     for name in checkpoint.components:
         if name not in kept:
@@ -286,12 +289,20 @@ def _copy_rest(checkpoint: Checkpoint, components: Sequence[Component], draft: P
     (draft / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for name in copied:
         shutil.copytree(checkpoint.place(name), draft / name)
-    for name in _tokenizers(checkpoint):
+    for name, tokenizer in _tokenizers(checkpoint).items():
         vocabulary = draft / name / "tokenizer.json"
         if not vocabulary.exists():
-            tokenizer = ClipTokenizer.from_pretrained(checkpoint.place(name))
             vocabulary.write_text(tokenizer.to_json(), encoding="utf-8")
 
 
-def _tokenizers(checkpoint: Checkpoint) -> list[str]:
-    return [name for name, slot in checkpoint.components.items() if slot is not None and name.startswith("tokenizer")]
+def _plain_files(checkpoint: Checkpoint) -> list[str]:
+    """The components that are no models: they are the same for every engine."""
+    slots = DiffusionPipeline.registry[checkpoint.class_name].SLOTS
+    plain = (name for name, slot in slots.items() if slot.kind in KINDS)
+    return [name for name in plain if checkpoint.components.get(name) is not None]
+
+
+def _tokenizers(checkpoint: Checkpoint) -> dict[str, Tokenizer]:
+    slots = DiffusionPipeline.registry[checkpoint.class_name].SLOTS
+    read = {name: read_slot(checkpoint, name, slots[name]) for name in _plain_files(checkpoint)}
+    return {name: value for name, value in read.items() if isinstance(value, Tokenizer)}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from anamorph.exporters.folder import FolderExporter, Format
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
+from anamorph.pipelines.slots import Tokenizer
 from anamorph.plugins import hookimpl
-from anamorph.tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ def root_files(storage: str) -> Mapping[str, str]:  # noqa: ARG001 - other forma
     return {}
 
 
-def write_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Readers of ONNX folders take the vocabulary files."""
 
 

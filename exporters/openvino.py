@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.errors import OutputError
 from anamorph.exporters import openvino_tokenizer
 from anamorph.exporters.folder import FolderExporter, Format
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
+from anamorph.pipelines.slots import Tokenizer
 from anamorph.plugins import hookimpl
-from anamorph.tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -96,8 +97,10 @@ def root_files(storage: str) -> Mapping[str, str]:
     return {"openvino_config.json": json.dumps(values, indent=2) + "\n"}
 
 
-def write_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> str | None:
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> str | None:
     """Write the tokenizer as a graph for openvino-genai; None, or why it is missing."""
+    if isinstance(tokenizer, BertTokenizer):
+        return "left out the tokenizer's graph, which openvino-genai needs for CLIP's alone"
     if (missing := openvino_tokenizer.unavailable()) is not None:
         return f"left out the tokenizer's graph, which openvino-genai needs: {missing}"
     openvino_tokenizer.write(tokenizer, folder)

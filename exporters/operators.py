@@ -230,26 +230,28 @@ def _gather(call: "Call") -> str:
     return call.builder.op("GatherElements", call.tensor("self"), call.tensor("index"), axis=call["dim"])
 
 
-def _reduction(kind: str) -> Rule:
-    def apply(call: "Call") -> str:
-        x = call.tensor("self")
-        if not call["dim"]:
-            raise BackendError(f"the exporter has no rule for {kind} over all dimensions")
-        return call.builder.op(kind, x, call.builder.constant(call["dim"], np.int64), keepdims=int(call["keepdim"]))
-
-    return apply
+def _reduced(call: "Call", kind: str) -> str:
+    if not call["dim"]:
+        raise BackendError(f"the exporter has no rule for {kind} over all dimensions")
+    axes = call.builder.constant(call["dim"], np.int64)
+    return call.builder.op(kind, call.tensor("self"), axes, keepdims=int(call["keepdim"]))
 
 
-for _name, _kind in (("mean.dim", "ReduceMean"), ("sum.dim_IntList", "ReduceSum")):
-    OPERATORS[f"aten.{_name}"] = _reduction(_kind)
+@rule("aten.mean.dim")
+def _mean(call: "Call") -> str:
+    return _reduced(call, "ReduceMean")
+
+
+@rule("aten.sum.dim_IntList")
+def _sum(call: "Call") -> str:
+    return _reduced(call, "ReduceSum")
 
 
 @rule("aten.linalg_vector_norm.default")
 def _vector_norm(call: "Call") -> str:
     if call["ord"] != 2:
         raise BackendError(f"the exporter has no rule for norms of order {call['ord']}")
-    norm: str = _reduction("ReduceL2")(call)
-    return norm
+    return _reduced(call, "ReduceL2")
 
 
 @rule("aten.clamp_min.default")

@@ -17,21 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.artifact import Artifact
-from anamorph.checkpoint import Checkpoint, Source, component_config, open_checkpoint
-from anamorph.components import Component, unet_multiple, vae_scale_factor
+from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
+from anamorph.components import Component
 from anamorph.errors import AnamorphError
 from anamorph.exporters.children import run_child
 from anamorph.exporters.taps import recorded
-from anamorph.exporters.trace import branches, probes
+from anamorph.exporters.trace import probes
+from anamorph.exporters.trial import PICTURE_CALL, pipeline, trajectory, trial
 from anamorph.interface import Interface
-from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.latent_diffusion import LatentDiffusion
 
 if TYPE_CHECKING:
     from anamorph.models.base import Model
-
-STEPS, GUIDANCE, STRENGTH = 3, 5.0, 1.0
-PROMPTS = ("a photo of a red cat", "a dog")
 
 
 def load(component: Component) -> "Model":
@@ -86,64 +82,19 @@ def write_picture(folder: Path, checkpoint: Checkpoint, artifact: Artifact) -> N
 
     Raises ArtifactError: the process that draws has failed.
     """
-    (folder / "picture.json").write_text(json.dumps(_call(artifact, checkpoint)), encoding="utf-8")
+    (folder / PICTURE_CALL).write_text(json.dumps(trial(artifact, checkpoint)), encoding="utf-8")
     run_child(
         "the checkpoint's own picture could not be drawn in a fresh process",
         "references", checkpoint.folder, checkpoint.variant or "", folder,
     )  # fmt: skip
 
 
-def _call(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
-    """A request of a size and batch that the artifact takes."""
-    configs = {name: component_config(checkpoint.place(name)) for name in ("unet", "vae")}
-    factor, multiple = vae_scale_factor(configs["vae"]), unet_multiple(configs["unet"])
-    axes = artifact.parts["unet"].interface.axes
-    height, width = (
-        factor * (axes[name].maximum or times * multiple) for name, times in (("latent_height", 1), ("latent_width", 2))
-    )
-    copies = branches(configs["unet"])
-    count = (axes["batch"].maximum or copies * len(PROMPTS)) // copies
-    prompts = [PROMPTS[index % len(PROMPTS)] for index in range(count)]
-    return {"prompt": prompts, "height": height, "width": width, "num_inference_steps": STEPS,
-            "guidance_scale": GUIDANCE, "seed": list(range(count))}  # fmt: skip
-
-
-def read_call(folder: Path) -> dict[str, Any]:
-    """The request of the picture."""
-    call: dict[str, Any] = json.loads((folder / "picture.json").read_text(encoding="utf-8"))
-    return call
-
-
-def trajectory(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The latents after each step of a request, by name of the step, and last the picture."""
-    assert isinstance(pipe, LatentDiffusion)
-    sources = {name: _source(name, len(call["prompt"]), call["height"], call["width"]) for name in pipe.TASK.needs}
-    every = {**call, **sources, "strength": STRENGTH}
-    arguments: dict[str, Any] = {name: value for name, value in every.items() if name in pipe.TAKES.all}
-    for state in pipe.steps(**arguments):
-        yield f"step {state.index + 1} of {state.total}", np.asarray(state.latents)
-        last = state
-    yield "picture", np.asarray(last.preview("np"))
-
-
-def _source(name: str, count: int, height: int, width: int) -> NDArray[np.float32]:
-    """What a pipeline starts from that draws on pictures: ramps [N, H, W, 3], masks [N, H, W] of the right half."""
-    y, x = np.indices((height, width), np.float32)
-    ramps = np.stack([x / width, y / height, x * y / (width * height)], -1)
-    one = (x >= width / 2).astype(np.float32) if name == "mask_image" else ramps.astype(np.float32)
-    return np.stack([one] * count)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Draw the picture whose request lies in the folder; failures are one sentence on the error stream."""
     checkpoint, variant, folder = arguments
     try:
-        opened = open_checkpoint(Source(checkpoint))
-        unused: dict[str, Any] = {name: None for name in ("safety_checker",) if name in opened.components}
-        pipe = DiffusionPipeline.from_pretrained(
-            opened.folder, backend="eager", device="cpu", torch_dtype="float32", variant=variant or None, **unused
-        )
-        arrays: dict[str, Any] = dict(trajectory(pipe, read_call(Path(folder))))
+        opened = open_checkpoint(Source(checkpoint, variant=variant or None))
+        arrays: dict[str, Any] = dict(trajectory(pipeline(opened, backend="eager", device="cpu"), Path(folder)))
         np.savez(Path(folder) / "picture.npz", **arrays)
     except (AnamorphError, OSError) as error:
         print(error, file=sys.stderr)

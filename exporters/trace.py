@@ -21,11 +21,13 @@ TIMESTEP = 637.25
 SEQUENCE = 77
 
 
-def part_interface(component: Component, part: str, options: ExportOptions, factor: int) -> Interface:
+def part_interface(
+    component: Component, part: str, options: ExportOptions, factor: int, branches: int = 1
+) -> Interface:
     """The sizes that the exported part takes; `factor` is the autoencoder's pixels per latent.
 
-    A UNet's latents must halve evenly on each level. A fixed batch of N pictures makes N for the autoencoder and
-    2 N for the denoiser (both guidance branches, unless it is distilled); prompts may come in any number.
+    A UNet's latents must halve evenly on each level. A fixed batch of N pictures makes N `branches` for this part;
+    prompts may come in any number.
     Raises InputError: the fixed size is none that the model takes.
     """
     interface = even(component.interface(part), component.config)
@@ -39,14 +41,13 @@ def part_interface(component: Component, part: str, options: ExportOptions, fact
             latent = f"latent_{side}"
             limits[latent] = _fixed(interface.axes.get(latent, Axis(latent)), pixels // factor)
             limits[side] = _fixed(Axis(side, factor, factor), pixels)
-    if options.batch is not None and not part.startswith("text_encoder"):
-        limits["batch"] = _fixed(Axis("batch"), options.batch * (branches(component.config) if part == "unet" else 1))
+    first = interface.inputs[0]
+    if options.batch is not None and first.name != "input_ids":
+        limits["batch"] = _fixed(Axis("batch"), options.batch * branches)
+    own = tuple(factor * size for size in first.axes[2:] if isinstance(size, int))
+    if first.name == "sample" and own and options.size not in (None, own):
+        raise InputError(f"this model draws {own[0]}x{own[1]} pixels only; leave the size out")
     return interface.limited(limits)
-
-
-def branches(config: Mapping[str, Any]) -> int:
-    """How many times each picture is in a denoiser's batch: a distilled one takes the guidance as an input."""
-    return 2 if config.get("time_cond_proj_dim") is None else 1
 
 
 def _fixed(axis: Axis, size: int) -> Axis:

@@ -65,7 +65,8 @@ class BertTokenizer:
         Raises ConfigError: it is another kind of tokenizer.
         """
         place = find_component(pretrained_model_name_or_path, subfolder, ("*.json", "*.txt"), **hub)
-        config = read_object(place / "tokenizer_config.json")
+        file = place / "tokenizer_config.json"
+        config = read_object(file) if file.is_file() else {}  # BERT's defaults are enough
         if (name := config.get("tokenizer_class", CLASSES[0])) not in CLASSES:
             raise ConfigError(f"{place} holds a {name}, expected a BertTokenizer; this pipeline serves no other")
         return cls(_vocabulary(place), config)

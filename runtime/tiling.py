@@ -49,11 +49,16 @@ def plans(pixels: int, latents: int, overlap: float) -> tuple[Tiles, Tiles]:
     return encode, decode
 
 
+USUAL_SIDE = 512
+"""Pixels along one side where a configuration names no size of its training."""
+
+
 def autoencoder_tiles(config: Mapping[str, Any]) -> tuple[Tiles, Tiles]:
-    """How an AutoencoderKL of that configuration cuts pictures to encode them and latents to decode them."""
-    size = config["sample_size"]
+    """How an autoencoder of that configuration cuts pictures to encode them and latents to decode them."""
+    size = config.get("sample_size", USUAL_SIDE)
     pixels = size[0] if isinstance(size, tuple) else size
-    return plans(pixels, int(pixels / 2 ** (len(config["block_out_channels"]) - 1)), OVERLAP)
+    levels = config.get("block_out_channels") or config["decoder_block_out_channels"]
+    return plans(pixels, int(pixels / 2 ** (len(levels) - 1)), OVERLAP)
 
 
 def tiled(call: Callable[[Array], Array], x: Array, tiles: Tiles, operations: Operations = NUMPY) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.config import read_json
-from anamorph.errors import CheckpointError
+from anamorph.errors import CheckpointError, InputError
 
 WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
          "U8": 1, "BOOL": 1}  # fmt: skip
@@ -142,6 +142,20 @@ def find_weights(folder: Path, stem: str, variant: str | None = None) -> WeightF
     found = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
     there = f"it holds {', '.join(found)}" if found else "it holds no weights"
     raise CheckpointError(f"{folder} has neither {' nor '.join(tried)}; {there}. Is the variant right?")
+
+
+def check_form(weights: WeightFiles, use_safetensors: bool | None) -> None:
+    """Raise CheckpointError where the caller wants safetensors and there are none, InputError where pickles are wanted.
+
+    None: safetensors where they are, and pickles otherwise.
+    """
+    if use_safetensors is False:
+        raise InputError("use_safetensors=False asks for pickles, which are taken only where there is nothing else")
+    if use_safetensors and weights.pickled:
+        raise CheckpointError(
+            f"{weights.files[0].parent} holds pickles and no safetensors; leave out use_safetensors to load them, "
+            "which runs no code"
+        )
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -68,6 +68,25 @@ def reference(
     return Trace(latents, images)
 
 
+def listened(kind: str, folder: Path, seeds: Sequence[int], given: dict[str, Any] | None = None, **call: Any) -> Trace:
+    """Pictures of a diffusers pipeline that hands out no steps: its scheduler is listened to.
+
+    `given` are components that the folder lacks.
+    """
+    pipe = getattr(diffusers, kind).from_pretrained(folder, **(given or {}))
+    pipe.set_progress_bar_config(disable=True)
+    latents, step = [], pipe.scheduler.step
+
+    @functools.wraps(step)
+    def listening(*arguments: Any, **named: Any) -> Any:
+        output = step(*arguments, **named)
+        latents.append(output[0][: len(seeds)].numpy().copy())
+        return output
+
+    pipe.scheduler.step = listening
+    return Trace(latents, pipe(generator=generator(seeds), output_type="np", **call).images)
+
+
 def ours(pipe: Any, seeds: Sequence[int] | int, **call: Any) -> Trace:
     """Our pictures from the same generators."""
     latents = []

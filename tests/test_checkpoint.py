@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from anamorph import DiffusionPipeline, StableDiffusionPipeline
 from anamorph.checkpoint import Source, open_checkpoint
-from anamorph.errors import AnamorphError, CheckpointError, ConfigError
+from anamorph.errors import AnamorphError, CheckpointError, ConfigError, InputError
 from anamorph.weights import safetensors_entries
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -124,10 +124,14 @@ def test_a_hub_id_is_taken_from_the_cache_or_refused(sd1: Path, tmp_path: Path) 
         DiffusionPipeline.from_pretrained("someone/other", backend="null", **place)
 
 
-def test_a_safety_checker_is_not_dropped_in_silence(copy: Path) -> None:
+def test_a_safety_checker_is_not_dropped_in_silence(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     edit(copy / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
-    with pytest.warns(UserWarning, match="pictures are not screened"):
+    with pytest.raises(CheckpointError, match="has no folder 'safety_checker'"):
         DiffusionPipeline.from_pretrained(copy, backend="null")
+    edit(copy / "model_index.json", safety_checker=[None, None], requires_safety_checker=True)
+    with caplog.at_level("WARNING", "anamorph"):
+        DiffusionPipeline.from_pretrained(copy, backend="null")
+    assert "pictures are not screened" in caplog.text
 
 
 def test_a_variant_is_taken_where_it_is_stored(copy: Path) -> None:
@@ -172,6 +176,15 @@ def test_folders_of_the_first_versions_are_understood(copy: Path) -> None:
     (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({**old, "predict_epsilon": True}))
     again = DiffusionPipeline.from_pretrained(copy, backend="null")
     assert again.scheduler.config["prediction_type"] == "epsilon"
+
+
+def test_pickles_are_refused_where_safetensors_are_asked_for(copy: Path) -> None:
+    StableDiffusionPipeline.from_pretrained(copy, backend="null", use_safetensors=True)
+    with pytest.raises(InputError, match="use_safetensors=False asks for pickles"):
+        StableDiffusionPipeline.from_pretrained(copy, backend="null", use_safetensors=False)
+    (copy / UNET).rename((copy / UNET).with_suffix(".bin"))
+    with pytest.raises(CheckpointError, match="unet holds pickles and no safetensors"):
+        StableDiffusionPipeline.from_pretrained(copy, backend="null", use_safetensors=True)
 
 
 def test_a_pickle_that_runs_code_is_refused_unrun(copy: Path, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from test_models_unconditional import SKIP, VARIANTS
 from test_models_unconditional import UNET as PLAIN
 from test_models_unet import UPSCALER
 
+from anamorph.backends.eager import Eager
 from anamorph.components import Component
 from anamorph.config import Config
+from anamorph.engine import Target
 from anamorph.errors import InputError
 from anamorph.exporters.trace import part_interface, probe, probe_sizes
 from anamorph.exporting import ExportOptions
@@ -49,7 +51,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def component(name: str, config: Config) -> Component:
-    return Component("model", name, config)
+    """A component that is called as its model calls its first part."""
+    return Component(next(iter(MODELS[name].PARTS)), name, config)
 
 
 @pytest.mark.parametrize("engine", FORMATS)
@@ -74,12 +77,17 @@ def test_a_model_equals_pytorch_at_every_size(case: str, engine: str, tmp_path: 
                 assert np.abs(value - exact).max() <= BOUND * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", ["eager", *FORMATS])
 def test_a_number_outside_its_range_never_reaches_an_engine(engine: str, tmp_path: Path) -> None:
     model = noisy(MODELS["LDMBertModel"](**BERT), 7)
     interface = component("LDMBertModel", model.config).interface("text_encoder")
-    session = opened(engine, tmp_path, trace_once(model, "states", interface), interface)
+    put: Any = torch.from_numpy if engine == "eager" else np.asarray
+    if engine == "eager":
+        described = Component("text_encoder", "LDMBertModel", model.config, module=model)
+        session = Eager().open(described, ["text_encoder"], Target())["text_encoder"].session()
+    else:
+        session = opened(engine, tmp_path, trace_once(model, "states", interface), interface)
     with pytest.raises(InputError, match="input_ids holds 50, expected 0 to 49"):
-        session({"input_ids": np.array([[3, 50]])})
+        session({"input_ids": put(np.array([[3, 50]]))})
     with pytest.raises(InputError, match="input_ids holds -1"):
-        session({"input_ids": np.array([[3, -1]])})
+        session({"input_ids": put(np.array([[3, -1]]))})

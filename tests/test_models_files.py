@@ -163,6 +163,8 @@ def test_pickles_of_all_ages_are_read_and_bombs_are_not(unet: Path) -> None:
         torch.save(expected, target, _use_new_zipfile_serialization=archive)
         loaded = UNet2DConditionModel.from_pretrained(unet).state_dict()
         assert all(torch.equal(value, loaded[name]) for name, value in expected.items())
+    with pytest.raises(CheckpointError, match="holds pickles and no safetensors; leave out use_safetensors"):
+        UNet2DConditionModel.from_pretrained(unet, use_safetensors=True)
     with zipfile.ZipFile(target) as archive_file:
         members = {name: archive_file.read(name) for name in archive_file.namelist()}
     with zipfile.ZipFile(target, "w") as bomb:

@@ -23,7 +23,7 @@ def test_python_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.Monk
     if "picture" in names:
         assert tuple(names["picture"].shape) == (1, 3, 64, 64)  # type: ignore[attr-defined]
     else:
-        assert names["image"].size == (64, 64)  # type: ignore[attr-defined]
+        assert names["image"].size == names["green"].size == (64, 64)  # type: ignore[attr-defined]
         assert (tmp_path / "halfway.png").is_file()
 
 

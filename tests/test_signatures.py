@@ -13,14 +13,15 @@ from anamorph.pipelines.sampling import Guidance
 from anamorph.pipelines.signature import OUTPUT, Signature
 
 KINDS = [name for name in DiffusionPipeline.registry if hasattr(diffusers, name)]
-ABSENT = {"ip_adapter_image", "ip_adapter_image_embeds", "cross_attention_kwargs", "kwargs"}
-"""What diffusers takes and no pipeline here does."""
+ABSENT = {"ip_adapter_image", "ip_adapter_image_embeds", "cross_attention_kwargs", "kwargs", "callback",
+          "callback_steps"}  # fmt: skip
+"""What diffusers takes and no pipeline here does; the callbacks are those of before `callback_on_step_end`."""
 
 
 def described(function: Any) -> dict[str, Any]:
-    """Names that have a position -> defaults."""
+    """Names that have a position -> defaults; what must be given counts as None."""
     parameters = list(inspect.signature(function).parameters.values())[1:]
-    return {p.name: tuple(p.default) if isinstance(p.default, list) else p.default
+    return {p.name: tuple(p.default) if isinstance(p.default, list) else None if p.default is p.empty else p.default
             for p in parameters if p.name not in ABSENT and p.kind is p.POSITIONAL_OR_KEYWORD}  # fmt: skip
 
 

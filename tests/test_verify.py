@@ -18,11 +18,12 @@ from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.cli import main
 from anamorph.cli.verify import divergence
 from anamorph.errors import ArtifactError
-from anamorph.exporters import certificate, folder, references
+from anamorph.exporters import certificate, folder
 from anamorph.exporters.children import run_child
 from anamorph.exporters.folder import read_components
 from anamorph.exporters.references import load, write_picture, write_probes
 from anamorph.exporters.taps import is_block
+from anamorph.exporters.trial import trajectory
 from anamorph.exporting import LINKED, PICTURE, Check
 
 BOUND = 1e-4
@@ -181,8 +182,7 @@ def test_the_reference_picture_is_drawn_elsewhere_and_is_eager_s(
     with monkeypatch.context() as patch:
         patch.setattr(StableDiffusionPipeline, "__init__", None)  # this process opens no pipeline
         write_picture(tmp_path, source, artifact)
-    call = references.read_call(tmp_path)
-    expected = dict(references.trajectory(StableDiffusionPipeline.from_pretrained(sd2, backend="eager"), call))
+    expected = dict(trajectory(StableDiffusionPipeline.from_pretrained(sd2, backend="eager"), tmp_path))
     with np.load(tmp_path / "picture.npz") as stored:
         assert set(stored.files) == set(expected) == {*(f"step {step} of 3" for step in (1, 2, 3)), "picture"}
         for name, value in expected.items():

@@ -147,7 +147,8 @@ def tasks_of(class_name: str, configs: Mapping[str, Mapping[str, Any]], parts: s
 
 
 def _fits(kind: type[DiffusionPipeline], configs: Mapping[str, Mapping[str, Any]], parts: set[str] | None) -> bool:
-    if parts is not None and not set(parts_of(kind.SLOTS)) <= parts:
+    needed = parts_of({name: slot for name, slot in kind.SLOTS.items() if not slot.optional})
+    if parts is not None and not set(needed) <= parts:
         return False
     if not issubclass(kind, LatentDiffusion) or not {"unet", "vae"} <= set(configs):
         return True

@@ -16,7 +16,7 @@ from anamorph.errors import CheckpointError, ConfigError
 from anamorph.files import replacing
 from anamorph.hub import HubOptions, find_component
 from anamorph.pickles import load_pickle, tensors
-from anamorph.weights import Stored, WeightFiles, find_weights
+from anamorph.weights import Stored, WeightFiles, check_form, find_weights
 
 TORCH_TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -87,6 +87,7 @@ class Model(nn.Module):
         subfolder: str | None = None,
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
+        use_safetensors: bool | None = None,
         **hub: Unpack[HubOptions],
     ) -> Self:
         """Load `config.json` and weights of a folder or hub id; `torch_dtype=None` means float32.
@@ -96,9 +97,11 @@ class Model(nn.Module):
         """
         place = find_component(pretrained_model_name_or_path, subfolder, ("*.json", "*.safetensors", "*.bin"), **hub)
         config = read_json(place / "config.json")
+        weights = find_weights(place, cls.STEM, variant)
+        check_form(weights, use_safetensors)
         with torch.device("meta"):
             model = cls(**config)
-        model.load(find_weights(place, cls.STEM, variant), torch_dtype or torch.float32)
+        model.load(weights, torch_dtype or torch.float32)
         return model.eval()
 
     @classmethod
@@ -132,6 +135,18 @@ class Model(nn.Module):
         tensors = {cls.rename(name): _as_tensor(value) for name, value in found.tensors.items()}
         model.fill(tensors, torch_dtype or torch.float32, file)
         return model.eval()
+
+    @classmethod
+    def adopt(cls, model: nn.Module, config: Mapping[str, Any]) -> Self:
+        """Another library's model of this class as one of ours; both share the weights.
+
+        Raises ConfigError: its configuration is not served. Raises CheckpointError: its weights are others.
+        """
+        with torch.device("meta"):
+            own = cls(**config)
+        tensors = {cls.rename(name): value for name, value in model.state_dict().items()}
+        own.fill(tensors, next(model.parameters()).dtype, Path(type(model).__name__))
+        return own.eval()
 
     def load(self, weights: WeightFiles, dtype: torch.dtype) -> None:
         """Give this module the stored tensors, mapped from disk where type and layout allow it."""

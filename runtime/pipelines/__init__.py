@@ -2,11 +2,13 @@
 
 from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.conditioned import StableDiffusionDepth2ImgPipeline, StableDiffusionInstructPix2PixPipeline
 from anamorph.pipelines.latent_consistency import (
     LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
 )
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
+from anamorph.pipelines.latent_text import LDMTextToImagePipeline
 from anamorph.pipelines.outputs import PipelineOutput
 from anamorph.pipelines.stable_diffusion import (
     StableDiffusionImg2ImgPipeline,
@@ -18,19 +20,29 @@ from anamorph.pipelines.stable_diffusion_xl import (
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
 )
+from anamorph.pipelines.unconditional import DDIMPipeline, DDPMPipeline, DiTPipeline
+from anamorph.pipelines.upscaling import StableDiffusionLatentUpscalePipeline, StableDiffusionUpscalePipeline
 
 __all__ = [
     "AutoPipelineForImage2Image",
     "AutoPipelineForInpainting",
     "AutoPipelineForText2Image",
+    "DDIMPipeline",
+    "DDPMPipeline",
+    "DiTPipeline",
     "DiffusionPipeline",
+    "LDMTextToImagePipeline",
     "LatentConsistencyModelImg2ImgPipeline",
     "LatentConsistencyModelPipeline",
     "LatentDiffusion",
     "PipelineOutput",
+    "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionLatentUpscalePipeline",
     "StableDiffusionPipeline",
+    "StableDiffusionUpscalePipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLPipeline",

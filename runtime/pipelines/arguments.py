@@ -1,7 +1,7 @@
 """How the arguments of a call become a checked `Job`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from PIL import Image
 
 from anamorph.arrays import to_numpy
 from anamorph.errors import InputError
+from anamorph.noise import NoiseSource, SeededNoise, TorchNoise
 from anamorph.pipelines.cropping import Box, region
 from anamorph.pipelines.pictures import (
     Fit,
@@ -19,6 +20,7 @@ from anamorph.pipelines.pictures import (
     is_latent,
     own_size,
     pixels,
+    read_depth,
     read_masks,
     read_pictures,
 )
@@ -55,6 +57,13 @@ class Job:
     sources: Sources = field(default_factory=Sources)
     overlay: Overlay | None = None
 
+    @property
+    def noise(self) -> NoiseSource:
+        """A new source of this job's noise, at its beginning."""
+        if self.request.seeds is not None:
+            return SeededNoise(self.request.seeds)
+        return TorchNoise(self.generator, self.request.images)
+
 
 MoreFields = Callable[[Arguments, int], dict[str, Any]]
 """From a call and its number of prompts to further fields of a request; raises InputError."""
@@ -65,7 +74,8 @@ class Limits:
     """What a pipeline's models say about arguments: sides in pixels, channels, widths of texts, layers to skip.
 
     `factor` is the number of pixels per latent along one side, `side` the model's own size; `pooled` is the width of
-    pooled texts, None where the denoiser takes none.
+    pooled texts, None where the denoiser takes none. Pictures come out `scale` times as large as the one that they
+    start from, where that is not None.
     """
 
     factor: int
@@ -75,6 +85,7 @@ class Limits:
     width: int
     layers: int
     pooled: int | None = None
+    scale: int | None = None
 
 
 def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFields) -> Job:
@@ -96,14 +107,16 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFiel
     height, width = _size(call, limits, brought)
     request = Request(
         prompts, negatives_for(len(prompts), call["negative_prompt"]), height, width, call["num_inference_steps"],
-        float(call["guidance_scale"]), call["num_images_per_prompt"], float(call["eta"]), _seeds(call, images),
+        float(call["guidance_scale"]), call["num_images_per_prompt"], float(call["eta"]), seeds_of(call, images),
         _frozen(call["timesteps"]), _frozen(call["sigmas"]), float(call["guidance_rescale"]), call["clip_skip"],
         _strength(call), call["padding_mask_crop"], **more(call, len(prompts)),
         prompt_weighting=call["prompt_weighting"] or None, long_prompts=call["long_prompts"] or None,
     )  # fmt: skip
     shape = (limits.latent_channels, height // limits.factor, width // limits.factor)
     overlay = _overlay(call, height, width)
-    sources = _sources(call, brought, Fit(height, width, overlay.box if overlay else None), shape, images)
+    scale = limits.scale or 1
+    fit = Fit(height // scale, width // scale, overlay.box if overlay else None, bicubic=limits.scale is not None)
+    sources = replace(_sources(call, brought, fit, shape, images), depth=_depth(call, needs, shape, images))
     latents = None if call["latents"] is None else _latents(call["latents"], "latents", (images, *shape))
     return Job(request, call["generator"], latents, embeds, sources, overlay)
 
@@ -112,7 +125,8 @@ def _frozen(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
     return None if values is None else tuple(values)
 
 
-def _seeds(call: Arguments, images: int) -> tuple[int, ...] | None:
+def seeds_of(call: Arguments, images: int) -> tuple[int, ...] | None:
+    """One seed per picture, None where generators draw; raises InputError: both are given, or a wrong number."""
     if call["generator"] is None:
         return seeds_for(images, call["seed"])
     if call["seed"] is not None:
@@ -209,17 +223,27 @@ def _brought(call: Arguments, limits: Limits, needs: Sequence[str]) -> _Brought:
 
 def _size(call: Arguments, limits: Limits, brought: _Brought) -> tuple[int, int]:
     """Height and width of the pictures; without a mask, a source's own size counts."""
+    scale = limits.scale or 1
     if brought.image is not None and is_latent(brought.image, limits.latent_channels):
-        size = (brought.image.size[0] * limits.factor, brought.image.size[1] * limits.factor)
+        size = (brought.image.size[0] * limits.factor * scale, brought.image.size[1] * limits.factor * scale)
         if any(side not in (None, own) for side, own in zip((call["height"], call["width"]), size, strict=True)):
             raise InputError(f"image holds latents of {size[0]}x{size[1]} pixels; leave height and width out")
     elif brought.image is not None and brought.mask is None:
-        size = own_size(brought.image, limits.factor)
+        own = own_size(brought.image, limits.factor)
+        size = (own[0] * scale, own[1] * scale)
     else:
         height, width = call["height"], call["width"]
         size = (limits.side if height is None else height, limits.side if width is None else width)
     check_size(*size, limits.factor)
     return size
+
+
+def _depth(call: Arguments, needs: Sequence[str], shape: tuple[int, int, int], images: int) -> NDArray[Any] | None:
+    if "depth_map" not in needs:
+        return None
+    depth = read_depth(call["depth_map"], shape[1:])
+    check_count("depth_map", len(depth), images)
+    return depth
 
 
 def _overlay(call: Arguments, height: int, width: int) -> Overlay | None:

@@ -1,12 +1,17 @@
 """What all pipelines share: their components, loading, saving and placement."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
+import numpy as np
+from numpy.typing import NDArray
+
 from anamorph.arrays import Array
 from anamorph.checkpoint import BUNDLED, VERSION_WRITTEN, Checkpoint, Source, open_checkpoint
+from anamorph.clip_image import CLIPImageProcessor
 from anamorph.components import Component
 from anamorph.engine import Placement, Program
 from anamorph.errors import ConfigError, InputError
@@ -14,14 +19,21 @@ from anamorph.files import replacing
 from anamorph.pipelines.arguments import Job
 from anamorph.pipelines.cropping import put_back
 from anamorph.pipelines.custom import custom_class
+from anamorph.pipelines.decoding import held_back
 from anamorph.pipelines.loading import Loaded, Wishes, as_component, completed, open_component, settle_variant
-from anamorph.pipelines.outputs import PipelineOutput, check_output_type
+from anamorph.pipelines.outputs import PipelineOutput, check_output_type, finish_images
 from anamorph.pipelines.running import State, finished, states
 from anamorph.pipelines.sampling import Plan
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import Slots, check_given, check_slots, library, models, parts_of, read_slot
 from anamorph.schedulers import Scheduler
 from anamorph.tokenizer import ClipTokenizer
+from anamorph.weights import check_form, find_weights
+
+log = logging.getLogger(__name__)
+
+BLACK = -1.0
+"""What a picture that is held back is filled with."""
 
 
 class DiffusionPipeline:
@@ -29,17 +41,20 @@ class DiffusionPipeline:
 
     A subclass declares as data: its components (`SLOTS`), the settings that `model_index.json` stores beside them
     (`OPTIONS`, with defaults), the arguments of a call (`TAKES`), and the part that denoises. It says in `_job` how a
-    call is checked, in `plan` what the loop needs, and in `decode` what becomes of its latents.
+    call is checked, in `plan` what the loop needs, and in `_pixels` what becomes of its latents.
     """
 
     SLOTS: ClassVar[Slots] = {}
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
     TAKES: ClassVar[Signature]
     DENOISER: ClassVar[str] = "unet"
+    BRANCHES: ClassVar[int] = 2
+    """How often each picture is in the denoiser's batch where a call is guided."""
     show_progress: bool | None = None
     """Whether a call draws a progress bar; None: only where the error stream is a terminal."""
     registry: ClassVar[dict[str, type["DiffusionPipeline"]]] = {}
     scheduler: Scheduler
+    feature_extractor: CLIPImageProcessor
 
     def __init_subclass__(cls, public: bool = True) -> None:
         if public:
@@ -76,6 +91,10 @@ class DiffusionPipeline:
                 setattr(self, name, value)
             elif value is not None:
                 self._models[name] = self._open(name, value)
+        if "safety_checker" in self._models and self.feature_extractor is None:
+            raise InputError("a safety_checker without a feature_extractor; pass both, or safety_checker=None")
+        if self.options.get("requires_safety_checker") and "safety_checker" not in self._models:
+            log.warning("this checkpoint asks for a safety checker and has none here: pictures are not screened")
 
     @classmethod
     def from_pretrained(
@@ -89,6 +108,7 @@ class DiffusionPipeline:
         revision: str | None = None,
         cache_dir: str | None = None,
         local_files_only: bool = False,
+        use_safetensors: bool | None = None,
         custom_pipeline: str | Path | None = None,
         trust_remote_code: bool = False,
         **components: Any,
@@ -97,7 +117,8 @@ class DiffusionPipeline:
 
         `backend`, `device` and `torch_dtype` may be mappings from component or part names (and "default") to
         values. `components` replace the checkpoint's own (`scheduler=`, `vae=`, ...; `safety_checker=None`) and its
-        settings. `custom_pipeline` names a Python file that defines the class, which runs only with
+        settings. `use_safetensors=True` refuses pickles, which are otherwise taken where there is nothing else.
+        `custom_pipeline` names a Python file that defines the class, which runs only with
         `trust_remote_code=True`.
 
         Raises CheckpointError: files are missing, damaged or do not fit. Raises ConfigError: a configuration is
@@ -110,16 +131,26 @@ class DiffusionPipeline:
             kind = custom_class(custom_pipeline, trusted=trust_remote_code)
         else:
             kind = cls._class_for(checkpoint.class_name, str(checkpoint.folder))
-        return kind.from_checkpoint(checkpoint, components, backend=backend, device=device, torch_dtype=torch_dtype)
+        return kind.from_checkpoint(
+            checkpoint, components, use_safetensors, backend=backend, device=device, torch_dtype=torch_dtype
+        )
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, components: Mapping[str, Any], **wishes: Any) -> Self:
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        components: Mapping[str, Any],
+        use_safetensors: bool | None = None,
+        **wishes: Any,
+    ) -> Self:
         """Load from an opened folder; see `from_pretrained`."""
         check_given(cls.__name__, cls.SLOTS, tuple(cls.OPTIONS), components)
-        check_slots(cls.__name__, cls.SLOTS, checkpoint, components)
+        check_slots(cls.__name__, cls.SLOTS, checkpoint)
         found = {name: read_slot(checkpoint, name, slot) for name, slot in cls.SLOTS.items() if name not in components}
-        found |= {component.name: component for component in settle_variant(
-            [value for value in found.values() if isinstance(value, Component)])}  # fmt: skip
+        settled = settle_variant([value for value in found.values() if isinstance(value, Component)])
+        for component in settled if use_safetensors is not None and checkpoint.artifact is None else ():
+            check_form(find_weights(component.stored, component.stem, component.variant), use_safetensors)
+        found |= {component.name: component for component in settled}
         options = {name: checkpoint.settings[name] for name in cls.OPTIONS if name in checkpoint.settings}
         return cls(**{**options, **found, **components}, **wishes, origin=checkpoint)
 
@@ -227,8 +258,10 @@ class DiffusionPipeline:
         job = self._job(bound)
         check_output(job, bound["output_type"])
         latents = finished(self, job, bound["callback_on_step_end"], tuple(bound["callback_on_step_end_tensor_inputs"]))
-        images = self._finish(job, latents, bound["output_type"])
-        return PipelineOutput(images) if bound["return_dict"] else (images, None)
+        images, flags = self._finish(job, latents, bound["output_type"])
+        if bound["return_dict"]:
+            return PipelineOutput(images, flags)
+        return (images, flags) if "safety_checker" in self.SLOTS else (images,)
 
     def steps(self, *positional: Any, **arguments: Unpack[Arguments]) -> Iterator[State]:
         """Generate step by step: yields a `State` after each call of the denoiser; closing it stops cleanly.
@@ -247,11 +280,34 @@ class DiffusionPipeline:
     def generate(self, job: Job, output_type: str = "pil") -> Any:
         """Run a job that `job` made (or one rebuilt from a recorded request) and return its images."""
         check_output(job, output_type)
-        return self._finish(job, finished(self, job), output_type)
+        return self._finish(job, finished(self, job), output_type)[0]
 
-    def _finish(self, job: Job, latents: Array, output_type: str) -> Any:
-        images, whole = self.decode(latents, output_type), job.overlay
-        return images if whole is None else [put_back(i, whole.original, whole.mask, whole.box) for i in images]
+    def _finish(self, job: Job, latents: Array, output_type: str) -> tuple[Any, list[bool] | None]:
+        """Pictures, and which of them a safety checker holds back: they are black."""
+        if output_type == "latent":
+            return latents, None
+        pixels = self._pixels(latents)
+        held = self._held_back(pixels)
+        if held is not None:
+            pixels = np.where(held[:, None, None, None], np.float32(BLACK), pixels)
+        images, whole = finish_images(pixels, output_type), job.overlay
+        if whole is not None:
+            images = [put_back(i, whole.original, whole.mask, whole.box) for i in images]
+        return images, None if held is None else held.tolist()
+
+    def _held_back(self, pixels: NDArray[Any]) -> NDArray[np.bool_] | None:
+        if "safety_checker" not in self._models:
+            return None
+        return held_back(self.program("safety_checker"), self.feature_extractor, pixels)
+
+    def decode(self, latents: Array, output_type: str = "pil") -> Any:
+        """Latents of the denoiser (or NumPy, or a tensor) to pictures, as `output_type` says; none is held back."""
+        check_output_type(output_type)
+        return latents if output_type == "latent" else finish_images(self._pixels(latents), output_type)
+
+    def _pixels(self, latents: Array) -> NDArray[Any]:
+        """Pictures in about -1..1 [N, C, H, W]."""
+        raise NotImplementedError
 
     def _job(self, call: Arguments) -> Job:
         raise NotImplementedError
@@ -260,9 +316,20 @@ class DiffusionPipeline:
         """Encode texts and pictures, draw the first noise and compute the scheduler's table: all the loop needs."""
         raise NotImplementedError
 
-    def decode(self, latents: Array, output_type: str = "pil") -> Any:
-        """Latents of the denoiser (or NumPy, or a tensor) to pictures, as `output_type` says."""
-        raise NotImplementedError
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The arguments that a call must have, because its pictures start from them."""
+        return ()
+
+    @classmethod
+    def most_branches(cls, denoiser: Mapping[str, Any]) -> int:  # noqa: ARG003 - some configurations tell
+        """How often each picture is in the batch of a denoiser of that configuration where a call is guided."""
+        return cls.BRANCHES
+
+    @classmethod
+    def source_scale(cls, factor: int) -> int:  # noqa: ARG003 - upscalers ask
+        """How many times larger pictures come out than the one that they start from; `factor` is pixels per latent."""
+        return 1
 
     def program(self, part: str) -> Program:
         """The opened part of that name."""

@@ -1,6 +1,6 @@
 """What all pipelines of text encoders, a conditional UNet and an autoencoder share; a task is data to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Unpack
@@ -8,18 +8,17 @@ from typing import Any, ClassVar, Unpack
 from numpy.typing import NDArray
 
 from anamorph.arrays import Array
-from anamorph.components import vae_scale_factor
-from anamorph.errors import ConfigError, InputError
+from anamorph.components import latent_channels, vae_scale_factor
+from anamorph.errors import ConfigError
 from anamorph.hub import HubOptions
-from anamorph.noise import NoiseSource, SeededNoise, TorchNoise
 from anamorph.pipelines import watermark
 from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.decoding import decoded
 from anamorph.pipelines.learned_words import forget, teach
-from anamorph.pipelines.outputs import check_output_type, finish_images
 from anamorph.pipelines.prompts import Asking, Family, guidance_embedding, texts
-from anamorph.pipelines.request import Request, as_texts
-from anamorph.pipelines.sampling import FiniteCheck, Guidance, Plan
+from anamorph.pipelines.request import as_texts
+from anamorph.pipelines.sampling import FiniteCheck, Guidance, Plan, check_axes
 from anamorph.pipelines.saving_memory import (
     Sparing,
     attention_slicing_applies_nowhere,
@@ -32,6 +31,7 @@ from anamorph.pipelines.tasks import Scene, Task
 from anamorph.pipelines.texts import Embeds, Encoder, last_states
 from anamorph.pipelines.textual_inversion import spelled_out
 from anamorph.pipelines.wording import PLAIN, Wording
+from anamorph.schedulers import Scheduler
 from anamorph.tiling import autoencoder_tiles
 from anamorph.tokenizer import ClipTokenizer
 
@@ -42,6 +42,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
     A subclass declares its `TASK`, and the `FAMILY` that says how texts are encoded and what the denoiser is told.
     """
 
+    VAE: ClassVar[str] = "vae"
     TASK: ClassVar[Task]
     sparing = Sparing()
     """How the autoencoder's calls are divided."""
@@ -58,7 +59,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
     __init__.__doc__ = DiffusionPipeline.__init__.__doc__
 
     def _check_channels(self) -> None:
-        channels, latents = self._config("unet")["in_channels"], self._config("vae")["latent_channels"]
+        channels, latents = self._config("unet")["in_channels"], latent_channels(self._config(self.VAE))
         expected = self.TASK.channels(latents)
         if channels in expected:
             return
@@ -73,7 +74,32 @@ class LatentDiffusion(DiffusionPipeline, public=False):
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent along one side."""
-        return vae_scale_factor(self._config("vae"))
+        return vae_scale_factor(self._config(self.VAE))
+
+    @property
+    def scaling_factor(self) -> float:
+        """Latents of the denoiser are those of the autoencoder times this."""
+        return float(self._config(self.VAE)["scaling_factor"])
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.TASK.needs
+
+    needs.__doc__ = DiffusionPipeline.needs.__doc__
+
+    @classmethod
+    def most_branches(cls, denoiser: Mapping[str, Any]) -> int:
+        """See `DiffusionPipeline.most_branches`."""
+        return 1 if cls._distilled(denoiser) else cls.BRANCHES
+
+    @classmethod
+    def _distilled(cls, denoiser: Mapping[str, Any]) -> bool:
+        return denoiser.get("time_cond_proj_dim") is not None and guidance_embedding in cls.FAMILY.conditions
+
+    @classmethod
+    def source_scale(cls, factor: int) -> int:
+        """See `DiffusionPipeline.source_scale`."""
+        return 1 if cls.TASK.scale is None else cls.TASK.scale(factor)
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
@@ -83,14 +109,20 @@ class LatentDiffusion(DiffusionPipeline, public=False):
                      for name in names)  # fmt: skip
 
     def _limits(self) -> Limits:
-        factor, vae = self.vae_scale_factor, self._config("vae")
-        text = [loaded.config for name, loaded in self._models.items() if name.startswith("text_encoder")]
+        factor, vae = self.vae_scale_factor, self._config(self.VAE)
         return Limits(
-            factor, self._config("unet")["sample_size"] * factor, vae["in_channels"], vae["latent_channels"],
+            factor, self._config("unet")["sample_size"] * factor, vae["in_channels"], latent_channels(vae),
+            *self._text_sizes(), None if self.TASK.scale is None else self.source_scale(factor),
+        )  # fmt: skip
+
+    def _text_sizes(self) -> tuple[int, int, int | None]:
+        """Width of encoded texts, layers that may be skipped, width of pooled texts where the denoiser takes any."""
+        text = [loaded.config for name, loaded in self._models.items() if name.startswith("text_encoder")]
+        return (
             sum(config["hidden_size"] for config in text),
             min(config["num_hidden_layers"] for config in text) - self.FAMILY.unused_layers,
             text[-1]["projection_dim"] if self._config("unet").get("addition_embed_type") == "text_time" else None,
-        )  # fmt: skip
+        )
 
     def _job(self, call: Arguments) -> Job:
         more = partial(self.FAMILY.more, options=self.options, encoders=len(self.encoders))
@@ -101,39 +133,36 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     def plan(self, job: Job) -> Plan:
         request, unet = job.request, self._config("unet")
-        table = table_of(self.scheduler, request, self.TASK.distilled)
+        table = self.TASK.table(table_of(self.scheduler, request, self.TASK.distilled))
         # A model that has guidance among its inputs is not guided from outside.
-        guidance = Guidance() if unet.get("time_cond_proj_dim") is not None else self.TASK.guidance(request)
-        self._check_axes(request, guidance)
-        noise, arrays = _noise(job), self.program("unet").arrays
+        guidance = Guidance() if self._distilled(unet) else self.TASK.guidance(request)
+        factor = self.vae_scale_factor
+        sizes = {"latent_height": request.height // factor, "latent_width": request.width // factor,
+                 "batch": guidance.branches * request.images}  # fmt: skip
+        what = (f"{request.images} of {request.height}x{request.width} pixels ({factor} to a latent, "
+                f"{guidance.branches} branches)")  # fmt: skip
+        check_axes(self.program("unet"), sizes, what)
+        noise, arrays = job.noise, self.program("unet").arrays
         wording = Wording(bool(request.prompt_weighting), bool(request.long_prompts))
         asking = Asking(job, guidance, partial(self._encode, wording=wording), len(self.encoders), unet, self.options)
         told = {name: value for condition in self.FAMILY.conditions for name, value in condition(asking).items()}
-        vae, factor = self._config("vae"), self.vae_scale_factor
-        channels = vae["latent_channels"]
+        vae = self._config(self.VAE)
+        channels = latent_channels(vae)
         scene = Scene(
             request, guidance, job.sources, job.latents, table, noise,
-            (channels, request.height // factor, request.width // factor), vae["scaling_factor"],
+            (channels, request.height // factor, request.width // factor), self.scaling_factor,
             unet["in_channels"] == 2 * channels + 1, arrays, self._encode_pictures,
+            self._models[self.VAE].component.class_name != "AutoencoderKL", self._schedulers,
         )  # fmt: skip
         start = self.TASK.start(scene)
-        conditions = {name: arrays.put(value) for name, value in told.items()}
+        conditions = {name: arrays.put(value) for name, value in {**told, **start.conditions}.items()}
         return Plan(table, start.latents, conditions, guidance, noise, start.channels, start.after)
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__
 
-    def _check_axes(self, request: Request, guidance: Guidance) -> None:
-        """Raise InputError before anything runs where the denoiser was exported for other sizes than the call's."""
-        factor = self.vae_scale_factor
-        sizes = {"latent_height": request.height // factor, "latent_width": request.width // factor,
-                 "batch": guidance.branches * request.images}  # fmt: skip
-        axes = self.program("unet").interface.axes
-        for name in (name for name in sizes if name in axes):
-            if (refusal := axes[name].refusal(sizes[name])) is not None:
-                raise InputError(
-                    f"the opened unet cannot draw {request.images} of {request.height}x{request.width} pixels "
-                    f"({factor} to a latent, {guidance.branches} branches): {refusal}"
-                )
+    @property
+    def _schedulers(self) -> dict[str, Scheduler]:
+        return {name: value for name, value in self.components.items() if isinstance(value, Scheduler)}
 
     def _encode(self, prompts: Sequence[Sequence[str]], clip_skip: int | None, wording: Wording = PLAIN) -> Embeds:
         encoders = [replace(encoder, wording=wording) for encoder in self.encoders]
@@ -218,27 +247,12 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     def _encode_pictures(self, pictures: NDArray[Any]) -> NDArray[Any]:
         program = self.program("vae_encoder")
-        cut, _ = autoencoder_tiles(self._config("vae"))
+        cut, _ = autoencoder_tiles(self._config(self.VAE))
         moments = divided(program, "sample", program.arrays.put(pictures), cut, self.sparing)
         FiniteCheck(program.arrays, "vae_encoder").add_now(moments, "encoding the pictures")
         return program.arrays.get(moments)
 
-    def decode(self, latents: Array, output_type: str = "pil") -> Any:
-        check_output_type(output_type)
-        if output_type == "latent":
-            return latents
-        program = self.program("vae_decoder")
-        sample = program.arrays.accept(latents) / self._config("vae")["scaling_factor"]
-        _, cut = autoencoder_tiles(self._config("vae"))
-        pixels = divided(program, "latent_sample", sample, cut, self.sparing)
-        FiniteCheck(program.arrays, "vae_decoder").add_now(pixels, "decoding the latents")
-        pixels = program.arrays.get(pixels)
-        return finish_images(watermark.marked(pixels) if self.options.get("add_watermarker") else pixels, output_type)
-
-    decode.__doc__ = DiffusionPipeline.decode.__doc__
-
-
-def _noise(job: Job) -> NoiseSource:
-    if job.request.seeds is not None:
-        return SeededNoise(job.request.seeds)
-    return TorchNoise(job.generator, job.request.images)
+    def _pixels(self, latents: Array) -> NDArray[Any]:
+        vae = self._config(self.VAE)
+        pixels = decoded(self.program("vae_decoder"), vae, self.scaling_factor, latents, self.sparing)
+        return watermark.marked(pixels) if self.options.get("add_watermarker") else pixels

@@ -19,6 +19,8 @@ from anamorph.weights import find_weights
 
 log = logging.getLogger(__name__)
 
+PEERS = ("transformers", "diffusers")
+"""Libraries whose models have our classes' names, configurations and weights."""
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -158,7 +160,7 @@ def _readable(component: Component, backend: Backend) -> Component:
 
 
 def as_component(name: str, value: Any, class_names: Sequence[str], refining: bool = False) -> Component | Loaded:
-    """What a pipeline's constructor was given for a model slot.
+    """What a pipeline's constructor was given for a model slot; models of other libraries lend us their weights.
 
     Raises InputError: something else than a component or one of our PyTorch models, or a model of a wrong class.
     """
@@ -168,10 +170,20 @@ def as_component(name: str, value: Any, class_names: Sequence[str], refining: bo
             raise InputError(f"{name} is a {given.class_name}, expected {' or '.join(class_names)}")
         return value
     kind = type(value).__name__
+    if kind in class_names and type(value).__module__.partition(".")[0] in PEERS:
+        value = _adopted(value)
     config = getattr(value, "config", None)
     if kind not in class_names or not isinstance(config, Config):
         raise InputError(f"{name} is a {kind}, expected a model of anamorph: {' or '.join(class_names)}")
     return Component(name, kind, config, module=value, refining=refining)
+
+
+def _adopted(model: Any) -> Any:
+    """The same model as one of ours, with the weights of the other library's."""
+    from anamorph.models import MODELS
+
+    config = dict(model.config) if isinstance(model.config, Mapping) else model.config.to_dict()
+    return MODELS[type(model).__name__].adopt(model, config)
 
 
 def read_component(checkpoint: Checkpoint, name: str, class_names: Sequence[str]) -> Component:

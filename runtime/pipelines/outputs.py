@@ -16,7 +16,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 class PipelineOutput:
     """`images`: Pillow images, NumPy [N, H, W, C] or torch [N, C, H, W] in 0..1, or latents [N, c, h, w].
 
-    `nsfw_content_detected` is None: no safety checker ran.
+    `nsfw_content_detected` says for each whether the safety checker holds it back; None: none ran.
     """
 
     images: Any

@@ -30,12 +30,14 @@ class Fit:
     height: int
     width: int
     box: Box | None = None
+    bicubic: bool = False
 
     def pillow(self, image: Image.Image) -> Image.Image:
-        """Resize one picture as diffusers does, with Lanczos' filter."""
+        """Resize one picture as diffusers does, with Lanczos' filter unless `bicubic`."""
         if self.box is not None:
             return fill(image.crop(self.box), self.width, self.height)
-        return image.resize((self.width, self.height), Image.Resampling.LANCZOS)
+        kind = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.LANCZOS
+        return image.resize((self.width, self.height), kind)
 
     def array(self, values: F32) -> F32:
         """Resize [B, C, H, W] by repeating or leaving out lines, as diffusers does with arrays."""
@@ -108,6 +110,45 @@ def read_masks(value: Any) -> Given:
     elif modes := sorted({image.mode for image in given.images}.difference(MASK_MODES)):
         raise InputError(f"mask_image has mode {modes[0]}, expected {' or '.join(MASK_MODES)}; use convert('L')")
     return given
+
+
+def read_depth(value: Any, size: tuple[int, int]) -> F32:
+    """Depths [H, W] or [B, H, W] of any unit as [B, 1, h, w] of that size, each from -1 to 1.
+
+    Raises InputError: something else, or depths that are all the same.
+    """
+    if not _is_tensor(value) and not isinstance(value, np.ndarray):
+        raise InputError(f"depth_map is {type(value).__name__}, expected a torch tensor or NumPy array [B, H, W]")
+    depth = to_numpy(value).astype(np.float32)
+    depth = depth[None] if depth.ndim == 2 else depth
+    if depth.ndim != 3 or not depth.size or not np.isfinite(depth).all():
+        raise InputError(f"depth_map has shape {list(depth.shape)}, expected finite numbers [B, H, W]")
+    depth = bicubic(depth, size)
+    low, high = depth.min((1, 2), keepdims=True), depth.max((1, 2), keepdims=True)
+    if (low == high).any():
+        raise InputError("depth_map is the same everywhere; expected near and far")
+    scaled: F32 = (2 * (depth - low) / (high - low) - 1)[:, None].astype(np.float32)
+    return scaled
+
+
+def bicubic(values: F32, size: tuple[int, int]) -> F32:
+    """Resize [B, H, W] by cubic convolution with a = -3/4, edges repeated, as PyTorch does (Keys 1981, eq. 4)."""
+    rows, columns = (_cubic(before, after) for before, after in zip(values.shape[1:], size, strict=True))
+    resized: F32 = np.einsum("hi,bij,wj->bhw", rows, values, columns, dtype=np.float64).astype(np.float32)
+    return resized
+
+
+def _cubic(before: int, after: int) -> NDArray[np.float64]:
+    """Weight of each old place in each new one, [after, before]."""
+    places = (np.arange(after) + 0.5) * before / after - 0.5
+    weights = np.zeros((after, before))
+    for step in range(-1, 3):
+        near = np.floor(places).astype(int) + step
+        far = np.abs(places - near)
+        inner = (1.25 * far - 2.25) * far * far + 1
+        outer = ((-0.75 * far + 3.75) * far - 6) * far + 3
+        np.add.at(weights, (np.arange(after), near.clip(0, before - 1)), np.where(far <= 1, inner, outer))
+    return weights
 
 
 def pixels(given: Given, fit: Fit) -> F32:

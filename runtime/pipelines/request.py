@@ -17,6 +17,7 @@ class Request:
 
     `prompt` and `negative_prompt` (None: there is none) have one entry per prompt; `seeds` one per picture (prompts
     times `num_images_per_prompt`, pictures of one prompt side by side), or none where the caller brought the noise.
+    Without texts, each picture has an empty prompt.
     """
 
     prompt: tuple[str, ...]
@@ -34,6 +35,10 @@ class Request:
     clip_skip: int | None = None
     strength: float | None = None
     padding_mask_crop: int | None = None
+    image_guidance_scale: float | None = None
+    noise_level: int | None = None
+    class_labels: tuple[int, ...] | None = None
+    use_clipped_model_output: bool | None = None
     prompt_2: tuple[str, ...] | None = None
     negative_prompt_2: tuple[str, ...] | None = None
     original_size: tuple[int, int] | None = None

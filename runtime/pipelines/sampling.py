@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anamorph.arrays import Array, Arrays
-from anamorph.engine import Session
-from anamorph.errors import NumericalError
+from anamorph.engine import Program, Session
+from anamorph.errors import InputError, NumericalError
 from anamorph.noise import NoiseSource
 from anamorph.schedulers import Table, advance
 
@@ -122,6 +122,14 @@ class FiniteCheck:
                     "or check the checkpoint's weights"
                 )
         self.pending.clear()
+
+
+def check_axes(program: Program, sizes: Mapping[str, int], what: str) -> None:
+    """Raise InputError before anything runs where a denoiser was exported for other sizes than those of a call."""
+    axes = program.interface.axes
+    for name in (name for name in sizes if name in axes):
+        if (refusal := axes[name].refusal(sizes[name])) is not None:
+            raise InputError(f"the opened {program.interface.component} cannot draw {what}: {refusal}")
 
 
 def denoise(plan: Plan, session: Session, arrays: Arrays) -> Generator[Step, Changes | None, Array]:

@@ -22,6 +22,9 @@ class Arguments(TypedDict, total=False):
                           "a list of those, or latents"]  # fmt: skip
     mask_image: Annotated[Any, "at least 0.5 where something is to be drawn; of the picture's size"]
     masked_image_latents: Annotated[Any, "the encoded picture without what is to be drawn, [B, c, h, w]"]
+    depth_map: Annotated[Any, "depths [H, W] or [B, H, W] of the picture, near or far of any unit, larger is nearer"]
+    class_labels: Annotated[Sequence[int] | int | None, "the class of each picture"]
+    batch_size: Annotated[int, "how many pictures"]
     height: Annotated[int | None, "pixels; None: the model's own size"]
     width: Annotated[int | None, "pixels; None: the model's own size"]
     padding_mask_crop: Annotated[int | None, "draw the region around the mask with so many pixels of surroundings, "
@@ -36,10 +39,13 @@ class Arguments(TypedDict, total=False):
                                              "left, and `strength` does not count"]  # fmt: skip
     denoising_end: Annotated[float | None, "0..1: how much of the way this pipeline goes"]
     guidance_scale: Annotated[float, "s of classifier-free guidance; at 1 and below no other branch is computed"]
+    image_guidance_scale: Annotated[float, "how close to the given picture; 1 and above"]
+    noise_level: Annotated[int, "training timestep up to which the given picture is noised"]
     negative_prompt: Annotated[Texts, "what to keep away from: a text for all, or one for each prompt"]
     negative_prompt_2: Annotated[Texts, "the negative text for the second encoder; None: `negative_prompt`"]
     num_images_per_prompt: Annotated[int, "pictures of each prompt, side by side"]
     eta: Annotated[float, "0..1: noise of DDIM's steps"]
+    use_clipped_model_output: Annotated[bool | None, "whether DDIM takes the noise from the clipped estimate"]
     generator: Annotated[Any, "torch.Generator, or one for each picture, instead of `seed`"]
     latents: Annotated[Any, "the first latents [N, c, h, w], instead of drawn ones"]
     prompt_embeds: Annotated[Any, "encoded prompts [P, S, D], instead of `prompt`"]
@@ -70,6 +76,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "num_inference_steps": 50,
         "guidance_scale": 7.5,
+        "batch_size": 1,
         "num_images_per_prompt": 1,
         "eta": 0.0,
         "output_type": "pil",

@@ -1,12 +1,13 @@
 """The components of a pipeline as it declares them: what may fill each place, and how it is found in a checkpoint."""
 
-import warnings
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.checkpoint import Checkpoint
 from anamorph.clip_image import CLIPImageProcessor
 from anamorph.errors import CheckpointError, ConfigError, InputError
@@ -14,6 +15,10 @@ from anamorph.pipelines.loading import read_component
 from anamorph.schedulers import Scheduler
 from anamorph.schedulers.registry import scheduler_from_folder
 from anamorph.tokenizer import ClipTokenizer
+
+log = logging.getLogger(__name__)
+
+Tokenizer = ClipTokenizer | BertTokenizer
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "tokenizer": Kind(ClipTokenizer.from_pretrained, ClipTokenizer, "anamorph.ClipTokenizer"),
+        "word pieces": Kind(BertTokenizer.from_pretrained, BertTokenizer, "anamorph.BertTokenizer"),
         "scheduler": Kind(scheduler_from_folder, Scheduler, "a scheduler of anamorph"),
         "processor": Kind(CLIPImageProcessor.from_pretrained, CLIPImageProcessor, "anamorph.CLIPImageProcessor"),
     }
@@ -56,7 +62,10 @@ def model(*classes: str, parts: tuple[str, ...] = (), optional: bool = False, wi
 
 
 TOKENIZER = Slot("tokenizer")
+WORD_PIECES = Slot("word pieces")
 SCHEDULER = Slot("scheduler")
+PROCESSOR = Slot("processor", optional=True)
+"""How pictures are prepared for a safety checker."""
 UNUSED = Slot("unused", optional=True)
 
 Slots = Mapping[str, Slot]
@@ -80,11 +89,19 @@ def read_slot(checkpoint: Checkpoint, name: str, slot: Slot) -> Any:
     """
     if slot.kind == "unused" or (slot.optional and checkpoint.components.get(name) is None):
         return None
+    if slot.kind == "model" and slot.optional and not _exported(checkpoint, name):
+        log.warning("%s has no %s, because another tool exported it: nothing is screened", checkpoint.folder, name)
+        return None
     if slot.kind == "model":
         return read_component(checkpoint, name, slot.classes)
     if name in checkpoint.components and checkpoint.components[name] is None:
         raise CheckpointError(f"{checkpoint.folder}/model_index.json has no {name}; this pipeline needs one")
     return KINDS[slot.kind].read(checkpoint.place(name))
+
+
+def _exported(checkpoint: Checkpoint, name: str) -> bool:
+    artifact = checkpoint.artifact
+    return artifact is None or any(part.component == name for part in artifact.parts.values())
 
 
 def check_given(owner: str, slots: Slots, options: Sequence[str], given: Mapping[str, Any]) -> None:
@@ -105,18 +122,12 @@ def check_given(owner: str, slots: Slots, options: Sequence[str], given: Mapping
             raise InputError(f"{name} is a {type(value).__name__}, expected {KINDS[slot.kind].called}")
 
 
-def check_slots(owner: str, slots: Slots, checkpoint: Checkpoint, given: Mapping[str, Any]) -> None:
-    """Raise ConfigError where the checkpoint fills a slot that the pipeline does not have; warn of unused ones."""
+def check_slots(owner: str, slots: Slots, checkpoint: Checkpoint) -> None:
+    """Raise ConfigError where the checkpoint fills a slot that the pipeline does not have."""
     filled = [name for name, slot in checkpoint.components.items() if slot is not None]
     if strange := [name for name in filled if name not in slots]:
         raise ConfigError(
             f"{checkpoint.folder} has {', '.join(strange)}, which {owner} does not take; it takes {', '.join(slots)}"
-        )
-    if "safety_checker" in filled and slots["safety_checker"].kind == "unused" and "safety_checker" not in given:
-        warnings.warn(
-            "this checkpoint has a safety checker, which this version does not run: pictures are not screened; "
-            "pass safety_checker=None to say that you know",
-            stacklevel=4,
         )
 
 

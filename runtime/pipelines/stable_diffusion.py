@@ -5,20 +5,21 @@ from typing import Any, ClassVar
 
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.signature import Signature
-from anamorph.pipelines.slots import SCHEDULER, TOKENIZER, UNUSED, Slot, Slots, model
+from anamorph.pipelines.slots import PROCESSOR, SCHEDULER, TOKENIZER, UNUSED, Slot, Slots, model
 from anamorph.pipelines.tasks import Task, from_noise, from_picture, inpaint, plain_or_inpainting
 
+VAES = ("AutoencoderKL", "AutoencoderTiny")
 DRAWING: Slots = {
-    "vae": model("AutoencoderKL", parts=("vae_decoder",)),
+    "vae": model(*VAES, parts=("vae_decoder",)),
     "text_encoder": model("CLIPTextModel"),
     "tokenizer": TOKENIZER,
     "unet": model("UNet2DConditionModel"),
     "scheduler": SCHEDULER,
-    "safety_checker": UNUSED,
-    "feature_extractor": UNUSED,
+    "safety_checker": model("StableDiffusionSafetyChecker", optional=True),
+    "feature_extractor": PROCESSOR,
     "image_encoder": UNUSED,
 }
-EDITING: Mapping[str, Slot] = {**DRAWING, "vae": model("AutoencoderKL", parts=("vae_decoder", "vae_encoder"))}
+EDITING: Mapping[str, Slot] = {**DRAWING, "vae": model(*VAES, parts=("vae_decoder", "vae_encoder"))}
 OPTIONS: Mapping[str, Any] = {"requires_safety_checker": False}
 
 GUIDED = "num_inference_steps timesteps sigmas guidance_scale negative_prompt num_images_per_prompt eta generator"

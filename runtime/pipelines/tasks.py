@@ -4,8 +4,9 @@ Its heart is a function from a `Scene` (the checked call and what the loop will 
 from the small functions below; noise is drawn in diffusers' order, so that its generators give its pictures.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from anamorph.noise import NoiseSource
 from anamorph.pipelines.pictures import repeated
 from anamorph.pipelines.request import Request
 from anamorph.pipelines.sampling import AfterStep, Guidance
-from anamorph.schedulers import Table, add_noise
+from anamorph.schedulers import Scheduler, Table, add_noise
 
 F32 = NDArray[np.float32]
 
@@ -25,18 +26,20 @@ class Sources:
     """What a task starts from, checked and brought to size.
 
     `pictures` [B, C, H, W] in -1..1, or `latents` [B, c, h, w] that the caller encoded; `mask` [B, 1, H, W] is 1
-    where something is to be drawn; `masked_latents` [B, c, h, w] the caller's encoding of what stays.
+    where something is to be drawn; `masked_latents` [B, c, h, w] the caller's encoding of what stays; `depth`
+    [B, 1, h, w] in -1..1 at the size of the latents.
     """
 
     pictures: F32 | None = None
     latents: F32 | None = None
     mask: F32 | None = None
     masked_latents: F32 | None = None
+    depth: F32 | None = None
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a task may use; `encode` gives mean and log-variance [B, 2 c, h, w] of pictures."""
+    """All that a task may use; `encode` gives mean and log-variance [B, 2 c, h, w] of pictures, or their latents."""
 
     request: Request
     guidance: Guidance
@@ -52,15 +55,20 @@ class Scene:
     """Whether the denoiser takes a mask and what stays as further channels."""
     arrays: Arrays
     encode: Callable[[F32], F32]
+    exact: bool = False
+    """Whether the autoencoder gives latents and no distribution of them."""
+    schedulers: Mapping[str, Scheduler] = field(default_factory=dict)
+    """The pipeline's schedulers by the names of their slots."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The first latents, and the `channels` and `after` of a `Plan`."""
+    """The first latents, the `channels` and `after` of a `Plan`, and further conditions for every branch."""
 
     latents: Array
     channels: Array | None = None
     after: AfterStep | None = None
+    conditions: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def classifier_free(request: Request) -> Guidance:
@@ -79,6 +87,21 @@ def plain_model(latent_channels: int) -> tuple[int, ...]:
     return (latent_channels,)
 
 
+def with_one_more(latent_channels: int) -> tuple[int, ...]:
+    """A denoiser that sees the latents and one more channel."""
+    return (latent_channels + 1,)
+
+
+def with_as_many(latent_channels: int) -> tuple[int, ...]:
+    """A denoiser that sees the latents of two pictures."""
+    return (2 * latent_channels,)
+
+
+def with_colours(latent_channels: int) -> tuple[int, ...]:
+    """A denoiser that sees the latents and a picture in RGB."""
+    return (latent_channels + 3,)
+
+
 def plain_or_inpainting(latent_channels: int) -> tuple[int, ...]:
     """A denoiser that sees the latents alone, or beside them a mask and the latents of what stays."""
     return latent_channels, 2 * latent_channels + 1
@@ -89,13 +112,17 @@ class Task:
     """A task: its `start`, the sources that it `needs`, how it guides, and how many channels its denoiser may take.
 
     `channels` is a function of the number of channels that latents have. `distilled`: the scheduler chooses the
-    timesteps of a strength among those that the model was distilled on.
+    timesteps of a strength among those that the model was distilled on. Where pictures come out larger than the one
+    that they start from, `scale` says how many times, given the autoencoder's pixels per latent; a source of another
+    size than the model takes is resized with a bicubic filter there. `table` changes the scheduler's.
     """
 
     start: Callable[[Scene], Start]
     needs: tuple[str, ...] = ()
     guidance: Callable[[Request], Guidance] = classifier_free
     channels: Callable[[int], tuple[int, ...]] = plain_model
+    scale: Callable[[int], int] | None = None
+    table: Callable[[Table], Table] = lambda table: table
     distilled: bool = False
 
 
@@ -121,6 +148,30 @@ def from_picture(scene: Scene) -> Start:
         return Start(scene.arrays.put(clean))
     noisy = add_noise(scene.table, 0, clean, scene.noise.normal(scene.shape))
     return Start(scene.arrays.put(noisy))
+
+
+def with_depth(scene: Scene) -> Start:
+    """Image to image with the picture's depth as a further channel."""
+    depth = scene.sources.depth
+    assert depth is not None
+    start = from_picture(scene)
+    dealt = [repeated(depth, scene.request.images)] * scene.guidance.branches
+    return Start(start.latents, scene.arrays.put(np.concatenate(dealt)))
+
+
+def beside_picture(scene: Scene) -> Start:
+    """Text to image with the picture's most probable latents as further channels, zeros in the least guided branch.
+
+    Source: Brooks et al. 2023 (arXiv:2211.09800), section 3.2.
+    """
+    latents = scene.sources.latents
+    if latents is None:
+        assert scene.sources.pictures is not None
+        latents = scene.encode(scene.sources.pictures)[:, : scene.shape[0]]
+    latents = repeated(latents, scene.request.images)
+    branches = [np.zeros_like(latents)] * (scene.guidance.branches > 1)
+    branches += [latents] * (scene.guidance.branches - len(branches))
+    return replace(from_noise(scene), channels=scene.arrays.put(np.concatenate(branches)))
 
 
 def inpaint(scene: Scene) -> Start:
@@ -158,6 +209,11 @@ def _pure(scene: Scene, noise: F32) -> F32:
     return np.float32(scene.table.init_noise_sigma) * noise
 
 
+def clean_latents(scene: Scene) -> F32:
+    """Latents of the pictures, one for each that is made; generators draw as diffusers has them draw."""
+    return _clean(scene, scene.request.images if scene.request.seeds is not None else None)
+
+
 def _clean(scene: Scene, draws: int | None) -> F32:
     """Latents of the pictures, one for each that is made; `draws` of them are sampled (None: one per source)."""
     latents = scene.sources.latents
@@ -171,9 +227,11 @@ def _posterior(scene: Scene, pictures: F32, draws: int | None) -> F32:
     """A sample of the autoencoder's distribution: scaling (mean + exp(log variance / 2) z)."""
     count = len(pictures) if draws is None else draws
     moments = repeated(scene.encode(pictures), count)
+    if scene.exact:
+        return np.float32(scene.scaling) * moments
     mean, log_variance = moments[:, : scene.shape[0]], moments[:, scene.shape[0] :]
     deviation: F32 = np.exp(np.float32(0.5) * log_variance.clip(*LOG_VARIANCE))
-    latents: F32 = np.float32(scene.scaling) * (mean + deviation * scene.noise.normal(scene.shape, count))
+    latents: F32 = np.float32(scene.scaling) * (mean + deviation * scene.noise.normal(tuple(mean.shape[1:]), count))
     return latents
 
 
@@ -193,7 +251,7 @@ def _kept(scene: Scene, draws: int | None) -> F32:
     assert sources.pictures is not None
     assert sources.mask is not None
     masked = sources.pictures * (1 - sources.mask)
-    if not scene.inpainting_model:
+    if not scene.inpainting_model and not scene.exact:
         return scene.noise.normal(scene.shape, len(masked) if draws is None else draws)
     return repeated(_posterior(scene, masked, draws), images)
 

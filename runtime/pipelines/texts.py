@@ -112,6 +112,21 @@ def penultimate_states(encoders: Sequence[Encoder], texts: Sequence[Sequence[str
     return {"prompt_embeds": np.concatenate(states, axis=-1), "pooled_prompt_embeds": said.pooled("text_embeds")}
 
 
+def raw_states(encoders: Sequence[Encoder], texts: Sequence[Sequence[str]], clip_skip: int | None) -> Embeds:
+    """The last layer's states without the final norm [P, S, D], and the pooled states [P, D].
+
+    Raises InputError: an opened encoder hands out no states of single layers.
+    """
+    del clip_skip  # no such pipeline takes it
+    (encoder,), (prompts,) = encoders, texts
+    tokens = encoder.read(prompts)
+    said = encoder.said(tokens)
+    if not (layers := _layers(said.outputs)):
+        raise InputError(f"{encoder.program.interface.component} gives no states of its layers; export it anew")
+    states = emphasised(said.states(layers[-1]), tokens.weights)
+    return {"prompt_embeds": states, "pooled_prompt_embeds": said.pooled("pooler_output")}
+
+
 def _layers(outputs: Mapping[str, Any]) -> list[str]:
     """Names of the outputs that hold the states before the first layer and after each, in order."""
     names = (name for name in outputs if name.startswith("hidden_states."))

@@ -151,7 +151,7 @@ def _mean(table: Table, x: Array, out: Array) -> Array:
     if table.variance is None:
         return out
     channels = x.shape[1]
-    if out.shape[1] != 2 * channels:
+    if table.variance != "unused" and out.shape[1] != 2 * channels:
         raise InputError(
             f"the configuration has a learned variance, so the model must return {2 * channels} channels for "
             f"{channels} of the sample, got {out.shape[1]}; change variance_type"
