@@ -13,7 +13,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MAKE) --no-print-directory types
-	$(BIN)/pytest -n auto --dist worksteal --cov=anamorph --cov-report=term:skip-covered
+	$(BIN)/pytest -n auto --dist worksteal --durations=15 --cov=anamorph --cov-report=term:skip-covered
 
 # Type checkers cannot follow the editable finder, so what ships is installed into a folder and checked there.
 types: $(STAMP)
