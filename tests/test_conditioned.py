@@ -12,7 +12,7 @@ import torch
 from checkpoints import CLIP, UNET, VAE, noisy, tiny_clip, tiny_tokenizer, write_vocabulary
 from exported import FORMATS, exported, once, shared_place
 from parity import IMAGE_BOUND, LATENT_BOUND, listened, ours, worst
-from test_img2img import picture
+from pictures import picture
 from test_models_unet import UPSCALER
 
 import anamorph

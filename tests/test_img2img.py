@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pictures
 import pytest
 import torch
 from parity import IMAGE_BOUND, LATENT_BOUND, ours, reference, worst
-from PIL import Image
+from pictures import SCHEDULERS, picture
 
 import anamorph
 from anamorph import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
@@ -17,22 +18,6 @@ from anamorph.errors import InputError
 from anamorph.pipelines.running import states
 
 KIND = "StableDiffusionImg2ImgPipeline"
-OPTIONS = {"skip_prk_steps": True}
-"""What checkpoints whose scheduler is PNDM say; the others carry it along."""
-SCHEDULERS = [
-    anamorph.DDIMScheduler,
-    anamorph.PNDMScheduler,
-    anamorph.EulerDiscreteScheduler,
-    anamorph.DPMSolverMultistepScheduler,
-]
-
-
-def picture(height: int = 64, width: int = 64, hue: int = 0) -> Image.Image:
-    """A coloured disc with a shade on white."""
-    y, x = np.indices((height, width))
-    inside = (2 * y / height - 1) ** 2 + (2 * x / width - 1) ** 2 < 0.7
-    colour = np.roll([220, 60, 30], hue) + np.stack([x, y, x - y], -1) / 3
-    return Image.fromarray(np.where(inside[..., None], colour, 255).clip(0, 255).astype(np.uint8))
 
 
 def call(**changes: Any) -> dict[str, Any]:
@@ -41,22 +26,11 @@ def call(**changes: Any) -> dict[str, Any]:
             "num_inference_steps": 10, "strength": 0.6, "guidance_scale": 5.0, **changes}  # fmt: skip
 
 
-opened = functools.cache(lambda folder: StableDiffusionImg2ImgPipeline.from_pretrained(folder, backend="eager"))
-
-
-def load(folder: Path, scheduler: type | None = None) -> StableDiffusionImg2ImgPipeline:
-    pipe = StableDiffusionImg2ImgPipeline(**opened(folder).components)
-    if scheduler is not None:
-        pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **OPTIONS)  # type: ignore[attr-defined]
-    return pipe
+load = functools.partial(pictures.load, StableDiffusionImg2ImgPipeline)
 
 
 def compare(folder: Path, scheduler: type | None = None, seeds: Any = (3, 4), **changes: Any) -> tuple[float, float]:
-    arguments = call(**changes)
-    return worst(
-        ours(load(folder, scheduler), seeds, **arguments),
-        reference(folder, scheduler, seeds, KIND, OPTIONS, **arguments),
-    )
+    return pictures.compare(StableDiffusionImg2ImgPipeline, folder, scheduler, seeds, **call(**changes))
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda scheduler: scheduler.__name__)

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pictures
 import pytest
 import torch
 from checkpoints import tiny_inpaint
 from parity import IMAGE_BOUND, LATENT_BOUND, ours, reference, worst
-from PIL import Image, ImageDraw
-from test_img2img import OPTIONS, SCHEDULERS, picture
+from pictures import SCHEDULERS, mask, picture
+from PIL import Image
 
 import anamorph
 from anamorph import DiffusionPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline
@@ -26,13 +27,6 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_inpaint(tmp_path_factory.mktemp("nine"))
 
 
-def mask(height: int = 64, width: int = 64, shift: int = 0) -> Image.Image:
-    """White in a part of the middle."""
-    result = Image.new("L", (width, height))
-    ImageDraw.Draw(result).ellipse((width // 4 + shift, height // 4, width * 3 // 5 + shift, height * 2 // 3), fill=255)
-    return result
-
-
 def tensor(image: Image.Image) -> torch.Tensor:
     """[C, H, W] in 0..1."""
     values = torch.from_numpy(np.asarray(image, np.float32) / 255)
@@ -44,22 +38,11 @@ def call(**changes: Any) -> dict[str, Any]:
             "mask_image": mask(), "num_inference_steps": 8, "guidance_scale": 5.0, **changes}  # fmt: skip
 
 
-opened = functools.cache(lambda folder: StableDiffusionInpaintPipeline.from_pretrained(folder, backend="eager"))
-
-
-def load(folder: Path, scheduler: type | None = None) -> StableDiffusionInpaintPipeline:
-    pipe = StableDiffusionInpaintPipeline(**opened(folder).components)
-    if scheduler is not None:
-        pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **OPTIONS)  # type: ignore[attr-defined]
-    return pipe
+load = functools.partial(pictures.load, StableDiffusionInpaintPipeline)
 
 
 def compare(folder: Path, scheduler: type | None = None, seeds: Any = (3, 4), **changes: Any) -> tuple[float, float]:
-    arguments = call(**changes)
-    return worst(
-        ours(load(folder, scheduler), seeds, **arguments),
-        reference(folder, scheduler, seeds, KIND, OPTIONS, **arguments),
-    )
+    return pictures.compare(StableDiffusionInpaintPipeline, folder, scheduler, seeds, **call(**changes))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.7])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from checkpoints import tiny_lcm
 from parity import IMAGE_BOUND, LATENT_BOUND, ours, reference, worst
-from test_img2img import picture
+from pictures import picture
 
 import anamorph
 from anamorph import LatentConsistencyModelPipeline, StableDiffusionPipeline

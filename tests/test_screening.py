@@ -13,7 +13,7 @@ from checkpoints import noisy
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from exported import FORMATS, exported, once, shared_place
 from parity import IMAGE_BOUND, generator, ours, reference, relative, worst
-from test_img2img import picture
+from pictures import picture
 from test_models_autoencoders import TINY
 from test_models_pictures import VISION
 

@@ -15,8 +15,8 @@ import torch
 from checkpoints import tiny_sdxl
 from diffusers.pipelines.stable_diffusion_xl import watermark as diffusers_watermark
 from parity import IMAGE_BOUND, LATENT_BOUND, generator, ours, reference, worst
-from test_img2img import picture as any_picture
-from test_inpaint import mask as any_mask
+from pictures import mask as any_mask
+from pictures import picture as any_picture
 
 import anamorph
 from anamorph import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline

@@ -9,8 +9,7 @@ import pytest
 from checkpoints import tiny_sdxl
 from exported import FORMATS, exported
 from parity import relative
-from test_img2img import picture
-from test_inpaint import mask
+from pictures import mask, picture
 
 import anamorph
 from anamorph import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline

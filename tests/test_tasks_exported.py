@@ -8,8 +8,7 @@ import pytest
 from checkpoints import tiny_inpaint
 from exported import FORMATS, exported
 from parity import relative
-from test_img2img import picture
-from test_inpaint import mask
+from pictures import mask, picture
 
 from anamorph import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 

@@ -1,6 +1,7 @@
 """The command line: `anamorph generate | demo | compare | replay | schedulers | backends | export | ...`."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -80,29 +81,9 @@ def _run(options: argparse.Namespace) -> int:
     import warnings
 
     warnings.showwarning = lambda message, *_: print(f"anamorph: warning: {message}", file=sys.stderr)
-    if options.command == "generate":
-        from anamorph.cli.generate import run
-    elif options.command == "demo":
-        from anamorph.cli.demo import run
-    elif options.command == "backends":
-        from anamorph.cli.backends import run
-    elif options.command == "schedulers":
-        from anamorph.cli.schedulers import run
-    elif options.command == "compare":
-        from anamorph.cli.compare import run
-    elif options.command == "export":
-        from anamorph.cli.export import run
-    elif options.command == "verify":
-        from anamorph.cli.verify import run
-    elif options.command == "info":
-        from anamorph.cli.info import run
-    elif options.command == "doctor":
-        from anamorph.cli.doctor import run
-    elif options.command == "bench":
-        from anamorph.cli.bench import run
-    else:
-        from anamorph.cli.replay import run
-    return run(options)
+    module = importlib.import_module(f"anamorph.cli.{options.command}")  # each command has a module of its name
+    code: int = module.run(options)
+    return code
 
 
 def _say(message: str, code: int) -> int:
