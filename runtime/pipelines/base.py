@@ -1,6 +1,5 @@
 """What all pipelines share: their components, loading, saving and placement."""
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.arrays import Array
-from anamorph.checkpoint import BUNDLED, VERSION_WRITTEN, Checkpoint, Source, open_checkpoint
+from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
 from anamorph.clip_image import CLIPImageProcessor
 from anamorph.components import Component
 from anamorph.engine import Placement, Program
 from anamorph.errors import ConfigError, InputError
-from anamorph.files import replacing
 from anamorph.pipelines.arguments import Job
 from anamorph.pipelines.cropping import put_back
 from anamorph.pipelines.custom import custom_class
@@ -24,8 +22,9 @@ from anamorph.pipelines.loading import Loaded, Wishes, as_component, completed, 
 from anamorph.pipelines.outputs import PipelineOutput, check_output_type, finish_images
 from anamorph.pipelines.running import State, finished, states
 from anamorph.pipelines.sampling import Plan
+from anamorph.pipelines.saving import save
 from anamorph.pipelines.signature import Arguments, Signature
-from anamorph.pipelines.slots import Slots, check_given, check_slots, library, models, parts_of, read_slot
+from anamorph.pipelines.slots import Slots, check_given, check_slots, models, parts_of, read_slot
 from anamorph.schedulers import Scheduler
 from anamorph.tokenizer import ClipTokenizer
 from anamorph.weights import check_form, find_weights
@@ -367,36 +366,11 @@ class DiffusionPipeline:
 
         Raises OutputError: the disk is full or read-only. Raises InputError: this is an exported folder.
         """
-        if exported := [loaded.component for loaded in self._models.values() if loaded.component.artifact]:
-            raise InputError(
-                f"{exported[0].name} comes from an exported folder, which holds no weights to save; copy it"
-            )
-        place = Path(folder)
-        index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": VERSION_WRITTEN}
-        index |= {name: value for name, value in self.options.items() if value is not None}
-        for name, value in self.components.items():
-            if isinstance(value, Loaded):
-                _save_model(value.component, place / name)
-                class_name = value.component.class_name
-            elif value is not None:
-                value.save_pretrained(place / name)
-                class_name = {"ClipTokenizer": "CLIPTokenizer"}.get(type(value).__name__, type(value).__name__)
-            index[name] = [None, None] if value is None else [library(class_name), class_name]
-        with replacing(place / "model_index.json") as draft:  # last: a folder without it does not load
-            draft.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        save(self, Path(folder))
 
     def __repr__(self) -> str:
         lines = [f"  {placement}" for placement in self.placement.values()]
         return "\n".join([f"{type(self).__name__}(", *lines, f"  scheduler: {type(self.scheduler).__name__}", ")"])
-
-
-def _save_model(component: Component, folder: Path) -> None:
-    from anamorph.models import MODELS
-
-    model = component.module
-    if model is None:
-        model = MODELS[component.class_name].from_pretrained(component.stored, variant=component.variant)
-    model.save_pretrained(folder)
 
 
 def check_output(job: Job, output_type: str) -> None:

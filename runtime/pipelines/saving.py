@@ -1,0 +1,50 @@
+"""Writing a pipeline as a checkpoint in diffusers' layout."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anamorph.checkpoint import VERSION_WRITTEN
+from anamorph.components import Component
+from anamorph.errors import InputError
+from anamorph.files import replacing
+from anamorph.pipelines.loading import Loaded
+from anamorph.pipelines.slots import library
+
+if TYPE_CHECKING:
+    from anamorph.pipelines.base import DiffusionPipeline
+
+WRITTEN = {"ClipTokenizer": "CLIPTokenizer"}
+"""Our class -> how other tools call it."""
+
+
+def save(pipe: "DiffusionPipeline", place: Path) -> None:
+    """Write every component and, last, `model_index.json`: a folder without it does not load.
+
+    Raises OutputError: the disk is full or read-only. Raises InputError: a component comes from an exported folder.
+    """
+    components = pipe.components
+    for name, value in components.items():
+        if isinstance(value, Loaded) and value.component.artifact:
+            raise InputError(f"{name} comes from an exported folder, which holds no weights to save; copy it")
+    index: dict[str, Any] = {"_class_name": type(pipe).__name__, "_diffusers_version": VERSION_WRITTEN}
+    index |= {name: value for name, value in pipe.options.items() if value is not None}
+    for name, value in components.items():
+        if isinstance(value, Loaded):
+            _save_model(value.component, place / name)
+            class_name = value.component.class_name
+        elif value is not None:
+            value.save_pretrained(place / name)
+            class_name = WRITTEN.get(type(value).__name__, type(value).__name__)
+        index[name] = [None, None] if value is None else [library(class_name), class_name]
+    with replacing(place / "model_index.json") as draft:
+        draft.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _save_model(component: Component, folder: Path) -> None:
+    from anamorph.models import MODELS
+
+    model = component.module
+    if model is None:
+        model = MODELS[component.class_name].from_pretrained(component.stored, variant=component.variant)
+    model.save_pretrained(folder)
