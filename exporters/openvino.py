@@ -36,7 +36,8 @@ def write(program: "torch.export.ExportedProgram", interface: Interface, folder:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as draft:
         written = emit(program, interface, Path(draft), storing, weights_as_inputs=True)
-        model = _with_whole_timestep(openvino.convert_model(Path(draft) / written.file))
+        # Not convert_model: it tells its makers of every conversion, and waits a second for the answer.
+        model = _with_whole_timestep(openvino.Core().read_model(Path(draft) / written.file))
     _keep_names(model, interface)
     asked = [port.any_name for port in model.inputs if port.any_name in written.constants]
     own = [name for name in asked if not written.constants[name].linked]
