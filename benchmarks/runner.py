@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,8 @@ class Group:
         for cell in self.cells:
             self.run.measured(cell).flops = flops
             self.run.add("cell", cell, cell=asdict(cell), flops=flops, model=self.hashes)
+        if self.plan.prepare:
+            self._prepare()
         active = list(self.cells)
         while active:
             for cell in active:
@@ -122,6 +125,21 @@ class Group:
                 self.turns[cell] += 1
                 self.spent[cell] += time.monotonic() - started
             active = [cell for cell in active if not self._ended(cell)]
+
+    def _prepare(self) -> None:
+        """Fill the caches of all engines at once, one on each core; what fails here fails again in its turn."""
+        firsts = {(cell.engine, cell.static): cell for cell in reversed(self.cells) if cell.engine != REFERENCE[0]}
+
+        def fill(cell: Cell) -> None:
+            with suppress(AnamorphError), self._opened(cell, self._cache(cell)) as (process, _):
+                process.ask("run", inputs=str(self.place / "inputs"))
+
+        with ThreadPoolExecutor(physical_cores()) as pool:
+            for _ in pool.map(fill, firsts.values()):
+                continue
+
+    def _cache(self, cell: Cell) -> Path:
+        return self.place / _digest(cell)
 
     def _too_large(self, cell: Cell) -> bool:
         """Whether a smaller batch of the same arm failed already; that is a row too."""
@@ -209,8 +227,7 @@ class Group:
 
     def _turn(self, cell: Cell) -> None:
         """One process: load, first picture, warm up, samples; the first turn also compares the stages."""
-        cache = self.place / _digest(cell)
-        warm = cache.exists()
+        warm = (cache := self._cache(cell)).exists()
         inputs, started = str(self.place / "inputs"), time.monotonic()
         with self._opened(cell, cache) as (process, opened):
             answer = process.ask("run", inputs=inputs)

@@ -62,6 +62,14 @@ def test_every_named_set_expands_and_says_what_it_holds() -> None:
 
 
 @pytest.mark.usefixtures("quiet")
+def test_caches_are_filled_before_anything_is_measured_where_the_plan_says_so(tmp_path: Path) -> None:
+    measured(tmp_path / "r.jsonl", "eager", "good", plan=replace(QUICK, prepare=True))
+    rows = [json.loads(text) for text in (tmp_path / "r.jsonl").read_text().splitlines()]
+    found = [(row["key"].split("-")[0], row["cache"]) for row in rows if row["kind"] == "burst"]
+    assert found == [("eager", "cold"), ("good", "warm"), *[("eager", "warm"), ("good", "warm")] * 2]
+
+
+@pytest.mark.usefixtures("quiet")
 def test_a_scenario_ends_when_its_time_is_spent(tmp_path: Path) -> None:
     found = lines(measured(tmp_path / "r.jsonl", "eager", "good", plan=replace(QUICK, total_s=-1.0)))
     assert [one.refusal for one in found] == ["failed: not run: the -1 s of the scenario were spent"] * 2
