@@ -96,7 +96,8 @@ def inception(file: Path) -> "torch.nn.Module":
             return found
 
     try:
-        return Features(torch.jit.load(str(file), map_location="cpu")).eval()
+        load: Callable[..., Any] = torch.jit.load
+        return Features(load(str(file), map_location="cpu")).eval()
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{file} is no TorchScript network: {str(error).splitlines()[0]}") from None
 

@@ -62,10 +62,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
     found = ratios(options.engine, options.rounds)
-    low, high = interval([found])
-    print(
-        f"arm / bare loop: median {statistics.median(found):.4f}, 95 % from {low:.4f} to {high:.4f}, {len(found)} rounds"
-    )
+    middle, (low, high) = statistics.median(found), interval([found])
+    print(f"arm / bare loop: median {middle:.4f}, 95 % from {low:.4f} to {high:.4f}, {len(found)} rounds")
     if options.result:
         added = [burst["overhead_s"] for cell in read(options.result).cells.values() for burst in cell.bursts]
         print(f"seconds added to each process: median {statistics.median(added):.2f}, {len(added)} processes")
