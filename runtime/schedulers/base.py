@@ -64,6 +64,8 @@ class Scheduler:
     TAKES: ClassVar[tuple[str, ...]] = ()
     OPTIONS: ClassVar[Mapping[str, float]] = {}
     STATELESS: ClassVar[bool] = False
+    UNPREPARED: ClassVar[bool] = False
+    """Whether steps may be taken before `set_timesteps`: those of training."""
     WIDE_NOISE: ClassVar[bool] = False
     """Noise is drawn in float32 also for half-precision samples, as diffusers does in one of its classes."""
     SCALES: ClassVar[bool] = False
@@ -91,8 +93,13 @@ class Scheduler:
         return completed(cls.__name__, config, cls.DEFAULTS, cls.ONLY)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
-        """Build from a configuration, also another class's (see `carried`); `overrides` replace single keys."""
+    def from_config(cls, config: Mapping[str, Any] | str | Path, **overrides: Any) -> Self:
+        """Build from a configuration, also another class's (see `carried`); `overrides` replace single keys.
+
+        A folder or hub id stands for the configuration that lies there.
+        """
+        if isinstance(config, str | Path):
+            config = read_config(find_component(config, None, (FILE,)))
         return cls(**carried(config, overrides, cls.TRANSLATE))
 
     @classmethod
@@ -284,8 +291,10 @@ class Scheduler:
     def _current(self, timestep: Any, options: Mapping[str, Any]) -> tuple[Table, int]:
         """The table of this run, and the row that belongs to a timestep."""
         position = self._position
-        if position.grid is None:
+        if position.grid is None and not self.UNPREPARED:
             raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
+        if position.grid is None:
+            position = self._position = Position(self.idle())
         index = position.locate(float(timestep), self.STATELESS)
         key = position.first, tuple(options.items())
         table = position.tables.get(key)
