@@ -10,6 +10,7 @@ from typing import Any
 
 from anamorph.backends.eager import INSTALL, Eager
 from anamorph.engine import Backend
+from anamorph.memory import ChannelsLast, Saving
 from anamorph.plugins import hookimpl
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Compile(Eager):
     """torch.compile with Inductor; the first picture of each size waits for the compiler."""
 
     name = "compile"
+    savings: tuple[type[Saving], ...] = (ChannelsLast,)  # hooks and slices would be compiled again and again
     rank = None  # minutes of compilation are never spent without being asked for
 
     def unavailable(self) -> str | None:

@@ -2,8 +2,9 @@
 
 import importlib.util
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from anamorph.arrays import Array
@@ -11,10 +12,21 @@ from anamorph.backends.torch_arrays import TorchArrays
 from anamorph.components import Component
 from anamorph.engine import Backend, Placement, Program, Target, check_target
 from anamorph.interface import Interface
+from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
 from anamorph.plugins import hookimpl
 from anamorph.weights import find_weights
 
+if TYPE_CHECKING:
+    from anamorph.backends.offloading import Offloaded
+
 INSTALL = "PyTorch is not installed; run: pip install 'anamorph[torch]'"
+
+
+def waiting_of(module: Any) -> "Offloaded | None":
+    """How a model's weights wait in host memory, if they do."""
+    from anamorph.backends.offloading import offloaded
+
+    return offloaded(module)
 
 
 @dataclass(frozen=True)
@@ -22,14 +34,54 @@ class TorchProgram:
     """A function of a PyTorch model on one device, with its inputs cast to the execution precision."""
 
     function: Callable[..., tuple[Any, ...]]
-    dtype: Any
+    module: Any
+    part: str
+    engine: str
     interface: Interface
-    placement: Placement
-    arrays: TorchArrays
+    savings: tuple[type[Saving], ...]
+    """What it can be asked for after it was opened."""
+
+    @property
+    def placement(self) -> Placement:
+        """Read back from the module at each time of asking."""
+        precision = str(self.module.dtype).removeprefix("torch.")
+        waits = waiting_of(self.module)
+        notes = {} if waits is None else {"offload": str(waits.wish.kind)}
+        return Placement(self.part, self.engine, str(self._device), precision, notes)
+
+    @property
+    def arrays(self) -> TorchArrays:
+        """Tensors on the device that computes."""
+        return TorchArrays(self._device)
+
+    @property
+    def _device(self) -> Any:
+        waits = waiting_of(self.module)
+        return self.module.device if waits is None else waits.device
 
     def session(self) -> "TorchSession":
         """PyTorch modules hold no state of a call, so a session is no more than the program."""
         return TorchSession(self)
+
+    def spare(self, saving: Saving) -> str | None:
+        """Change the module, which other programs may share."""
+        import torch
+
+        from anamorph.backends.offloading import offload
+
+        if not isinstance(saving, self.savings):
+            return saving.refusal(self.engine)
+        if isinstance(saving, AttentionSlices):
+            self.module.set_attention_slice(saving.size)
+        elif isinstance(saving, Offload):
+            offload(self.module, saving)
+        else:
+            waits = waiting_of(self.module)
+            offload(self.module, Offload(None))
+            self.module.to(memory_format=torch.channels_last if saving.on else torch.contiguous_format)
+            if waits is not None:
+                offload(self.module, waits.wish)
+        return None
 
 
 @dataclass(frozen=True)
@@ -41,15 +93,16 @@ class TorchSession:
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         import torch
 
-        program = self.program
+        program, waits = self.program, waiting_of(self.program.module)
         program.interface.check(inputs)
         if not program.arrays.asynchronous:  # on a device, asking for values would stop its queue
             program.interface.check_values(inputs)
         # The scalar timestep stays in float32: bfloat16 cannot tell 999 from 1000.
         casts = {port.name for port in program.interface.inputs if port.axes and port.dtype == "float32"}
         given = ((port.name, inputs.get(port.name)) for port in program.interface.inputs)
-        values = [value.to(program.dtype) if value is not None and name in casts else value for name, value in given]
-        with torch.inference_mode():
+        dtype = program.module.dtype
+        values = [value.to(dtype) if value is not None and name in casts else value for name, value in given]
+        with torch.inference_mode(), nullcontext() if waits is None else waits.awake():
             results = program.function(*values)
         return {port.name: value.float() for port, value in zip(program.interface.outputs, results, strict=True)}
 
@@ -61,6 +114,8 @@ class Eager:
     formats = ("checkpoint",)
     rank: int | None = 10
     double = False
+    savings: tuple[type[Saving], ...] = (AttentionSlices, ChannelsLast, Offload)
+    """What its programs can be asked for."""
 
     def unavailable(self) -> str | None:
         return None if importlib.util.find_spec("torch") else INSTALL
@@ -78,7 +133,12 @@ class Eager:
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
         check_target(self, target)
         module = load_module(component, target)
-        return {part: torch_program(self.name, component, part, module, self.function(module, part)) for part in parts}
+        return {
+            part: TorchProgram(
+                self.function(module, part), module, part, self.name, component.interface(part), self.savings
+            )
+            for part in parts
+        }
 
     def function(self, module: Any, part: str) -> Callable[..., tuple[Any, ...]]:
         """The callable that serves one part."""
@@ -97,7 +157,7 @@ def load_module(component: Component, target: Target) -> Any:
     if module is None:
         key = _same_weights(component, target)
         if (known := _opened.get(key)) is not None:
-            return known
+            return known if waiting_of(known) else known.to(target.device)
         model = MODELS[component.class_name]
         module = model.from_pretrained(component.stored, torch_dtype=dtype, variant=component.variant)
         _opened[key] = module
@@ -116,15 +176,6 @@ def _same_weights(component: Component, target: Target) -> Hashable:
     files = find_weights(component.stored, component.stem, component.variant).files
     stamps = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
     return component.class_name, component.config.to_json(), target, stamps
-
-
-def torch_program(
-    engine: str, component: Component, part: str, module: Any, function: Callable[..., tuple[Any, ...]]
-) -> TorchProgram:
-    """Describe what really runs: device and precision are read back from the module."""
-    precision = str(module.dtype).removeprefix("torch.")
-    placement = Placement(part, engine, str(module.device), precision)
-    return TorchProgram(function, module.dtype, component.interface(part), placement, TorchArrays(module.device))
 
 
 @hookimpl

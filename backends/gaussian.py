@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.backends.null import Null
 from anamorph.components import Component
-from anamorph.engine import Backend, Placement, Program, Session, Target, check_target
+from anamorph.engine import Backend, Graph, Placement, Program, Session, Target, check_target
 from anamorph.errors import BackendError
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
@@ -25,7 +25,7 @@ def cumulative_alphas() -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class GaussianProgram:
+class GaussianProgram(Graph):
     """Predicts epsilon = (x - a D) / s with D = (d^2 a x + s^2 m) / (a^2 d^2 + s^2).
 
     x = a x0 + s n is the noisy latent, x0 ~ N(m, d^2), a^2 + s^2 = 1; D is the posterior mean of x0.

@@ -7,13 +7,13 @@ import numpy as np
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.components import Component
-from anamorph.engine import Backend, Placement, Program, Session, Target, check_target
+from anamorph.engine import Backend, Graph, Placement, Program, Session, Target, check_target
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
 
 
 @dataclass(frozen=True)
-class NullProgram:
+class NullProgram(Graph):
     """Checks its inputs and answers zeros of the declared shapes."""
 
     interface: Interface

@@ -14,7 +14,7 @@ from anamorph.backends.cores import physical_cores
 from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
 from anamorph.backends.onnx_files import external_locations, with_outputs
 from anamorph.components import Component
-from anamorph.engine import Backend, Placement, Program, Target, check_target
+from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
 from anamorph.errors import ArtifactError
 from anamorph.interface import Interface
 from anamorph.linked import Linked
@@ -28,7 +28,7 @@ TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
 @dataclass(frozen=True)
-class OnnxProgram:
+class OnnxProgram(Graph):
     """One model file in ONNX Runtime; `InferenceSession.run` may be called by several threads at once."""
 
     engine: Any

@@ -16,7 +16,7 @@ from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, chec
 from anamorph.backends.openvino_files import check_ir
 from anamorph.backends.openvino_weights import put_weights
 from anamorph.components import Component
-from anamorph.engine import Backend, Placement, Program, Target, check_target
+from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
 from anamorph.errors import ArtifactError, BackendError
 from anamorph.interface import Interface, size_of
 from anamorph.linked import Linked
@@ -31,7 +31,7 @@ SCALAR = (1,)
 
 
 @dataclass(frozen=True)
-class OpenVinoProgram:
+class OpenVinoProgram(Graph):
     """One compiled model; each session has an infer request of its own, because a request holds its outputs."""
 
     compiled: Any

@@ -24,9 +24,10 @@ from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.engine import Placement, Program, Session
 from anamorph.exporting import ExportOptions, cache_folder, cached_export
 from anamorph.interface import Interface
+from anamorph.memory import Saving
 from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.loading import Loaded
+from anamorph.pipelines.loaded import Loaded
 from anamorph.plugins import get_backend, get_exporter
 from anamorph.schedulers import load_scheduler
 
@@ -71,6 +72,10 @@ class Timed:
         """The program's, timed."""
         timed: Session = self.clock.timed(self.name, self.program.session())
         return timed
+
+    def spare(self, saving: Saving) -> str | None:
+        """The program's."""
+        return self.program.spare(saving)
 
 
 class Engine:

@@ -12,6 +12,7 @@ from anamorph.arrays import Array, Arrays
 from anamorph.components import Component
 from anamorph.errors import BackendError
 from anamorph.interface import Interface
+from anamorph.memory import Saving
 
 PRECISIONS = {"float32": 32, "bfloat16": 16, "float16": 16}
 """Names of execution precisions and their bits."""
@@ -64,6 +65,19 @@ class Program(Protocol):
 
     def session(self) -> Session:
         """A caller of its own for one thread."""
+
+    def spare(self, saving: Saving) -> str | None:
+        """Take memory otherwise from the next call on; None, or one sentence on why that does not apply here."""
+
+
+class Graph:
+    """What programs that run a finished graph share: how they take memory was settled when it was made."""
+
+    placement: Placement
+
+    def spare(self, saving: Saving) -> str | None:
+        """See `Program.spare`."""
+        return saving.refusal(self.placement.engine)
 
 
 class Backend(Protocol):

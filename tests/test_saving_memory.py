@@ -1,6 +1,7 @@
-"""Sliced and tiled autoencoders on every engine, beside diffusers; other switches say that they do not apply."""
+"""Switches that save memory, beside diffusers, where they apply; elsewhere they say that they do not."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from exported import FORMATS, exported
 from parity import IMAGE_BOUND
 from PIL import Image
+from torch.nn import functional
 
 from anamorph import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from anamorph.errors import BackendError, InputError
-from anamorph.pipelines.saving_memory import refuse_offload
+from anamorph.errors import InputError
+from anamorph.models.attention import multi_head
 
 CALL: dict[str, Any] = {"num_inference_steps": 2, "height": 96, "width": 96, "output_type": "np"}
 PICTURE = Image.fromarray((np.indices((96, 96)).sum(0)[..., None] * np.array([1, 0.5, 0.2])).astype(np.uint8))
@@ -63,17 +65,111 @@ def test_every_engine_draws_the_same_tiles(sd1: Path, engine: str) -> None:
     assert np.abs(drawn(pipe) - drawn(eager)).max() <= 10 * IMAGE_BOUND
 
 
+def test_the_autoencoder_has_the_switches_of_diffusers(sd1: Path) -> None:
+    theirs: Any = diffusers.StableDiffusionPipeline.from_pretrained(sd1, safety_checker=None)
+    pipe: Any = StableDiffusionPipeline.from_pretrained(sd1, backend="eager")
+    whole = drawn(pipe)
+    for one in (pipe, theirs):
+        one.set_progress_bar_config(disable=True)
+        one.vae.enable_tiling()
+        one.vae.enable_slicing()
+    shared: Any = StableDiffusionPipeline(**pipe.components)
+    assert np.abs(drawn(shared) - drawn(theirs)).max() <= IMAGE_BOUND
+    pipe.vae.disable_tiling()
+    pipe.vae.disable_slicing()
+    assert np.array_equal(drawn(pipe), whole)
+    pipe.vae.enable_tiling()
+    assert not np.array_equal(drawn(pipe.to("cpu")), whole)  # another place is no other wish
+    with pytest.raises(InputError, match="unet is no autoencoder"):
+        pipe.unet.enable_tiling()
+
+
+@pytest.mark.parametrize("size", ["auto", "max", 2, None])
+def test_attention_in_slices_gives_the_same_pictures(sd1: Path, size: str | int | None) -> None:
+    pipe: Any = StableDiffusionPipeline.from_pretrained(sd1, backend="eager", unet=fresh(sd1))
+    whole = drawn(pipe)
+    with attention_calls() as sizes:
+        pipe.enable_attention_slicing(size)
+        drawn(pipe, output_type="latent")
+        assert set(sizes) == {{"auto": 2, "max": 1, 2: 2, None: 4 * 2 * 2}[size]}  # heads, branches, prompts
+    assert np.abs(drawn(pipe) - whole).max() <= 1e-5
+    pipe.disable_attention_slicing()
+    assert np.array_equal(drawn(pipe), whole)
+
+
+def test_slices_of_attention_take_masks_and_any_number_of_heads() -> None:
+    q, k, v, bias = (torch.randn(shape) for shape in ((3, 5, 12), (3, 7, 12), (3, 7, 12), (3, 1, 1, 7)))
+    whole = multi_head(q, k, v, 6, bias=bias)
+    for at_once in (1, 4, 6):
+        assert torch.allclose(multi_head(q, k, v, 6, bias=bias, at_once=at_once), whole, atol=1e-6)
+    assert not torch.allclose(multi_head(q, k, v, 6, at_once=4), whole, atol=1e-2)
+    causal = multi_head(q, q, q, 3, causal=True)
+    assert torch.allclose(multi_head(q, q, q, 3, causal=True, at_once=2), causal, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0, 5, "half", True, 1.5])
+def test_a_wrong_size_of_a_slice_is_refused(sd1: Path, size: Any) -> None:
+    pipe: Any = StableDiffusionPipeline.from_pretrained(sd1, backend="eager")
+    with pytest.raises(InputError, match=r"slice_size is .*, expected auto, max, None or 1 to 4 heads"):
+        pipe.enable_attention_slicing(size)
+
+
+def test_the_layout_of_the_weights_is_the_callers_choice(sd1: Path) -> None:
+    pipe: Any = StableDiffusionPipeline.from_pretrained(sd1, backend="eager", unet=fresh(sd1))
+    weight = pipe.unet.component.module.conv_in.weight
+    plain = drawn(pipe)
+    assert pipe.unet.to(memory_format=torch.channels_last) is pipe.unet
+    assert weight.stride()[1] == 1
+    assert np.abs(drawn(pipe) - plain).max() <= IMAGE_BOUND
+    pipe.unet.to(memory_format=torch.contiguous_format)
+    assert weight.stride()[1] == 9
+    with pytest.raises(InputError, match=r"memory_format is torch.preserve_format, expected torch.channels_last or"):
+        pipe.unet.to(memory_format=torch.preserve_format)
+
+
+def test_each_component_may_have_a_precision_of_its_own(sd1: Path) -> None:
+    wish: dict[str, Any] = {"vae": torch.float32, "default": torch.bfloat16}
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(sd1, torch_dtype=wish, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(sd1, backend="eager", torch_dtype=wish)
+    expected = {name: str(getattr(theirs, name).dtype) for name in ("unet", "text_encoder", "vae")}
+    expected["vae_decoder"] = expected.pop("vae")
+    assert {part: f"torch.{placed.precision}" for part, placed in pipe.placement.items()} == expected
+    with pytest.raises(InputError, match="torch_dtype names vea"):
+        StableDiffusionPipeline.from_pretrained(sd1, backend="eager", torch_dtype={"vea": torch.float32})
+
+
 def test_what_does_not_apply_says_so(sd1: Path) -> None:
     pipe: Any = StableDiffusionPipeline.from_pretrained(sd1, backend="null")
-    for switch in (pipe.enable_attention_slicing, pipe.enable_xformers_memory_efficient_attention):
-        with pytest.warns(UserWarning, match="attention slicing does not apply: attention is fused on every engine"):
-            switch()
-    for switch in (pipe.enable_model_cpu_offload, pipe.enable_sequential_cpu_offload):
-        with pytest.warns(UserWarning, match="does not apply: everything runs on the processor already"):
-            switch()
-    unet = replace(pipe.placement["unet"], device="cuda:0")
-    with pytest.raises(BackendError, match="is not served by this version, and unet run on an accelerator"):
-        refuse_offload("enable_model_cpu_offload", {**pipe.placement, "unet": unet})
+    with pytest.warns(UserWarning, match="unet: attention slicing does not apply: null fuses attention"):
+        pipe.enable_attention_slicing()
+    with pytest.warns(UserWarning, match="xformers does not apply: every engine's own fused attention"):
+        pipe.enable_xformers_memory_efficient_attention()
+    with pytest.warns(UserWarning, match="unet: memory_format does not apply: null chooses"):
+        pipe.unet.to(memory_format=torch.channels_last)
+    for switch in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+        with pytest.warns(UserWarning, match=f"{switch} does not apply: no engine of this pipeline has an accelerator"):
+            getattr(pipe, switch)()
+
+
+def fresh(folder: Path) -> UNet2DConditionModel:
+    """A denoiser that no other test has."""
+    return UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+
+
+@contextmanager
+def attention_calls() -> Iterator[list[int]]:
+    """How many heads (times pictures) each attention of the denoiser computes at a time."""
+    sizes: list[int] = []
+    plain = functional.scaled_dot_product_attention
+
+    def counting(q: Any, *others: Any, **named: Any) -> Any:
+        if not named.get("is_causal"):  # that is the text encoder's
+            sizes.append(q.shape[0] * q.shape[1])
+        return plain(q, *others, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "scaled_dot_product_attention", counting)
+        yield sizes
 
 
 def test_models_are_attributes_that_can_be_shared_and_replaced(sd1: Path) -> None:

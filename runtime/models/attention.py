@@ -7,23 +7,69 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anamorph.errors import InputError
 from anamorph.models.activations import Activation, gelu_tanh
 
 
 def multi_head(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False, bias: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    *,
+    causal: bool = False,
+    bias: Tensor | None = None,
+    at_once: int | None = None,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d) + bias) V for each head: [B, S, heads d], [B, T, heads d] twice -> [B, S, heads d].
 
-    `bias` broadcasts to [B, heads, S, T]. Heads are views, never copies. Scores and softmax are float32 inside
+    `bias` broadcasts to [B, heads, S, T]. Heads are views, never copies. With `at_once`, so many heads of one picture
+    are computed at a time, and no more scores than theirs are ever in memory. Scores and softmax are float32 inside
     PyTorch's kernels whatever the type of the inputs, which is what the configuration key `upcast_attention` asks for.
     Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
     """
     q, k, v = (torch.unflatten(x, -1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    if at_once is not None:
+        return _sliced(q, k, v, at_once, causal, bias).transpose(1, 2).flatten(2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal).transpose(1, 2).flatten(2)
 
 
-class Attention(nn.Module):
+def _sliced(q: Tensor, k: Tensor, v: Tensor, at_once: int, causal: bool, bias: Tensor | None) -> Tensor:
+    """Attention of [B, heads, S, d], some heads of one picture at a time."""
+    out = torch.empty_like(q)
+    masks = None if bias is None else bias.expand(*q.shape[:2], *bias.shape[2:])
+    for picture in range(q.shape[0]):
+        for first in range(0, q.shape[1], at_once):
+            part = slice(picture, picture + 1), slice(first, first + at_once)
+            mask = None if masks is None else masks[part]
+            out[part] = F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=mask, is_causal=causal)
+    return out
+
+
+class Sliceable(nn.Module):
+    """Attention whose heads may go one after another."""
+
+    heads: int
+    at_once: int | None = None
+    """How many heads of one picture are computed at a time; None: all of them, of all pictures."""
+
+
+def slice_attention(module: nn.Module, size: int | str | None) -> None:
+    """Let the attention of a model take some heads at a time: a number, "auto" (half of them), "max" (one), None (all).
+
+    Raises InputError: the size is something else, or larger than the number of heads of a layer.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, Sliceable)]
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    most = min((layer.heads for layer in layers), default=0)
+    if not (size in (None, "auto", "max") or (whole and layers and 1 <= int(size) <= most)):
+        raise InputError(f"slice_size is {size!r}, expected auto, max, None or 1 to {most} heads")
+    for layer in layers:
+        named = {None: None, "auto": max(layer.heads // 2, 1), "max": 1}
+        layer.at_once = size if isinstance(size, int) else named[size]
+
+
+class Attention(Sliceable):
     """Multi-head attention of tokens [B, S, width] to themselves, or to a context [B, T, context_width].
 
     `norm_context` norms the context first.
@@ -51,7 +97,7 @@ class Attention(nn.Module):
         if self.norm_cross is not None:
             context = self.norm_cross(context)
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        mixed: Tensor = self.to_out(multi_head(q, k, v, self.heads, bias=mask))
+        mixed: Tensor = self.to_out(multi_head(q, k, v, self.heads, bias=mask, at_once=self.at_once))
         return mixed
 
 
@@ -181,7 +227,7 @@ class PixelAttention(Attention):
         return total if self.scale == 1.0 else total / self.scale
 
 
-class AddedAttention(nn.Module):
+class AddedAttention(Sliceable):
     """Attention of the pixels of feature maps [B, C, h, w] to a text [B, T, D] and to themselves at once, added.
 
     `only_cross` leaves the pixels out of keys and values; `norm_context` is None, "layer_norm" or "group_norm".
@@ -211,7 +257,8 @@ class AddedAttention(nn.Module):
         if self.to_k is not None and self.to_v is not None:
             k, v = torch.cat((k, self.to_k(tokens)), dim=1), torch.cat((v, self.to_v(tokens)), dim=1)
             mask = None if mask is None else F.pad(mask, (0, tokens.shape[1]))
-        update: Tensor = self.to_out(multi_head(self.to_q(tokens), k, v, self.heads, bias=mask))
+        mixed = multi_head(self.to_q(tokens), k, v, self.heads, bias=mask, at_once=self.at_once)
+        update: Tensor = self.to_out(mixed)
         return x + to_pixels(update, x)
 
 

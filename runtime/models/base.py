@@ -15,6 +15,7 @@ from anamorph.config import Config, complete, read_json
 from anamorph.errors import CheckpointError, ConfigError
 from anamorph.files import replacing
 from anamorph.hub import HubOptions, find_component
+from anamorph.models.attention import slice_attention
 from anamorph.pickles import load_pickle, tensors
 from anamorph.weights import Stored, WeightFiles, check_form, find_weights
 
@@ -210,6 +211,10 @@ class Model(nn.Module):
             save_file(state, draft, metadata={"format": "pt"})
         with replacing(place / "config.json") as draft:
             draft.write_text(self.config.to_json(), encoding="utf-8")
+
+    def set_attention_slice(self, slice_size: int | str | None = "auto") -> None:
+        """See `slice_attention`."""
+        slice_attention(self, slice_size)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
@@ -18,11 +19,13 @@ from anamorph.pipelines.arguments import Job
 from anamorph.pipelines.cropping import put_back
 from anamorph.pipelines.custom import custom_class
 from anamorph.pipelines.decoding import held_back
-from anamorph.pipelines.loading import Loaded, Wishes, as_component, completed, open_component, settle_variant
+from anamorph.pipelines.loaded import Loaded
+from anamorph.pipelines.loading import Wishes, as_component, completed, open_component, settle_variant
 from anamorph.pipelines.outputs import PipelineOutput, check_output_type, finish_images
 from anamorph.pipelines.running import State, finished, states
 from anamorph.pipelines.sampling import Plan
 from anamorph.pipelines.saving import save
+from anamorph.pipelines.saving_memory import SavingMemory, check_resident
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import Slots, check_given, check_slots, models, parts_of, read_slot
 from anamorph.schedulers import Scheduler
@@ -35,7 +38,7 @@ BLACK = -1.0
 """What a picture that is held back is filled with."""
 
 
-class DiffusionPipeline:
+class DiffusionPipeline(SavingMemory):
     """Base class; `DiffusionPipeline.from_pretrained` returns the class that `model_index.json` names.
 
     A subclass declares as data: its components (`SLOTS`), the settings that `model_index.json` stores beside them
@@ -347,7 +350,11 @@ class DiffusionPipeline:
         """Open the models again on another device or in another precision; returns the pipeline itself."""
         backend, old_device, old_dtype = self._given
         self._given = (backend, device or old_device, torch_dtype or old_dtype)
-        self._models = {name: self._open(name, loaded.component) for name, loaded in self._models.items()}
+        check_resident(list(self._models.values()))
+        self._models = {
+            name: replace(self._open(name, loaded.component), sparing=loaded.sparing)
+            for name, loaded in self._models.items()
+        }
         return self
 
     @property

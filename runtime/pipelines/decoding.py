@@ -1,6 +1,5 @@
 """Latents to pictures, by whichever autoencoder a pipeline has, and the pictures that a safety checker holds back."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,19 +9,18 @@ from anamorph.arrays import Array
 from anamorph.clip_image import CLIPImageProcessor
 from anamorph.engine import Program
 from anamorph.image import to_pil
+from anamorph.pipelines.loaded import Loaded, divided
 from anamorph.pipelines.sampling import FiniteCheck
-from anamorph.pipelines.saving_memory import Sparing, divided
 from anamorph.safety import flagged
 from anamorph.tiling import autoencoder_tiles
 
 
-def decoded(
-    program: Program, config: Mapping[str, Any], scaling: float, latents: Array, sparing: Sparing
-) -> NDArray[Any]:
+def decoded(vae: Loaded, scaling: float, latents: Array) -> NDArray[Any]:
     """Latents of the denoiser (or NumPy, or a tensor), over `scaling`, to pictures in about -1..1 [N, C, H, W]."""
-    _, cut = autoencoder_tiles(config)
+    _, cut = autoencoder_tiles(vae.config)
+    program = vae.programs["vae_decoder"]
     sample = program.arrays.accept(latents) / scaling
-    pixels = divided(program, "latent_sample", sample, cut, sparing)
+    pixels = divided(vae, "vae_decoder", "latent_sample", sample, cut)
     FiniteCheck(program.arrays, "vae_decoder").add_now(pixels, "decoding the latents")
     return program.arrays.get(pixels)
 

@@ -16,15 +16,10 @@ from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.decoding import decoded
 from anamorph.pipelines.learned_words import forget, teach
+from anamorph.pipelines.loaded import divided
 from anamorph.pipelines.prompts import Asking, Family, guidance_embedding, texts
 from anamorph.pipelines.request import as_texts
 from anamorph.pipelines.sampling import FiniteCheck, Guidance, Plan, check_axes
-from anamorph.pipelines.saving_memory import (
-    Sparing,
-    attention_slicing_applies_nowhere,
-    divided,
-    refuse_offload,
-)
 from anamorph.pipelines.signature import Arguments, Texts
 from anamorph.pipelines.spans import table_of
 from anamorph.pipelines.tasks import Scene, Task
@@ -44,8 +39,6 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     VAE: ClassVar[str] = "vae"
     TASK: ClassVar[Task]
-    sparing = Sparing()
-    """How the autoencoder's calls are divided."""
     FAMILY: ClassVar[Family] = Family(last_states, (texts, guidance_embedding))
 
     def __init__(self, *components: Any, **named: Any) -> None:
@@ -213,46 +206,13 @@ class LatentDiffusion(DiffusionPipeline, public=False):
             return spelled_out(prompt, tokenizer)
         return [spelled_out(text, tokenizer) for text in prompt]
 
-    def enable_vae_slicing(self) -> None:
-        """Encode and decode the pictures of a batch one after another; the results are the same."""
-        self.sparing = replace(self.sparing, slicing=True)
-
-    def disable_vae_slicing(self) -> None:
-        """Encode and decode all pictures of a batch at once."""
-        self.sparing = replace(self.sparing, slicing=False)
-
-    def enable_vae_tiling(self) -> None:
-        """Encode and decode large pictures in overlapping tiles, on every engine; seams differ a little."""
-        self.sparing = replace(self.sparing, tiling=True)
-
-    def disable_vae_tiling(self) -> None:
-        """Encode and decode pictures whole, whatever their size."""
-        self.sparing = replace(self.sparing, tiling=False)
-
-    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:  # noqa: ARG002 - as diffusers has it
-        """Does not apply, and says so: attention is fused on every engine."""
-        attention_slicing_applies_nowhere()
-
-    def enable_xformers_memory_efficient_attention(self) -> None:
-        """Does not apply, and says so: attention is fused on every engine."""
-        attention_slicing_applies_nowhere()
-
-    def enable_model_cpu_offload(self) -> None:
-        """Does not apply on the processor, and says so; raises BackendError where a part runs elsewhere."""
-        refuse_offload("enable_model_cpu_offload", self.placement)
-
-    def enable_sequential_cpu_offload(self) -> None:
-        """Does not apply on the processor, and says so; raises BackendError where a part runs elsewhere."""
-        refuse_offload("enable_sequential_cpu_offload", self.placement)
-
     def _encode_pictures(self, pictures: NDArray[Any]) -> NDArray[Any]:
         program = self.program("vae_encoder")
         cut, _ = autoencoder_tiles(self._config(self.VAE))
-        moments = divided(program, "sample", program.arrays.put(pictures), cut, self.sparing)
+        moments = divided(self._models[self.VAE], "vae_encoder", "sample", program.arrays.put(pictures), cut)
         FiniteCheck(program.arrays, "vae_encoder").add_now(moments, "encoding the pictures")
         return program.arrays.get(moments)
 
     def _pixels(self, latents: Array) -> NDArray[Any]:
-        vae = self._config(self.VAE)
-        pixels = decoded(self.program("vae_decoder"), vae, self.scaling_factor, latents, self.sparing)
+        pixels = decoded(self._models[self.VAE], self.scaling_factor, latents)
         return watermark.marked(pixels) if self.options.get("add_watermarker") else pixels

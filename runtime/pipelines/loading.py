@@ -10,9 +10,10 @@ from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint, component_config
 from anamorph.components import Component, interfaces
 from anamorph.config import Config
-from anamorph.engine import PRECISIONS, Backend, Placement, Program, Target
+from anamorph.engine import PRECISIONS, Backend, Program, Target
 from anamorph.errors import ArtifactError, BackendError, CheckpointError, ConfigError, InputError
 from anamorph.exporting import cached_export
+from anamorph.pipelines.loaded import Loaded
 from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
 from anamorph.profiles import DEFAULT, stored
 from anamorph.weights import find_weights
@@ -22,27 +23,6 @@ log = logging.getLogger(__name__)
 PEERS = ("transformers", "diffusers")
 """Libraries whose models have our classes' names, configurations and weights."""
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A component and the programs that engines made of its parts; `widened`: it runs in float32 instead of float16."""
-
-    component: Component
-    programs: Mapping[str, Program]
-    widened: bool = False
-
-    @property
-    def config(self) -> Config:
-        """The model's configuration."""
-        return self.component.config
-
-    @property
-    def placement(self) -> dict[str, Placement]:
-        """Part name -> what really runs where."""
-        notes = {"instead of": "float16"} if self.widened else {}
-        placed = {part: program.placement for part, program in self.programs.items()}
-        return {part: replace(one, details={**one.details, **notes}) for part, one in placed.items()}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from anamorph.checkpoint import VERSION_WRITTEN
 from anamorph.components import Component
 from anamorph.errors import InputError
 from anamorph.files import replacing
-from anamorph.pipelines.loading import Loaded
+from anamorph.pipelines.loaded import Loaded
 from anamorph.pipelines.slots import library
 
 if TYPE_CHECKING:

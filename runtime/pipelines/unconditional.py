@@ -16,7 +16,6 @@ from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.decoding import decoded
 from anamorph.pipelines.request import Request, check_numbers
 from anamorph.pipelines.sampling import Guidance, Plan, check_axes
-from anamorph.pipelines.saving_memory import Sparing
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import SCHEDULER, Slots, model
 from anamorph.pipelines.tasks import classifier_free
@@ -154,8 +153,7 @@ class DiTPipeline(DiffusionPipeline):
     plan.__doc__ = DiffusionPipeline.plan.__doc__
 
     def _pixels(self, latents: Array) -> NDArray[Any]:
-        vae = self._config("vae")
-        return decoded(self.program("vae_decoder"), vae, vae["scaling_factor"], latents, Sparing())
+        return decoded(self._models["vae"], self._config("vae")["scaling_factor"], latents)
 
 
 def _classes(given: Any, count: int) -> tuple[int, ...]:

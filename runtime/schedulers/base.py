@@ -290,16 +290,16 @@ class Scheduler:
 
     def _current(self, timestep: Any, options: Mapping[str, Any]) -> tuple[Table, int]:
         """The table of this run, and the row that belongs to a timestep."""
-        position = self._position
-        if position.grid is None and not self.UNPREPARED:
-            raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
-        if position.grid is None:
-            position = self._position = Position(self.idle())
+        if self._position.grid is None:
+            if not self.UNPREPARED:
+                raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
+            self._position = Position(self.idle())
+        position, grid = self._position, self._levels()
         index = position.locate(float(timestep), self.STATELESS)
         key = position.first, tuple(options.items())
         table = position.tables.get(key)
         if table is None:
-            table = position.tables[key] = self._table(position.grid, options, position.first)
+            table = position.tables[key] = self._table(grid, options, position.first)
         return table, index - position.first
 
     def scale_model_input(self, sample: Array, timestep: Any = None) -> Array:
