@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from anamorph.artifact import DRAFT, MANIFEST, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
 from anamorph.checkpoint import Checkpoint
-from anamorph.components import Component, vae_scale_factor
+from anamorph.components import UNEXPORTED, Component, vae_scale_factor
 from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, ConfigError, InputError
 from anamorph.exporters import certificate
@@ -201,13 +201,13 @@ _PENDING = f"{UNVERIFIED}: the export has not finished"
 
 
 def read_components(checkpoint: Checkpoint) -> list[Component]:
-    """All models of a checkpoint; raises ConfigError where its pipeline is not one of ours."""
+    """The models of a checkpoint that are exported; raises ConfigError where its pipeline is not one of ours."""
     kind = DiffusionPipeline.registry.get(checkpoint.class_name)
     if kind is None:
         known = ", ".join(DiffusionPipeline.registry)
         raise ConfigError(f"{checkpoint.folder} is a {checkpoint.class_name}; {known} can be exported")
     found = (read_slot(checkpoint, name, slot) for name, slot in models(kind.SLOTS).items())
-    return settle_variant([component for component in found if component is not None])
+    return settle_variant([one for one in found if one is not None and one.class_name not in UNEXPORTED])
 
 
 def _interfaces(checkpoint: Checkpoint, options: ExportOptions) -> list[tuple[Component, Mapping[str, Interface]]]:

@@ -22,10 +22,10 @@ PICTURE_CALL = "picture.json"
 
 
 def pipeline(opened: Checkpoint, **wishes: Any) -> DiffusionPipeline:
-    """An opened folder as its pipeline in float32; what it draws is handed out as it is, without a safety checker."""
+    """An opened folder as its pipeline in float32, without what no picture needs to be drawn."""
     kind = DiffusionPipeline.registry[opened.class_name]
-    unscreened = {name: None for name in ("safety_checker", "feature_extractor") if name in kind.SLOTS}
-    return kind.from_checkpoint(opened, unscreened, torch_dtype="float32", **wishes)
+    left_out = {name: None for name in ("safety_checker", "depth_estimator", "feature_extractor") if name in kind.SLOTS}
+    return kind.from_checkpoint(opened, left_out, torch_dtype="float32", **wishes)
 
 
 def trial(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:

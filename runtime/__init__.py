@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anamorph import errors as errors
     from anamorph.bert_tokenizer import BertTokenizer
-    from anamorph.clip_image import CLIPImageProcessor
+    from anamorph.clip_image import CLIPImageProcessor, DPTImageProcessor
     from anamorph.models import (
         AutoencoderKL,
         AutoencoderTiny,
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         CLIPVisionModel,
         CLIPVisionModelWithProjection,
         DiTTransformer2DModel,
+        DPTForDepthEstimation,
         LDMBertModel,
         StableDiffusionSafetyChecker,
         UNet2DConditionModel,
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BertTokenizer": "bert_tokenizer",
     "CLIPImageProcessor": "clip_image",
+    "DPTImageProcessor": "clip_image",
     "AutoencoderKL": "models",
     "AutoencoderTiny": "models",
     "CLIPTextModel": "models",
@@ -87,6 +89,7 @@ _HOMES = {
     "CLIPVisionModel": "models",
     "CLIPVisionModelWithProjection": "models",
     "DiTTransformer2DModel": "models",
+    "DPTForDepthEstimation": "models",
     "LDMBertModel": "models",
     "StableDiffusionSafetyChecker": "models",
     "UNet2DConditionModel": "models",
@@ -167,6 +170,8 @@ __all__ = [
     "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
+    "DPTForDepthEstimation",
+    "DPTImageProcessor",
     "DiTPipeline",
     "DiTTransformer2DModel",
     "DiffusionPipeline",

@@ -17,9 +17,13 @@ from anamorph.safety import CONCEPTS, SPECIAL
 BATCH = Axis("batch")
 TRANSFORMERS = (
     "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModel", "CLIPVisionModelWithProjection", "LDMBertModel",
-    "StableDiffusionSafetyChecker",
+    "StableDiffusionSafetyChecker", "DPTForDepthEstimation",
 )  # fmt: skip
 """Classes whose files are named as transformers names them."""
+
+
+UNEXPORTED = ("DPTForDepthEstimation",)
+"""Classes that no exporter writes: where other parts run on exports, an engine that opens checkpoints runs them."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,15 @@ def image_encoder_interface(config: Config) -> Interface:
             *(Port(f"hidden_states.{layer}", states) for layer in layers),
         ),
     )
+
+
+def depth_interface(config: Config) -> Interface:
+    """Pictures as DPT's processor makes them, [B, C, s, s] -> inverse depth in a unit of its own, [B, h, h]."""
+    pixels = Port("pixel_values", (BATCH, config["num_channels"], *(config["image_size"],) * 2))
+    patches, last = config["image_size"] // config["patch_size"], config["reassemble_factors"][-1]
+    deepest = patches * int(last) if last >= 1 else -(-patches // int(1 / last))
+    side = deepest * 2 ** (len(config["neck_hidden_sizes"]) + 1)  # each fusion doubles the sides, and so does the head
+    return Interface("depth_estimator", (pixels,), (Port("predicted_depth", (BATCH, side, side)),))
 
 
 def safety_checker_interface(config: Config) -> Interface:
@@ -256,6 +269,7 @@ _INTERFACES: dict[str, Declared] = {
     "VQModel": {"vae_encoder": plain_encoder_interface, "vae_decoder": vae_decoder_interface},
     "LDMBertModel": {"text_encoder": bert_interface},
     "CLIPVisionModelWithProjection": {"image_encoder": image_encoder_interface},
+    "DPTForDepthEstimation": {"depth_estimator": depth_interface},
     "StableDiffusionSafetyChecker": {"safety_checker": safety_checker_interface},
 }
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import UNET, VAE
+from test_depth import HYBRID
 from test_models_autoencoders import TINY, VQ
 from test_models_pictures import BERT, VISION
 from test_models_unconditional import DIT, SKIP
@@ -111,6 +112,7 @@ EVERY: dict[str, dict[str, Any]] = {
     "CLIPVisionModel": VISION,
     "CLIPVisionModelWithProjection": VISION,
     "Transformer2DModel": DIT,
+    "DPTForDepthEstimation": HYBRID,
 }
 
 

@@ -16,7 +16,7 @@ from model_parity import TOLERANCE, error, normal
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from anamorph.clip_image import DEFAULTS, CLIPImageProcessor
+from anamorph.clip_image import CLIP, CLIPImageProcessor
 from anamorph.errors import CheckpointError, ConfigError, InputError
 from anamorph.models import (
     MODELS,
@@ -221,7 +221,7 @@ def test_processor_reads_and_writes_what_transformers_does(tmp_path: Path) -> No
 
 def test_processor_defaults_are_those_of_transformers() -> None:
     theirs = transformers.CLIPImageProcessor().to_dict()
-    for key, value in DEFAULTS.items():
+    for key, value in CLIP.items():
         assert (tuple(theirs[key]) if isinstance(value, tuple) else theirs[key]) == value
 
 

@@ -7,6 +7,7 @@ from anamorph.models.base import Model
 from anamorph.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from anamorph.models.clip_vision import CLIPVisionModel, CLIPVisionModelWithProjection
 from anamorph.models.dit import DiTTransformer2DModel
+from anamorph.models.dpt import DPTForDepthEstimation
 from anamorph.models.ldm_bert import LDMBertModel
 from anamorph.models.safety import StableDiffusionSafetyChecker
 from anamorph.models.tiny import AutoencoderTiny
@@ -32,6 +33,7 @@ MODELS: Mapping[str, type[Model]] = MappingProxyType(
                 CLIPVisionModelWithProjection,
                 LDMBertModel,
                 StableDiffusionSafetyChecker,
+                DPTForDepthEstimation,
             )
         },
         # What diffusers called the class-conditional transformer before it had a class of its own.
@@ -48,6 +50,7 @@ __all__ = [
     "CLIPTextModelWithProjection",
     "CLIPVisionModel",
     "CLIPVisionModelWithProjection",
+    "DPTForDepthEstimation",
     "DiTTransformer2DModel",
     "LDMBertModel",
     "Model",

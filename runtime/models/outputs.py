@@ -46,6 +46,13 @@ class Transformer2DModelOutput(Output):
 
 
 @dataclass(frozen=True)
+class DepthEstimatorOutput(Output):
+    """`predicted_depth`: inverse depth of each pixel in a unit of its own, [B, h, w]."""
+
+    predicted_depth: Tensor
+
+
+@dataclass(frozen=True)
 class DecoderOutput(Output):
     """`sample`: pictures in about -1..1, [B, C, H, W]."""
 

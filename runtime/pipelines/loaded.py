@@ -28,14 +28,14 @@ class Sparing:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A component and the programs that engines made of its parts; `widened`: it runs in float32 instead of float16.
+    """A component and the programs that engines made of its parts; `notes` say where that is not what was wished.
 
     Pipelines that share it share its switches.
     """
 
     component: Component
     programs: Mapping[str, Program]
-    widened: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
     sparing: Sparing = field(default_factory=Sparing)
 
     @property
@@ -46,9 +46,8 @@ class Loaded:
     @property
     def placement(self) -> dict[str, Placement]:
         """Part name -> what really runs where."""
-        notes = {"instead of": "float16"} if self.widened else {}
         placed = {part: program.placement for part, program in self.programs.items()}
-        return {part: replace(one, details={**one.details, **notes}) for part, one in placed.items()}
+        return {part: replace(one, details={**one.details, **self.notes}) for part, one in placed.items()}
 
     def enable_slicing(self) -> None:
         """Take the pictures of a batch one after another, on every engine; the results are the same."""

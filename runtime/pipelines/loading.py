@@ -8,7 +8,7 @@ from typing import Any
 
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint, component_config
-from anamorph.components import Component, interfaces
+from anamorph.components import UNEXPORTED, Component, interfaces
 from anamorph.config import Config
 from anamorph.engine import PRECISIONS, Backend, Program, Target
 from anamorph.errors import ArtifactError, BackendError, CheckpointError, ConfigError, InputError
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 PEERS = ("transformers", "diffusers")
 """Libraries whose models have our classes' names, configurations and weights."""
+CHECKPOINT = "checkpoint"
+"""The content that engines open who run models themselves."""
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -89,21 +91,32 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
     """Open `parts`; those that go to the same engine and target are opened together and share their weights.
 
     A `wide` component whose configuration says `force_upcast` runs in float32 unless float16 is wished for it by name.
+    One that no exporter writes runs where checkpoints are opened, unless another engine is wished for it by name.
     """
     groups: dict[tuple[str, Target], tuple[Backend, list[str]]] = {}
-    widened = False
+    notes: dict[str, str] = {}
     for part in parts:
         backend = wishes.backend_of(component, part)
         target = wishes.target_of(component.name, part, backend)
+        if component.class_name in UNEXPORTED and CHECKPOINT not in backend.formats:
+            if {part, component.name} & set(wishes.backend):
+                raise BackendError(
+                    f"{part} cannot be exported for engine {backend.name}; name one that opens checkpoints"
+                )
+            notes["instead of"] = backend.name
+            backend, reason = choose_backend(CHECKPOINT)
+            target = Target(backend.devices()[0], backend.precisions(backend.devices()[0])[0])
+            log.info("%s: engine %s (%s), as no exporter writes it", part, backend.name, reason)
         named = {part, component.name} & set(wishes.precision)
         if target.precision == "float16" and wide and component.config.get("force_upcast") and not named:
             log.info("%s: kept in float32, as it overflows in float16; name it in torch_dtype to insist", part)
-            target, widened = replace(target, precision="float32"), True
+            target = replace(target, precision="float32")
+            notes["instead of"] = "float16"
         groups.setdefault((backend.name, target), (backend, []))[1].append(part)
     programs: dict[str, Program] = {}
     for (_, target), (backend, names) in groups.items():
         programs |= backend.open(_readable(component, backend), names, target)
-    return Loaded(component, programs, widened)
+    return Loaded(component, programs, notes)
 
 
 def completed(loaded: Loaded, parts: Sequence[str]) -> Loaded:

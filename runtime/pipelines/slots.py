@@ -9,7 +9,7 @@ from typing import Any
 
 from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.checkpoint import Checkpoint
-from anamorph.clip_image import CLIPImageProcessor
+from anamorph.clip_image import CLIPImageProcessor, DPTImageProcessor
 from anamorph.errors import CheckpointError, ConfigError, InputError
 from anamorph.pipelines.loading import read_component
 from anamorph.schedulers import Scheduler
@@ -36,6 +36,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "word pieces": Kind(BertTokenizer.from_pretrained, BertTokenizer, "anamorph.BertTokenizer"),
         "scheduler": Kind(scheduler_from_folder, Scheduler, "a scheduler of anamorph"),
         "processor": Kind(CLIPImageProcessor.from_pretrained, CLIPImageProcessor, "anamorph.CLIPImageProcessor"),
+        "depth processor": Kind(DPTImageProcessor.from_pretrained, DPTImageProcessor, "anamorph.DPTImageProcessor"),
     }
 )
 
@@ -66,6 +67,8 @@ WORD_PIECES = Slot("word pieces")
 SCHEDULER = Slot("scheduler")
 PROCESSOR = Slot("processor", optional=True)
 """How pictures are prepared for a safety checker."""
+DEPTH_PROCESSOR = Slot("depth processor", optional=True)
+"""How pictures are prepared for a depth estimator."""
 UNUSED = Slot("unused", optional=True)
 
 Slots = Mapping[str, Slot]
@@ -90,7 +93,7 @@ def read_slot(checkpoint: Checkpoint, name: str, slot: Slot) -> Any:
     if slot.kind == "unused" or (slot.optional and checkpoint.components.get(name) is None):
         return None
     if slot.kind == "model" and slot.optional and not _exported(checkpoint, name):
-        log.warning("%s has no %s, because another tool exported it: nothing is screened", checkpoint.folder, name)
+        log.warning("%s was exported without its %s; it takes no part", checkpoint.folder, name)
         return None
     if slot.kind == "model":
         return read_component(checkpoint, name, slot.classes)
@@ -135,4 +138,4 @@ def library(class_name: str) -> str:
     """The package that diffusers' index names for a class."""
     if class_name == "StableDiffusionSafetyChecker":
         return "stable_diffusion"
-    return "transformers" if class_name.startswith("CLIP") else "diffusers"
+    return "transformers" if class_name.startswith(("CLIP", "DPT")) else "diffusers"
