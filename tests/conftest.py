@@ -1,9 +1,11 @@
 """Checkpoints that many tests share, written once per run."""
 
+import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +16,50 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more thre
 else:
     os.environ["ANAMORPH_TESTS"] = tempfile.mkdtemp(prefix="anamorph-tests-")  # the processes of a run share it
 
-from checkpoints import tiny_refiner, tiny_sd1, tiny_sd2, tiny_sdxl
+from checkpoints import tiny_inpaint, tiny_lcm, tiny_refiner, tiny_sd1, tiny_sd2, tiny_sdxl
 from exported import once, one_process, shared_place
+from parity import ENGINE_BOUND, IMAGE_BOUND, LATENT_BOUND, Agrees
+
+PARITY = "parity"
+"""The name of the property under which a test's report carries its row of the table."""
 
 
 def pytest_sessionfinish() -> None:
     """What the processes of a run share is removed by the one that started them."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(shared_place(), ignore_errors=True)
+
+
+@pytest.fixture
+def agrees(record_property: Callable[[str, object], None]) -> Agrees:
+    """See `Agrees`."""
+
+    def check(pipeline: str, found: tuple[float, float], engine: str = "eager") -> None:
+        record_property(PARITY, (pipeline, engine, *found))
+        latents, pixels = found
+        assert latents <= (LATENT_BOUND if engine == "eager" else ENGINE_BOUND)
+        assert pixels <= (IMAGE_BOUND if engine == "eager" else ENGINE_BOUND)
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The worst differences of each pipeline on each engine, where tests compared some."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, row in report.user_properties if report.when == "call" else ():
+            if name == PARITY:
+                found[row[0], row[1]].append((row[2], row[3]))
+    if found:
+        terminalreporter.section("parity: worst of all comparisons")
+        line = "{:<40} {:<12} {:<10} {:>8} {:>19} {:>19}".format
+        terminalreporter.write_line(
+            line("pipeline", "engine", "against", "compared", "latents, rel. L2", "image, absolute")
+        )
+    for (pipeline, engine), rows in sorted(found.items()):
+        latents, pixels = (f"{max(values):.1e}" for values in zip(*rows, strict=True))
+        against = "diffusers" if engine == "eager" else "eager"
+        terminalreporter.write_line(line(pipeline, engine, against, len(rows), latents, pixels))
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +75,27 @@ def sd2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def inpaint() -> Path:
+    """A random checkpoint whose denoiser sees the mask and what stays."""
+    return once(shared_place() / "inpaint", tiny_inpaint)
+
+
+@pytest.fixture(scope="session")
+def lcm() -> Path:
+    """A random checkpoint of a latent consistency model."""
+    return once(shared_place() / "lcm", tiny_lcm)
+
+
+@pytest.fixture(scope="session")
 def sdxl() -> Path:
     """A random checkpoint of SDXL's kind (two text encoders, 2 pixels per latent)."""
     return once(shared_place() / "sdxl", tiny_sdxl)
+
+
+@pytest.fixture(scope="session")
+def distilled() -> Path:
+    """A random checkpoint of SDXL's kind whose denoiser takes the guidance as an input."""
+    return once(shared_place() / "distilled", functools.partial(tiny_sdxl, time_cond_proj_dim=16))
 
 
 @pytest.fixture(scope="session")

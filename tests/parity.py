@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import diffusers
 import numpy as np
@@ -17,6 +17,17 @@ LATENT_BOUND = 1e-5
 """Largest relative L2 difference of the latents after any step (float32)."""
 IMAGE_BOUND = 1e-4
 """Largest difference of any pixel, in 0..1 (float32)."""
+ENGINE_BOUND = 1e-4
+"""The same for both, between another engine and eager."""
+
+
+class Agrees(Protocol):
+    """Asserts that what `worst` found for a pipeline is within the bounds, and enters it into the table of the run.
+
+    eager stands beside diffusers, every other engine beside eager.
+    """
+
+    def __call__(self, pipeline: str, found: tuple[float, float], engine: str = "eager") -> None: ...
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from parity import ours, reference, worst
+from exported import exported
+from parity import ours, reference, relative, worst
 from PIL import Image, ImageDraw
 
 import anamorph
@@ -56,3 +57,19 @@ def compare(
     """Largest difference of the latents after any step and of any pixel from diffusers'; see `parity.worst`."""
     expected = reference(folder, scheduler, seeds, kind.__name__, OPTIONS, **call)
     return worst(ours(load(kind, folder, scheduler), seeds, **call), expected)
+
+
+def beside_eager(
+    folder: Path, engine: str, kind: Any, scheduler: type | None = None, **call: Any
+) -> tuple[float, float]:
+    """Difference of the last latents, and the largest of any pixel, of an exported folder from eager."""
+    pipes = (
+        kind.from_pretrained(exported(folder, engine), backend=engine),
+        kind.from_pretrained(folder, backend="eager"),
+    )
+    assert {placed.engine for placed in pipes[0].placement.values()} == {engine}
+    for pipe in pipes if scheduler else ():
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)  # type: ignore[union-attr]
+    latents = [np.asarray(pipe(**call, output_type="latent").images) for pipe in pipes]
+    images = [pipe.decode(value, "np") for pipe, value in zip(pipes, latents, strict=True)]
+    return relative(*latents), float(np.abs(images[0] - images[1]).max())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from checkpoints import CLIP, UNET, VAE, noisy, tiny_clip, tiny_tokenizer, write_vocabulary
 from exported import FORMATS, exported, once, shared_place
-from parity import IMAGE_BOUND, LATENT_BOUND, listened, ours, worst
+from parity import IMAGE_BOUND, LATENT_BOUND, Agrees, listened, ours, worst
 from pictures import picture
 from test_models_unet import UPSCALER
 
@@ -124,10 +124,8 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("kind", "changes"), CHANGES, ids=[f"{kind[15:25]}-{n}" for n, (kind, _) in enumerate(CHANGES)]
 )
-def test_every_step_equals_diffusers(kind: str, changes: dict[str, Any]) -> None:
-    latents, pixels = difference(kind, changes)
-    assert latents <= LATENT_BOUND
-    assert pixels <= IMAGE_BOUND
+def test_every_step_equals_diffusers(agrees: Agrees, kind: str, changes: dict[str, Any]) -> None:
+    agrees(kind, difference(kind, changes))
 
 
 WRONG: list[tuple[str, dict[str, Any]]] = [
@@ -148,12 +146,10 @@ def test_the_comparison_notices_a_slightly_different_call(kind: str, here: dict[
 
 @pytest.mark.parametrize("engine", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_engine_draws_the_same(kind: str, engine: str) -> None:
+def test_every_engine_draws_the_same(agrees: Agrees, kind: str, engine: str) -> None:
     pipe = anamorph.DiffusionPipeline.from_pretrained(exported(checkpoint(kind), engine))
     assert {placed.engine for placed in pipe.placement.values()} == {engine}
-    latents, pixels = worst(ours(pipe, (3, 4), **call(kind)), ours(opened(kind), (3, 4), **call(kind)))
-    assert latents <= 1e-4
-    assert pixels <= 1e-4
+    agrees(kind, worst(ours(pipe, (3, 4), **call(kind)), ours(opened(kind), (3, 4), **call(kind))), engine)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,7 +47,7 @@ def test_every_argument_of_diffusers_is_taken(name: str) -> None:
     kind, their = SCHEDULERS[name], getattr(diffusers, name)
     own = parameters(Scheduler.step) | parameters(kind.step)
     for key, value in parameters(their.step).items():
-        assert key in own or key in kind.OPTIONS, key
+        assert key in own or key in kind.OPTIONS or key in kind.INPUTS, key
         if key in kind.OPTIONS:
             assert kind.OPTIONS[key] == value.default, key
     own = parameters(kind.set_timesteps)
@@ -163,6 +163,36 @@ def test_scaled_noise_of_the_stochastic_solver_matches_diffusers() -> None:
 )
 def test_distilled_runs_match_diffusers(name: str, request_: dict[str, Any]) -> None:
     check(name, {}, request=request_)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "second", "options"),
+    [
+        ("LCMScheduler", {}, "denoised", {}),
+        ("LCMScheduler", {"clip_sample": True, "prediction_type": "v_prediction"}, "denoised", {}),
+        ("TCDScheduler", {}, "pred_noised_sample", {}),
+        ("TCDScheduler", {"prediction_type": "v_prediction"}, "pred_noised_sample", {"eta": 0.0}),
+        ("TCDScheduler", {}, "pred_noised_sample", {"eta": 1.0}),
+    ],
+)
+def test_second_outputs_match_diffusers(
+    name: str, config: dict[str, Any], second: str, options: dict[str, float]
+) -> None:
+    x, outs = first_sample(1.0), model_outputs(4)
+    found: list[list[torch.Tensor]] = [[], []]
+    for scheduler, values in zip((ours(name, config), reference(name, config)), found, strict=True):
+        with quiet():
+            scheduler.set_timesteps(4)
+        for call in ({}, {"return_dict": False}):
+            scheduler.set_begin_index(0)
+            sample, generator = x, torch.Generator().manual_seed(7)
+            for out, t in zip(outs, scheduler.timesteps, strict=True):
+                step = scheduler.step(out, t, sample, generator=generator, **options, **call)
+                assert call or type(step).__name__ == f"{name}Output"
+                sample, beside = step if call else (step.prev_sample, getattr(step, second))
+                values.append(beside)
+            scheduler.set_timesteps(4)
+    assert worst(*found) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler"])

@@ -16,7 +16,7 @@ import pytest
 import torch
 from checkpoints import tiny_sdxl
 from diffusers.pipelines.stable_diffusion_xl import watermark as diffusers_watermark
-from parity import IMAGE_BOUND, LATENT_BOUND, generator, ours, reference, worst
+from parity import IMAGE_BOUND, LATENT_BOUND, Agrees, generator, ours, reference, worst
 from pictures import mask as any_mask
 from pictures import picture as any_picture
 
@@ -37,12 +37,6 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint whose denoiser sees the mask and what stays."""
     folder = tmp_path_factory.mktemp("nine")
     return tiny_sdxl(folder, kind=diffusers.StableDiffusionXLInpaintPipeline, in_channels=9)
-
-
-@pytest.fixture(scope="module")
-def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint whose denoiser takes the guidance as an input."""
-    return tiny_sdxl(tmp_path_factory.mktemp("distilled"), time_cond_proj_dim=16)
 
 
 @functools.cache
@@ -76,18 +70,13 @@ def compare(
     )
 
 
-def equal(folder: Path, kind: str, scheduler: type | None = None, seeds: Any = (3, 4), **changes: Any) -> bool:
-    latents, pixels = compare(folder, kind, scheduler, seeds, **changes)
-    return latents <= LATENT_BOUND and pixels <= IMAGE_BOUND
-
-
 @pytest.mark.parametrize("kind", [TEXT, IMAGE, INPAINT])
 @pytest.mark.parametrize(
     "scheduler", [None, anamorph.DDIMScheduler, anamorph.PNDMScheduler, anamorph.HeunDiscreteScheduler,
                   anamorph.DPMSolverMultistepScheduler], ids=lambda scheduler: getattr(scheduler, "__name__", "Euler")
 )  # fmt: skip
-def test_every_step_equals_diffusers(sdxl: Path, kind: str, scheduler: type | None) -> None:
-    assert equal(sdxl, kind, scheduler)
+def test_every_step_equals_diffusers(agrees: Agrees, sdxl: Path, kind: str, scheduler: type | None) -> None:
+    agrees(kind, compare(sdxl, kind, scheduler))
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +129,8 @@ ONE: Mapping[str, Any] = {"prompt": "a cat", "negative_prompt": "red", "seeds": 
         pytest.param({"latents": torch.ones(2, 4, 8, 8)}, id="latents"),
     ],
 )
-def test_text_to_image_equals_diffusers(sdxl: Path, changes: dict[str, Any]) -> None:
-    assert equal(sdxl, TEXT, **changes)
+def test_text_to_image_equals_diffusers(agrees: Agrees, sdxl: Path, changes: dict[str, Any]) -> None:
+    agrees(TEXT, compare(sdxl, TEXT, **changes))
 
 
 @pytest.mark.parametrize(
@@ -156,8 +145,8 @@ def test_text_to_image_equals_diffusers(sdxl: Path, changes: dict[str, Any]) -> 
         pytest.param({"image": picture(hue=1), "num_images_per_prompt": 2, "seeds": 5}, id="one generator"),
     ],
 )
-def test_image_to_image_equals_diffusers(sdxl: Path, changes: dict[str, Any]) -> None:
-    assert equal(sdxl, IMAGE, **changes)
+def test_image_to_image_equals_diffusers(agrees: Agrees, sdxl: Path, changes: dict[str, Any]) -> None:
+    agrees(IMAGE, compare(sdxl, IMAGE, **changes))
 
 
 @pytest.mark.parametrize(
@@ -169,8 +158,8 @@ def test_image_to_image_equals_diffusers(sdxl: Path, changes: dict[str, Any]) ->
     ],
     ids=["plain", "scores", "sizes"],
 )
-def test_a_refiner_equals_diffusers(refiner: Path, changes: dict[str, Any]) -> None:
-    assert equal(refiner, IMAGE, **changes)
+def test_a_refiner_equals_diffusers(agrees: Agrees, refiner: Path, changes: dict[str, Any]) -> None:
+    agrees(IMAGE, compare(refiner, IMAGE, **changes))
 
 
 @pytest.mark.parametrize("name", ["sdxl", "nine"])
@@ -183,8 +172,10 @@ def test_a_refiner_equals_diffusers(refiner: Path, changes: dict[str, Any]) -> N
         pytest.param({"masked_image_latents": torch.ones(1, 4, 8, 8)}, id="masked latents"),
     ],
 )
-def test_inpainting_equals_diffusers(name: str, changes: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    assert equal(request.getfixturevalue(name), INPAINT, **changes)
+def test_inpainting_equals_diffusers(
+    agrees: Agrees, name: str, changes: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    agrees(INPAINT, compare(request.getfixturevalue(name), INPAINT, **changes))
 
 
 def test_base_and_refiner_draw_one_picture_as_in_diffusers(sdxl: Path, refiner: Path) -> None:
@@ -228,8 +219,8 @@ def test_the_comparison_notices_a_slightly_different_score(refiner: Path) -> Non
 
 
 @pytest.mark.parametrize("scale", [1.0, 8.5])
-def test_a_distilled_model_takes_the_guidance_as_an_input(distilled: Path, scale: float) -> None:
-    assert equal(distilled, TEXT, anamorph.LCMScheduler, guidance_scale=scale)
+def test_a_distilled_model_takes_the_guidance_as_an_input(agrees: Agrees, distilled: Path, scale: float) -> None:
+    agrees(TEXT, compare(distilled, TEXT, anamorph.LCMScheduler, guidance_scale=scale))
     expected = reference(distilled, anamorph.LCMScheduler, (3, 4), TEXT, OPTIONS, **call(TEXT, guidance_scale=scale))
     other = ours(load(distilled, TEXT, anamorph.LCMScheduler), (3, 4), **call(TEXT, guidance_scale=scale + 0.1))
     assert worst(other, expected)[0] > LATENT_BOUND

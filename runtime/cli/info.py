@@ -65,8 +65,8 @@ def inspect(model: str, variant: str | None = None) -> Report:
     ]
     if artifact is None:
         rows = [_stored(checkpoint, row) for row in rows]
-    configs = {row.name: component_config(checkpoint.folder / row.name)
-               for row in rows if (checkpoint.folder / row.name / "config.json").is_file()}  # fmt: skip
+    places = {row.name: _model_place(checkpoint, row) for row in rows}
+    configs = {name: component_config(place) for name, place in places.items() if place is not None}
     form = "checkpoint" if artifact is None else artifact.format
     parts = None if artifact is None else set(artifact.parts)
     tasks = tasks_of(checkpoint.class_name, configs, parts)
@@ -81,10 +81,19 @@ def inspect(model: str, variant: str | None = None) -> Report:
     )
 
 
-def _stored(checkpoint: Checkpoint, row: Row) -> Row:
-    """With what the headers of its weight files say; as it is where it has none, like a scheduler."""
-    place = checkpoint.place(row.name)
+def _model_place(checkpoint: Checkpoint, row: Row) -> Path | None:
+    """Where a model has its configuration; None for what is no model, like a scheduler."""
+    place = checkpoint.folder if checkpoint.flat else checkpoint.folder / row.name
     if not (place / "config.json").is_file():
+        return None
+    return None if checkpoint.flat and component_config(place).get("_class_name") != row.class_name else place
+
+
+def _stored(checkpoint: Checkpoint, row: Row) -> Row:
+    """With what the headers of its weight files say; as it is where it has none."""
+    place = _model_place(checkpoint, row)
+    if place is None:
+        checkpoint.place(row.name)
         return row
     stem = "model" if row.class_name.startswith("CLIP") or "SafetyChecker" in row.class_name else _DIFFUSERS
     try:

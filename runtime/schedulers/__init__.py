@@ -6,8 +6,8 @@
 The same classes also have diffusers' stateful face: `set_timesteps`, `scale_model_input`, `step`, `add_noise`.
 """
 
-from anamorph.schedulers.base import Scheduler, StepOutput
-from anamorph.schedulers.consistency import LCMScheduler, TCDScheduler
+from anamorph.schedulers.base import Scheduler
+from anamorph.schedulers.consistency import LCMScheduler, LCMSchedulerOutput, TCDScheduler, TCDSchedulerOutput
 from anamorph.schedulers.ddim import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 from anamorph.schedulers.dpmsolver import (
     DPMSolverMultistepInverseScheduler,
@@ -28,7 +28,17 @@ from anamorph.schedulers.multistep import DEISMultistepScheduler, SASolverSchedu
 from anamorph.schedulers.pndm import IPNDMScheduler, PNDMScheduler
 from anamorph.schedulers.registry import SCHEDULERS, load_scheduler, scheduler_from_folder
 from anamorph.schedulers.repaint import RePaintScheduler
-from anamorph.schedulers.table import Clip, History, Row, Table, Threshold, add_noise, advance, clean_estimate
+from anamorph.schedulers.table import (
+    Clip,
+    History,
+    Row,
+    StepOutput,
+    Table,
+    Threshold,
+    add_noise,
+    advance,
+    clean_estimate,
+)
 
 __all__ = [
     "SCHEDULERS",
@@ -54,6 +64,7 @@ __all__ = [
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
+    "LCMSchedulerOutput",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
     "RePaintScheduler",
@@ -62,6 +73,7 @@ __all__ = [
     "Scheduler",
     "StepOutput",
     "TCDScheduler",
+    "TCDSchedulerOutput",
     "Table",
     "Threshold",
     "UniPCMultistepScheduler",

@@ -13,9 +13,8 @@ Array = Any
 
 
 def is_tensor(value: Array) -> bool:
-    """Whether `value` is a torch tensor; never imports torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+    """Whether `value` is a torch tensor; told by a method, which is the quickest way and imports nothing."""
+    return hasattr(value, "new_tensor")
 
 
 def coefficients(values: Sequence[float], like: Array) -> Array:
@@ -53,24 +52,26 @@ def cast(value: Array, like: Array) -> Array:
 
 def weighted_sum(weights: Sequence[float], values: Sequence[Array]) -> Array:
     """sum_i w_i v_i in an array of its own; what has no weight is left out, and may be None."""
-    if is_tensor(values[0]):
-        return _tensor_sum(weights, values)
-    terms = [weight * value for weight, value in zip(weights, values, strict=True) if weight]
-    return sum(terms[1:], terms[0]) if terms else 0.0 * values[0]
+    return combined([term for term in enumerate(weights) if term[1]], values)
 
 
-def _tensor_sum(weights: Sequence[float], values: Sequence[Array]) -> Array:
-    """One pass over memory per term, in place once there is an array of its own."""
-    result, fresh = None, False
-    for weight, value in zip(weights, values, strict=True):
-        if not weight:
-            continue
-        if result is None:
-            result, fresh = (value, False) if weight == 1.0 else (value.mul(weight), True)
-        elif fresh:
-            result.add_(value, alpha=weight)
+def combined(terms: Sequence[tuple[int, float]], values: Sequence[Array]) -> Array:
+    """The sum of weight values[place] over terms (place, weight), in an array of its own.
+
+    Tensors take one pass over memory per term, in place once there is one of its own.
+    """
+    if not is_tensor(values[0]):
+        parts = [weight * values[place] for place, weight in terms]
+        return sum(parts[1:], parts[0]) if parts else 0.0 * values[0]
+    result: Array = None
+    fresh = False
+    for place, weight in terms:
+        if fresh:
+            result.add_(values[place], alpha=weight)
+        elif result is None:
+            result, fresh = (values[place], False) if weight == 1.0 else (values[place].mul(weight), True)
         else:
-            result, fresh = result.add(value, alpha=weight), True
+            result, fresh = result.add(values[place], alpha=weight), True
     if result is None:
         return values[0].mul(0.0)
     return result if fresh else result.clone()

@@ -16,13 +16,14 @@ from anamorph.errors import ConfigError, InputError
 from anamorph.files import replacing
 from anamorph.hub import HubOptions, find_component
 from anamorph.schedulers.arrays import Array, cast, coefficients, draw, numbers, widen
-from anamorph.schedulers.configuration import carried, completed, stored
-from anamorph.schedulers.grids import Grid, Request
+from anamorph.schedulers.configuration import Conflict, carried, clip_of, completed, stored
+from anamorph.schedulers.grids import F64, Grid, Request
 from anamorph.schedulers.keys import COMPATIBLE
-from anamorph.schedulers.noise import F32, alphas_bar
+from anamorph.schedulers.noise import F32, alphas_bar, finite_sigmas
 from anamorph.schedulers.position import Places, Position
 from anamorph.schedulers.registry import FILE, SCHEDULERS, read_config
-from anamorph.schedulers.table import Table, advance, clean_estimate
+from anamorph.schedulers.solvers import Columns, Terms, rows_of, to_clean
+from anamorph.schedulers.table import Clip, StepOutput, Table, Threshold, advance
 
 FURTHER = tuple(field.name for field in fields(Request))[4:]
 """What a run may be asked for, beside the arguments that `table` and `set_timesteps` spell out."""
@@ -35,41 +36,35 @@ INSTEAD = {
 """What to do instead, where a class does not take an argument of `Request`."""
 
 
-class StepOutput:
-    """The next sample, and the estimate of the clean one, which is computed when it is asked for."""
-
-    def __init__(self, prev_sample: Array, *inputs: Any) -> None:
-        self.prev_sample = prev_sample
-        self._inputs = inputs
-
-    @cached_property
-    def pred_original_sample(self) -> Array:
-        """D as the solver's own last call sees it, clipped as the configuration says."""
-        return cast(clean_estimate(*self._inputs), self.prev_sample)
-
-
 class Scheduler:
     """A noise schedule and a solver, described by diffusers' configuration keys.
 
-    A subclass states `DEFAULTS` (diffusers' keys and defaults), `ONLY` (key -> the values it serves), what a run of it
-    takes beside the number of steps (`TAKES`) and what its steps take (`OPTIONS`, with defaults), `STATELESS` (a step
+    A subclass states `DEFAULTS` (diffusers' keys and defaults), `ONLY` (key -> the values it serves), `CONFLICTS`
+    (values that must not come together), what a run of it takes beside the number of steps (`TAKES`) and what its
+    steps take (`OPTIONS`, with defaults), `STATELESS` (a step
     depends on its timestep alone), `TRANSLATE` (values of other classes' vocabulary that `from_config` replaces),
     `order` (model calls per step), `SUMMARY` (one line on when to use it), and writes `plan` and `solve`.
     """
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    CONFLICTS: ClassVar[tuple[Conflict, ...]] = ()
     TRANSLATE: ClassVar[Mapping[tuple[str, Any], Any]] = {}
     SUMMARY: ClassVar[str]
     TAKES: ClassVar[tuple[str, ...]] = ()
     OPTIONS: ClassVar[Mapping[str, float]] = {}
+    INPUTS: ClassVar[Mapping[str, Callable[..., StepOutput | tuple[Array, ...]]]] = {}
+    """Arrays that a step of this class may get besides, and the method that then takes its place."""
     STATELESS: ClassVar[bool] = False
+    UNPREPARED: ClassVar[bool] = False
+    """Whether steps may be taken before `set_timesteps`: those of training."""
     WIDE_NOISE: ClassVar[bool] = False
     """Noise is drawn in float32 also for half-precision samples, as diffusers does in one of its classes."""
     SCALES: ClassVar[bool] = False
     """Whether the model receives the sample at another scale."""
-    SHOWS_CLEAN: ClassVar[bool] = True
-    """Whether diffusers' class returns the clean estimate beside the sample."""
+    OUTPUT: ClassVar[type[StepOutput]] = StepOutput
+    SECOND: ClassVar[str | None] = "pred_original_sample"
+    """What of it diffusers' class returns beside the sample."""
     order: ClassVar[int] = 1
 
     def __init__(self, **config: Any) -> None:
@@ -88,11 +83,16 @@ class Scheduler:
 
         Raises ConfigError: a key that no scheduler knows, a value that this class does not serve, or two at odds.
         """
-        return completed(cls.__name__, config, cls.DEFAULTS, cls.ONLY)
+        return completed(cls.__name__, config, cls.DEFAULTS, cls.ONLY, cls.CONFLICTS)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
-        """Build from a configuration, also another class's (see `carried`); `overrides` replace single keys."""
+    def from_config(cls, config: Mapping[str, Any] | str | Path, **overrides: Any) -> Self:
+        """Build from a configuration, also another class's (see `carried`); `overrides` replace single keys.
+
+        A folder or hub id stands for the configuration that lies there.
+        """
+        if isinstance(config, str | Path):
+            config = read_config(find_component(config, None, (FILE,)))
         return cls(**carried(config, overrides, cls.TRANSLATE))
 
     @classmethod
@@ -120,6 +120,11 @@ class Scheduler:
         bar.flags.writeable = False
         return bar
 
+    @cached_property
+    def training_sigmas(self) -> F32:
+        """sigma of every training timestep, finite."""
+        return finite_sigmas(self.alphas_cumprod)
+
     def __len__(self) -> int:
         return int(self.own["num_train_timesteps"])
 
@@ -136,6 +141,28 @@ class Scheduler:
 
     solve: Callable[..., Table]
     """The table of a grid, coefficients in float64; its further arguments are those of `OPTIONS`."""
+
+    def estimate(self, grid: Grid) -> tuple[F64, F64]:
+        """p, q of the clean estimate."""
+        return to_clean(self.own.get("prediction_type", "epsilon"), grid.alpha, grid.sigma)
+
+    def scale(self, grid: Grid) -> F64 | float:
+        """What the model's input is multiplied by in every call."""
+        del grid
+        return 1.0
+
+    @property
+    def clip(self) -> Clip | Threshold | None:
+        """What the configuration does to the clean estimate."""
+        return clip_of(self.own)
+
+    def table_of(
+        self, grid: Grid, steps: Columns | Sequence[Terms], *, estimate: tuple[F64, F64] | None = None,
+        variance: str | None = None, **columns: Any,
+    ) -> Table:  # fmt: skip
+        """The table of steps in the clean estimate, or in another `estimate`; for `columns` see `rows_of`."""
+        rows = rows_of(grid, estimate or self.estimate(grid), steps, scale=self.scale(grid), **columns)
+        return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, self.clip, variance)
 
     def at_most(self, steps: int, most: int, key: str) -> None:
         """Raises InputError: more steps than a configuration key allows."""
@@ -213,7 +240,9 @@ class Scheduler:
             raise InputError(
                 f"begin is {begin}, which lies inside a step of {type(self).__name__}; give a multiple of {self.order}"
             )
-        return self.solve(grid.begin(begin) if begin else grid, **self._options(options))
+        table = self.solve(grid.begin(begin) if begin else grid, **self._options(options))
+        table.fused  # noqa: B018  (made here, not in the first step)
+        return table
 
     # ---- diffusers' face -----------------------------------------------------------------------------------------
 
@@ -283,15 +312,18 @@ class Scheduler:
 
     def _current(self, timestep: Any, options: Mapping[str, Any]) -> tuple[Table, int]:
         """The table of this run, and the row that belongs to a timestep."""
-        position = self._position
-        if position.grid is None:
-            raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
+        position, grid = self._position, self._position.grid
+        if grid is None:
+            if not self.UNPREPARED:
+                raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
+            grid = self.idle()
+            position = self._position = Position(grid)
         index = position.locate(float(timestep), self.STATELESS)
-        key = position.first, tuple(options.items())
-        table = position.tables.get(key)
-        if table is None:
-            table = position.tables[key] = self._table(position.grid, options, position.first)
-        return table, index - position.first
+        if position.table is None or options != position.options:
+            key = position.first, tuple(options.items())
+            table = position.tables.get(key) or self._table(grid, options, position.first)
+            position.table, position.options, position.tables[key] = table, options, table
+        return position.table, index - position.first
 
     def scale_model_input(self, sample: Array, timestep: Any = None) -> Array:
         """What the model receives for `sample`: scale x, of the same shape and type."""
@@ -315,24 +347,31 @@ class Scheduler:
         """The sample of the next timestep, in the type of `model_output`; half precision is computed in float32.
 
         Noise is `variance_noise`, or drawn from `generator` (torch's or NumPy's, as the sample is), or fresh.
-        `options` are those that the class names in `OPTIONS`. Without `return_dict`, a tuple as diffusers' is.
+        `options` are those that the class names in `OPTIONS` and `INPUTS`. Without `return_dict`, a tuple comes back.
         Raises InputError: called out of order, before `set_timesteps`, with an unknown option or both kinds of noise.
         """
+        for name in options and self.INPUTS.keys() & options.keys():
+            options |= {"generator": generator, "variance_noise": variance_noise, "return_dict": return_dict}
+            return self.INPUTS[name](self, model_output, timestep, sample, options.pop(name), **options)
         if variance_noise is not None and generator is not None:
             raise InputError("step got both generator and variance_noise; give one of them")
         table, n = self._current(timestep, options)
-        position, x, out, noise = self._position, widen(sample), widen(model_output), variance_noise
+        position, x, out, noise = self._position, sample, model_output, variance_noise
+        dtype = x.dtype
+        plain = dtype == out.dtype and dtype.itemsize >= 4
+        if not plain:
+            x, out = widen(x), widen(out)
         if noise is None and table.rows[n].draws:
             like = model_output if table.variance is None else model_output[:, : sample.shape[1]]
             noise = draw(widen(like) if self.WIDE_NOISE else like, generator)
         if noise is not None:
-            noise = widen(noise)
+            noise = cast(noise, x)
         result, position.history = advance(table, n, x, out, position.history, noise)
         position.step = position.first + n + 1
-        output = StepOutput(cast(result, model_output), table, n, x, out, noise)
+        output = self.OUTPUT(result if plain else cast(result, model_output), table, n, x, out, noise)
         if return_dict:
             return output
-        return (output.prev_sample, output.pred_original_sample) if self.SHOWS_CLEAN else (output.prev_sample,)
+        return (output.prev_sample, getattr(output, self.SECOND)) if self.SECOND else (output.prev_sample,)
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any) -> Array:
         """alpha x_0 + sigma noise at the level of each image's timestep; timesteps has shape (batch,) or ()."""

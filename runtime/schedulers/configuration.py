@@ -1,6 +1,6 @@
 """Configurations of schedulers: completed, checked, and carried from one class to another."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,13 +56,21 @@ CHOICES = {
 """The values that a key may have in every class that does not say otherwise."""
 
 
+Conflict = Mapping[str, tuple[Any, ...]]
+"""Keys whose values must not come together."""
+
+
 def completed(
-    name: str, given: Mapping[str, Any], defaults: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]]
+    name: str,
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    only: Mapping[str, tuple[Any, ...]],
+    conflicts: Sequence[Conflict],
 ) -> Config:
     """The full configuration of class `name`; foreign keys of other scheduler classes are kept.
 
-    Raises ConfigError: a key that no scheduler knows, a value outside `only` or else CHOICES, or two families of
-    noise levels.
+    Raises ConfigError: a key that no scheduler knows, a value outside `only` or else CHOICES, two families of
+    noise levels, or one of `conflicts`.
     """
     plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in given.items()}
     if plain.get("predict_epsilon") is False:  # how files from before diffusers 0.9 say it
@@ -78,6 +86,10 @@ def completed(
     chosen = [key for key in FAMILIES if key in defaults and full[key]]
     if len(chosen) > 1:
         raise ConfigError(f"{name}: {' and '.join(chosen)} exclude each other; turn on at most one of them")
+    for conflict in conflicts:
+        if all(key in defaults and full[key] in values for key, values in conflict.items()):
+            culprits = " cannot go with ".join(f"{key}={full[key]!r}" for key in conflict)
+            raise ConfigError(f"{name}: {culprits}; change one of them")
     return full
 
 

@@ -1,15 +1,18 @@
 """Latent consistency and trajectory consistency: few-step samplers for distilled models."""
 
+import math
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
 from anamorph.errors import InputError
-from anamorph.schedulers.configuration import K_NOISE, LEADING, THRESHOLD, clip_of
+from anamorph.schedulers.arrays import Array, cast, weighted_sum
+from anamorph.schedulers.configuration import K_NOISE, LEADING, THRESHOLD
 from anamorph.schedulers.grids import F64, I64, Grid, Request, as_indices, custom_timesteps, variance_preserving
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import Columns, rows_of, to_clean
-from anamorph.schedulers.table import Table
+from anamorph.schedulers.solvers import Columns
+from anamorph.schedulers.table import StepOutput, Table, clean_estimate
 from anamorph.schedulers.training import TrainingLevels
 
 DISTILLED = {
@@ -58,6 +61,32 @@ class _Distilled(TrainingLevels):
         return np.arange(1, int(teacher * strength) + 1) * (len(self) // teacher) - 1
 
 
+def landing(output: StepOutput) -> Array:
+    """Where a step comes to before noise is added: the y of x' = sqrt(1 - c^2) y + c noise."""
+    table, n, x, out, _ = output.inputs
+    row, clean = table.rows[n], clean_estimate(table, n, x, out)
+    kept = math.sqrt(1 - row.c**2)
+    return cast(weighted_sum((row.a / kept, row.b[0] / kept), (x, clean)), output.prev_sample)
+
+
+class LCMSchedulerOutput(StepOutput):
+    """The next sample, and f, to which noise was added."""
+
+    @cached_property
+    def denoised(self) -> Array:
+        """f = c_skip x + c_out D, of the sample's shape and type."""
+        return landing(self)
+
+
+class TCDSchedulerOutput(StepOutput):
+    """The next sample, and that at the lower level s, to which noise was added."""
+
+    @cached_property
+    def pred_noised_sample(self) -> Array:
+        """x_s = alpha_s D + sigma_s E, of the sample's shape and type."""
+        return landing(self)
+
+
 @register
 class LCMScheduler(_Distilled):
     """Latent consistency models: jump to the clean sample, add noise of the next level (arXiv:2310.04378, alg. 3).
@@ -68,6 +97,8 @@ class LCMScheduler(_Distilled):
 
     SUMMARY: ClassVar = "only for LCM models and LoRAs: two to eight steps"
     DEFAULTS: ClassVar = DISTILLED
+    OUTPUT: ClassVar = LCMSchedulerOutput
+    SECOND: ClassVar = "denoised"
 
     def solve(self, grid: Grid) -> Table:
         """x' = alpha' f + sigma' noise, in the last step x' = f."""
@@ -76,8 +107,7 @@ class LCMScheduler(_Distilled):
         more = np.arange(len(scaled)) < len(scaled) - 1
         alpha = np.where(more, grid.alpha_next, 1.0)
         steps = Columns(X=alpha * skip, D=alpha * jump, Z=np.where(more, grid.sigma_next, 0.0))
-        rows = rows_of(grid, to_clean(self.own["prediction_type"], grid.alpha, grid.sigma), steps, draws=more)
-        return Table(rows, grid.timesteps, clip=clip_of(self.own))
+        return self.table_of(grid, steps, draws=more)
 
 
 @register
@@ -91,6 +121,8 @@ class TCDScheduler(_Distilled):
     DEFAULTS: ClassVar = DISTILLED
     ONLY: ClassVar = {"clip_sample": (False,), "thresholding": (False,)}
     OPTIONS: ClassVar = {"eta": 0.3}
+    OUTPUT: ClassVar = TCDSchedulerOutput
+    SECOND: ClassVar = "pred_noised_sample"
 
     def choices(self, teacher: int, strength: float, *, own: bool) -> I64:
         """All training timesteps where the caller names the teacher's steps, as in diffusers."""
@@ -105,5 +137,4 @@ class TCDScheduler(_Distilled):
         more = np.arange(len(goals)) < len(goals) - 1
         c = np.where(more, np.sqrt(np.clip(1 - up**2, 0, None)), 0.0)
         steps = Columns(X=up * down, D=up * (np.sqrt(bar) - grid.alpha * down), Z=c)
-        estimate = to_clean(self.own["prediction_type"], grid.alpha, grid.sigma)
-        return Table(rows_of(grid, estimate, steps, draws=more & (eta > 0)), grid.timesteps)
+        return self.table_of(grid, steps, draws=more & (eta > 0))

@@ -4,10 +4,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from anamorph.schedulers.configuration import CURVES, LEADING, NOISE, THRESHOLD, clip_of
+from anamorph.schedulers.configuration import CURVES, LEADING, NOISE, THRESHOLD
 from anamorph.schedulers.grids import Grid, Request, as_indices, custom_timesteps, spaced, variance_preserving
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import Columns, first_order, rows_of, to_clean, to_noise
+from anamorph.schedulers.solvers import Columns, first_order, to_noise
 from anamorph.schedulers.table import Table
 from anamorph.schedulers.training import TrainingLevels
 
@@ -38,6 +38,7 @@ class DDPMScheduler(TrainingLevels):
     TRANSLATE: ClassVar = {("variance_type", None): "fixed_small"}
     TAKES: ClassVar = ("timesteps",)
     STATELESS: ClassVar = True
+    UNPREPARED: ClassVar = True
 
     def plan(self, request: Request) -> Grid:
         """Each call leads to the next timestep of the list, the last one to the clean sample."""
@@ -58,9 +59,7 @@ class DDPMScheduler(TrainingLevels):
         log_c = None
         if learned:  # log c is linear in v, from log(small) at v = -1 to log(large) at v = 1
             log_c = (np.log(small) + np.log(large)) / 2, (np.log(large) - np.log(small)) / 2
-        estimate = to_clean(self.own["prediction_type"], grid.alpha, grid.sigma)
-        rows = rows_of(grid, estimate, steps, draws=noisy, log_c=log_c)
-        return Table(rows, grid.timesteps, clip=clip_of(self.own), variance=kind if learned else None)
+        return self.table_of(grid, steps, draws=noisy, log_c=log_c, variance=kind if learned else None)
 
 
 @register
@@ -93,15 +92,13 @@ class DDIMScheduler(TrainingLevels):
 
     def solve(self, grid: Grid, eta: float, use_clipped_model_output: bool) -> Table:
         """The first-order step; with clipping of D alone, its two parts have a column each."""
-        kind, clip = self.own["prediction_type"], clip_of(self.own)
         a, b, c = first_order(grid, eta)
-        if clip is None or use_clipped_model_output:
+        if self.clip is None or use_clipped_model_output:
             steps = Columns(X=a, D=b, Z=c)
         else:
-            p, q = to_noise(kind, grid.alpha, grid.sigma)
+            p, q = to_noise(self.own["prediction_type"], grid.alpha, grid.sigma)
             steps = Columns(X=a * grid.sigma * p, D=grid.alpha_next, O=a * grid.sigma * q, Z=c)
-        rows = rows_of(grid, to_clean(kind, grid.alpha, grid.sigma), steps, draws=eta > 0)
-        return Table(rows, grid.timesteps, clip=clip)
+        return self.table_of(grid, steps, draws=eta > 0)
 
 
 @register
@@ -140,8 +137,5 @@ class DDIMInverseScheduler(TrainingLevels):
 
     def solve(self, grid: Grid) -> Table:
         """x' = alpha' clip(D) + sigma' E with E the noise estimate; the first level may have no noise at all."""
-        kind = self.own["prediction_type"]
-        p, q = to_noise(kind, grid.alpha, grid.sigma)
-        steps = Columns(X=grid.sigma_next * p, D=grid.alpha_next, O=grid.sigma_next * q)
-        rows = rows_of(grid, to_clean(kind, grid.alpha, grid.sigma), steps)
-        return Table(rows, grid.timesteps, clip=clip_of(self.own))
+        p, q = to_noise(self.own["prediction_type"], grid.alpha, grid.sigma)
+        return self.table_of(grid, Columns(X=grid.sigma_next * p, D=grid.alpha_next, O=grid.sigma_next * q))

@@ -1,12 +1,10 @@
 """DPM-Solver and DPM-Solver++ in all their forms: multistep, inverse, single-step."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from anamorph.config import Config
-from anamorph.errors import ConfigError
 from anamorph.schedulers.exponential import Points, dpm_step, points_of
 from anamorph.schedulers.grids import F64, I64, Grid, leading, trailing
 from anamorph.schedulers.levels import family
@@ -79,27 +77,20 @@ class DPMSolverMultistepScheduler(LogSnr):
         **SERVED,
         "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"),
     }
+    CONFLICTS: ClassVar = (
+        *LogSnr.CONFLICTS,
+        {"algorithm_type": ("dpmsolver", "sde-dpmsolver"), "final_sigmas_type": ("zero",)},
+        {"algorithm_type": ("sde-dpmsolver",), "solver_order": (3,)},
+    )
     TRANSLATE: ClassVar = {("algorithm_type", "deis"): "dpmsolver++", **OLD_SOLVERS, **FIXED}
     TAKES: ClassVar[tuple[str, ...]] = ("timesteps",)
     WIDE_NOISE: ClassVar = True
     REPEATS: ClassVar = False
     ROUNDED: ClassVar[tuple[str, ...]] = ("use_karras_sigmas", "use_lu_lambdas")
 
-    @classmethod
-    def complete(cls, config: Mapping[str, Any]) -> Config:
-        """Also refuses what DPM-Solver cannot do: end at zero noise, or order 3 with its own noise."""
-        full = super().complete(config)
-        algorithm = full["algorithm_type"]
-        if not cls.is_clean(full) and "final_sigmas_type" in cls.DEFAULTS and full["final_sigmas_type"] == "zero":
-            raise ConfigError(f"algorithm_type={algorithm!r} cannot end at final_sigmas_type='zero'; use 'sigma_min'")
-        if algorithm == "sde-dpmsolver" and full["solver_order"] == 3:
-            raise ConfigError(f"algorithm_type={algorithm!r} has no solver_order=3; use 1 or 2")
-        return full
-
-    @classmethod
-    def is_clean(cls, config: Config) -> bool:
+    def is_clean(self) -> bool:
         """The "++" algorithms work on the clean sample, the others on the noise."""
-        return bool(config["algorithm_type"].endswith("++"))
+        return bool(self.own["algorithm_type"].endswith("++"))
 
     def whole(self, chosen: str, found: F64) -> I64:
         """As its parent's; with the cosine schedule, timesteps are never rounded."""
@@ -111,7 +102,7 @@ class DPMSolverMultistepScheduler(LogSnr):
         """Rows with as many past estimates as the order of each step needs."""
         self.check_descent(grid)
         steps = multistep(self.own, grid, points_of(grid))
-        return self.table_of(grid, steps, draws=self.own["algorithm_type"].startswith("sde-"))
+        return self.multistep_table(grid, steps, draws=self.own["algorithm_type"].startswith("sde-"))
 
 
 @register
@@ -220,4 +211,4 @@ class DPMSolverSinglestepScheduler(DPMSolverMultistepScheduler):
             base, bend = n - order + 1, 0.0 if halved else 2.0
             others = range(base + 1, n + 1)
             steps.append(dpm_step(algorithm, points, base, n + 1, others, halved=halved and order == 2, bend=bend))
-        return self.table_of(grid, steps, draws=algorithm.startswith("sde-"))
+        return self.multistep_table(grid, steps, draws=algorithm.startswith("sde-"))

@@ -5,15 +5,12 @@ Karras et al. 2022, arXiv:2206.00364, table 1: with s the noise level and d = si
     D = d^2 / (s^2 + d^2) x + s d / sqrt(s^2 + d^2) out,   the network sees x / sqrt(s^2 + d^2) and log(s) / 4
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from anamorph.config import Config
-from anamorph.errors import ConfigError, InputError
+from anamorph.errors import InputError
 from anamorph.schedulers.arrays import Array, numbers
-from anamorph.schedulers.base import StepOutput
 from anamorph.schedulers.configuration import NO_SAMPLE, THRESHOLD
 from anamorph.schedulers.dpmsolver import SOLVER, multistep
 from anamorph.schedulers.exponential import points_of
@@ -23,7 +20,7 @@ from anamorph.schedulers.levels import exponential, karras
 from anamorph.schedulers.logsnr import OLD_SOLVERS
 from anamorph.schedulers.registry import register
 from anamorph.schedulers.solvers import CHURN, Columns
-from anamorph.schedulers.table import Clip, Table
+from anamorph.schedulers.table import Clip, StepOutput, Table
 
 PRECONDITIONED = {
     "sigma_min": 0.002,
@@ -93,14 +90,13 @@ class EDMEulerScheduler(Preconditioned):
         """Euler's step; `told` says that D is given."""
         return self.euler(grid, churn, (np.zeros_like(grid.sigma), np.ones_like(grid.sigma)) if told else None)
 
-    def step(
-        self, model_output: Array, timestep: Any, sample: Array, *, pred_original_sample: Array | None = None,
-        **options: Any,
-    ) -> StepOutput | tuple[Array, ...]:  # fmt: skip
-        """As its parent's; `pred_original_sample` is D, for those who compute it themselves."""
-        told = pred_original_sample is not None
-        out = pred_original_sample if told else model_output
-        return super().step(out, timestep, sample, told=told, **options)
+    def step_told(
+        self, model_output: Array, timestep: Any, sample: Array, clean: Array | None, **options: Any
+    ) -> StepOutput | tuple[Array, ...]:
+        """A step for those who compute D, `pred_original_sample`, themselves."""
+        return self.step(model_output if clean is None else clean, timestep, sample, told=clean is not None, **options)
+
+    INPUTS: ClassVar = {"pred_original_sample": step_told}
 
 
 @register
@@ -110,16 +106,9 @@ class EDMDPMSolverMultistepScheduler(Preconditioned):
     SUMMARY: ClassVar = "DPM-Solver++ for models trained in the EDM way; good from 15 steps"
     DEFAULTS: ClassVar = {**KEYS, **THRESHOLD, **SOLVER, "lower_order_final": True, "euler_at_final": False}
     ONLY: ClassVar = {**NO_SAMPLE, "algorithm_type": ("dpmsolver++", "sde-dpmsolver++")}
+    CONFLICTS: ClassVar = ({"algorithm_type": ("sde-dpmsolver++",), "solver_order": (3,)},)
     TRANSLATE: ClassVar = {("algorithm_type", "deis"): "dpmsolver++", **OLD_SOLVERS}
-    SHOWS_CLEAN: ClassVar = False
-
-    @classmethod
-    def complete(cls, config: Mapping[str, Any]) -> Config:
-        """Also refuses the stochastic third order, as diffusers does."""
-        full = super().complete(config)
-        if full["algorithm_type"] == "sde-dpmsolver++" and full["solver_order"] == 3:
-            raise ConfigError(f"{cls.__name__}: algorithm_type='sde-dpmsolver++' has no solver_order=3; use 1 or 2")
-        return full
+    SECOND: ClassVar = None
 
     def last(self, levels: F64) -> float:
         """The configuration's lowest."""
@@ -142,7 +131,7 @@ class CMStochasticIterativeScheduler(Karras):
     SUMMARY: ClassVar = "only for consistency models: one to four steps"
     DEFAULTS: ClassVar = {**PRECONDITIONED, "num_train_timesteps": 40, "s_noise": 1.0, "clip_denoised": True}
     TAKES: ClassVar = ("timesteps",)
-    SHOWS_CLEAN: ClassVar = False
+    SECOND: ClassVar = None
 
     def plan(self, request: Request) -> Grid:
         """Levels at whole places among num_train_timesteps of Karras'; the network is told 250 log(s)."""
@@ -164,7 +153,7 @@ class CMStochasticIterativeScheduler(Karras):
         after = np.clip(grid.sigma_next, low, self.own["sigma_max"])
         noisy = grid.steps > 1  # a single step is the jump alone
         c = noisy * self.own["s_noise"] * np.sqrt(np.clip(after**2 - low**2, 0, None))
-        return self.table_of(grid, Columns(D=1.0, Z=c), noisy, estimate=estimate)
+        return self.table_of(grid, Columns(D=1.0, Z=c), draws=noisy, estimate=estimate)
 
     @property
     def clip(self) -> Clip | None:

@@ -10,20 +10,16 @@ from anamorph.schedulers.arrays import Array
 from anamorph.schedulers.configuration import LINSPACE, NO_SAMPLE, NOISE, SIGMAS
 from anamorph.schedulers.free import FreeLevels
 from anamorph.schedulers.grids import F64, Grid, Request, custom_sigmas, custom_timesteps, sigma_to_timestep, spaced
-from anamorph.schedulers.levels import exponential, family, family_sigmas, finite_sigmas
+from anamorph.schedulers.levels import exponential, family, family_sigmas
 from anamorph.schedulers.noise import F32
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import CHURN, Columns, first_order, to_clean
+from anamorph.schedulers.solvers import CHURN, Columns, first_order
 from anamorph.schedulers.table import Table
 from anamorph.schedulers.training import velocity
 
 
 class SigmaLevels(FreeLevels):
     """Schedulers whose steps lie on free noise levels sigma; the network sees x / sqrt(1 + sigma^2)."""
-
-    def __init__(self, **config: Any) -> None:
-        super().__init__(**config)
-        self.training_sigmas = finite_sigmas(self.alphas_cumprod)
 
     def idle(self) -> Grid:
         """All training timesteps, descending, then zero."""
@@ -60,10 +56,6 @@ class SigmaLevels(FreeLevels):
     def start(self, highest: float) -> float:
         """Standard deviation of the first sample; "leading" does not begin with pure noise."""
         return highest if self.own["timestep_spacing"] in ("linspace", "trailing") else (highest**2 + 1) ** 0.5
-
-    def estimate(self, grid: Grid) -> tuple[F64, F64]:
-        """p, q of the clean estimate."""
-        return to_clean(self.own["prediction_type"], grid.alpha, grid.sigma)
 
 
 @register

@@ -6,20 +6,20 @@ import numpy as np
 
 from anamorph.errors import InputError
 from anamorph.schedulers.arrays import Array, draw, widen
-from anamorph.schedulers.base import Scheduler, StepOutput
+from anamorph.schedulers.base import Scheduler
 from anamorph.schedulers.configuration import SIGMAS
 from anamorph.schedulers.grids import F64, Grid, Request
 from anamorph.schedulers.levels import family, family_sigmas, shifted, shifted_for_size, stretched
 from anamorph.schedulers.noise import F32
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import CHURN, Columns, Terms, churned, rows_of
-from anamorph.schedulers.table import Table
+from anamorph.schedulers.solvers import CHURN, Columns, Terms, churned
+from anamorph.schedulers.table import StepOutput, Table
 
 
 class Flow(Scheduler):
     """Levels from 1 to 0; the timestep is the level times num_train_timesteps."""
 
-    SHOWS_CLEAN: ClassVar = False
+    SECOND: ClassVar = None
 
     def idle(self) -> Grid:
         """All training timesteps, descending, then zero."""
@@ -48,11 +48,10 @@ class Flow(Scheduler):
             1 - exact[:-1], exact[:-1], 1 - exact[1:], exact[1:], len(timesteps), sigmas,
         )  # fmt: skip
 
-    def table_of(self, grid: Grid, steps: Columns | list[Terms], draws: Any = False, churn: F64 | float = 0.0) -> Table:
+    def flow_table(self, grid: Grid, steps: Columns | list[Terms], **columns: Any) -> Table:
         """A table of steps in the raw output, D = out."""
         zeros, ones = np.zeros_like(grid.sigma), np.ones_like(grid.sigma)
-        rows = rows_of(grid, (zeros, ones), steps, draws=draws, clean=(ones, -grid.sigma), churn=churn)
-        return Table(rows, grid.timesteps, grid.sigmas)
+        return self.table_of(grid, steps, estimate=(zeros, ones), clean=(ones, -grid.sigma), **columns)
 
     def scale_noise(self, sample: Array, timestep: Any, noise: Array) -> Array:
         """(1 - sigma) sample + sigma noise, under the name that flow pipelines use for `add_noise`."""
@@ -130,34 +129,35 @@ class FlowMatchEulerDiscreteScheduler(Flow):
                 "it; take FlowMatchHeunDiscreteScheduler or stochastic_sampling=True"
             )
         if not self.own["stochastic_sampling"]:
-            return self.table_of(grid, Columns(X=1.0, D=grid.sigma_next - grid.sigma))
+            return self.flow_table(grid, Columns(X=1.0, D=grid.sigma_next - grid.sigma))
         steps = Columns(X=grid.alpha_next, D=-grid.alpha_next * grid.sigma, Z=grid.sigma_next)
-        return self.table_of(grid, steps, draws=True)
+        return self.flow_table(grid, steps, draws=True)
 
-    def step(
-        self, model_output: Array, timestep: Any, sample: Array, *, per_token_timesteps: Array | None = None,
-        **options: Any,
-    ) -> StepOutput | tuple[Array, ...]:  # fmt: skip
-        """As its parent's; with `per_token_timesteps` [N, T], `sample` [N, T, C] has a level in every token.
+    def step_tokens(
+        self, model_output: Array, timestep: Any, sample: Array, each: Array | None, **options: Any
+    ) -> StepOutput | tuple[Array, ...]:
+        """With `per_token_timesteps` [N, T], `sample` [N, T, C] has a level in every token.
 
         Each token goes to the run's next lower level: x' = x + (s - s') out, in float32. The sign of the output is
         turned, as in diffusers, whose pipelines turn it before.
         """
-        if per_token_timesteps is None:
-            return super().step(model_output, timestep, sample, **options)
+        if each is None:
+            return self.step(model_output, timestep, sample, **options)
         self._current(timestep, {})
         grid = self._levels()
-        levels = per_token_timesteps[..., None] / len(self)
+        levels = each[..., None] / len(self)
         below, last = 0.0 * levels, 0.0
         for level in sorted([*grid.sigma.tolist(), float(grid.sigma_next[-1])]):
             below, last = below + (level - last) * (levels > level + 1e-6), level
         out, x = widen(model_output), widen(sample)
         if self.own["stochastic_sampling"]:
-            x = (1.0 - below) * (x - levels * out) + below * draw(x, options.get("generator"))
+            x = (1.0 - below) * (x - levels * out) + below * draw(x, options["generator"])
         else:
             x = x + (levels - below) * out
         self._position.step = (self._position.step or 0) + 1
-        return StepOutput(x) if options.get("return_dict", True) else (x,)
+        return StepOutput(x) if options["return_dict"] else (x,)
+
+    INPUTS: ClassVar = {"per_token_timesteps": step_tokens}
 
 
 @register
@@ -190,4 +190,4 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         for n in range(0, len(steps) - 1, 2):
             steps[n + 1] = {("X", n): 1.0, ("D", n): float(dt[n] * ratio[n]) / 2, ("D", n + 1): float(dt[n]) / 2}
             draws[n + 1], churn[n + 1] = draws[n], 0.0
-        return self.table_of(grid, steps, draws, churn)
+        return self.flow_table(grid, steps, draws=draws, churn=churn)

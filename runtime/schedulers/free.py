@@ -7,11 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from anamorph.schedulers.base import Scheduler
-from anamorph.schedulers.configuration import clip_of
 from anamorph.schedulers.grids import F64, Grid
 from anamorph.schedulers.noise import F32
-from anamorph.schedulers.solvers import Columns, Terms, churned, first_order, rows_of
-from anamorph.schedulers.table import Clip, Table, Threshold
+from anamorph.schedulers.solvers import Columns, churned, first_order
+from anamorph.schedulers.table import Table
 
 
 class FreeLevels(Scheduler):
@@ -27,26 +26,9 @@ class FreeLevels(Scheduler):
         levels, ones = sigmas.astype(np.float64), np.ones(len(timesteps))
         return Grid(timesteps, ones, levels[:-1], ones, levels[1:], len(timesteps), sigmas, start)
 
-    def estimate(self, grid: Grid) -> tuple[F64, F64]:
-        """p, q of the clean estimate."""
-        raise NotImplementedError
-
     def scale(self, grid: Grid) -> F64:
         """c_in of every call."""
         return np.asarray(1 / np.hypot(grid.sigma, self.own.get("sigma_data", 1.0)))
-
-    @property
-    def clip(self) -> Clip | Threshold | None:
-        """What the configuration does to the clean estimate."""
-        return clip_of(self.own)
-
-    def table_of(
-        self, grid: Grid, steps: Columns | list[Terms], draws: npt.NDArray[np.bool_] | bool = False, **columns: Any
-    ) -> Table:
-        """A table of steps in the clean estimate; for `columns` see `rows_of`."""
-        estimate = columns.pop("estimate", None) or self.estimate(grid)
-        rows = rows_of(grid, estimate, steps, scale=self.scale(grid), draws=draws, **columns)
-        return Table(rows, grid.timesteps, grid.sigmas, grid.init_noise_sigma, self.clip)
 
     def euler(self, grid: Grid, churn: Mapping[str, float], estimate: tuple[F64, F64] | None = None) -> Table:
         """x' = (sigma' / sigma) x + (1 - sigma' / sigma) D, from the levels that churning leads to.
@@ -55,5 +37,6 @@ class FreeLevels(Scheduler):
         """
         raised, added = churned(grid, **churn)
         a, b, _ = first_order(raised)
-        estimate = estimate or self.estimate(raised)
-        return self.table_of(grid, Columns(X=a, D=b), added > 0, estimate=estimate, churn=added)
+        return self.table_of(
+            grid, Columns(X=a, D=b), estimate=estimate or self.estimate(raised), draws=added > 0, churn=added
+        )

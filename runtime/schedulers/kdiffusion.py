@@ -52,7 +52,7 @@ def slope_table(scheduler: SigmaLevels, grid: Grid, steps: list[Terms], draws: A
     slope = to_noise(scheduler.own["prediction_type"], grid.alpha, grid.sigma)
     if clip is not None:
         steps, slope = through_clean(steps, grid), clean
-    return scheduler.table_of(grid, steps, draws, estimate=slope, clean=clean)
+    return scheduler.table_of(grid, steps, draws=draws, estimate=slope, clean=clean)
 
 
 @register
@@ -211,4 +211,4 @@ class DPMSolverSDEScheduler(_MiddleLevels):
             steps[n + 1] = {
                 ("X", n): down / sigma, ("D", n + 1): 1 - down / sigma, ("Z", n): shared, ("Z", n + 1): own,
             }  # fmt: skip
-        return self.table_of(grid, steps, np.arange(len(steps)) < len(steps) - 1)
+        return self.table_of(grid, steps, draws=np.arange(len(steps)) < len(steps) - 1)

@@ -9,12 +9,6 @@ import numpy.typing as npt
 from anamorph.config import Config
 from anamorph.errors import InputError
 from anamorph.schedulers.grids import F64, FAMILIES
-from anamorph.schedulers.noise import F32, LOWEST, schedule_sigmas
-
-
-def finite_sigmas(bar: F32) -> F32:
-    """sigma of every training timestep; a level without signal counts as alpha_bar = 2^-24."""
-    return schedule_sigmas(np.where(bar > 0, bar, np.float32(LOWEST)))
 
 
 def family(config: Config) -> str | None:

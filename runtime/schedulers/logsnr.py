@@ -1,14 +1,12 @@
 """Schedulers that step in lambda = log(alpha / sigma): their grids, and the choices that their configurations share."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from anamorph.config import Config
-from anamorph.errors import ConfigError, InputError
+from anamorph.errors import InputError
 from anamorph.schedulers.base import Scheduler
-from anamorph.schedulers.configuration import NOISE, PREDICTIONS, SIGMAS, THRESHOLD, clip_of
+from anamorph.schedulers.configuration import NOISE, PREDICTIONS, SIGMAS, THRESHOLD, Conflict
 from anamorph.schedulers.exponential import through_clean
 from anamorph.schedulers.grids import (
     F64,
@@ -20,9 +18,9 @@ from anamorph.schedulers.grids import (
     sigma_to_timestep,
     trailing,
 )
-from anamorph.schedulers.levels import family, family_sigmas, finite_sigmas, shifted
+from anamorph.schedulers.levels import family, family_sigmas, shifted
 from anamorph.schedulers.noise import F32
-from anamorph.schedulers.solvers import Terms, rows_of, to_clean, to_noise
+from anamorph.schedulers.solvers import Terms, to_noise
 from anamorph.schedulers.table import Table
 
 FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0}
@@ -40,33 +38,19 @@ class LogSnr(Scheduler):
 
     ROUNDED: ClassVar[tuple[str, ...]] = ("use_karras_sigmas",)
     """Families whose timesteps are rounded; those of the others are cut off."""
-    SHOWS_CLEAN: ClassVar = False
+    SECOND: ClassVar = None
     REPEATS: ClassVar[bool] = True
     """A run that does not end at zero ends at its family's last level, which so comes twice."""
 
-    def __init__(self, **config: Any) -> None:
-        super().__init__(**config)
-        self.training_sigmas = finite_sigmas(self.alphas_cumprod)
+    CONFLICTS: ClassVar[tuple[Conflict, ...]] = (
+        {"prediction_type": ("v_prediction",), "use_flow_sigmas": (True,)},
+        {"prediction_type": ("flow_prediction",), "use_flow_sigmas": (False,)},
+        {"use_dynamic_shifting": (True,), "use_flow_sigmas": (False,)},
+    )
 
-    @classmethod
-    def complete(cls, config: Mapping[str, Any]) -> Config:
-        """Also refuses predictions that do not go with the levels, and shifts without a flow."""
-        full, name = super().complete(config), cls.__name__
-        own = Config({key: full[key] for key in cls.DEFAULTS})
-        flow, kind = own["use_flow_sigmas"], own["prediction_type"]
-        if flow and kind == "v_prediction":
-            raise ConfigError(f"{name}: prediction_type='v_prediction' has no meaning with use_flow_sigmas=True")
-        if kind == "flow_prediction" and not flow:
-            raise ConfigError(f"{name}: prediction_type='flow_prediction' needs use_flow_sigmas=True")
-        if own.get("use_dynamic_shifting") and not flow:
-            raise ConfigError(f"{name}: use_dynamic_shifting=True needs use_flow_sigmas=True")
-        return full
-
-    @classmethod
-    def is_clean(cls, config: Config) -> bool:
+    def is_clean(self) -> bool:
         """Whether the solver works on estimates of the clean sample; otherwise, of the noise."""
-        del config
-        return True
+        raise NotImplementedError
 
     def idle(self) -> Grid:
         """All training timesteps, descending, then zero."""
@@ -140,20 +124,16 @@ class LogSnr(Scheduler):
         sigma = levels if flow else levels * alpha
         return Grid(timesteps, alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], len(timesteps), sigmas)
 
-    def table_of(
-        self, grid: Grid, steps: list[Terms], fixes: list[Terms] | None = None, *, draws: bool = False
-    ) -> Table:
+    def multistep_table(self, grid: Grid, steps: list[Terms], **columns: Any) -> Table:
         """A table of steps in the estimate that the solver works on."""
-        kind, clip = self.own["prediction_type"], clip_of(self.own)
-        clean = to_clean(kind, grid.alpha, grid.sigma)
-        on_clean, estimate = self.is_clean(self.own), clean
-        if not on_clean and clip is not None:
-            steps = through_clean(steps, grid)
-        elif not on_clean:
-            estimate = to_noise(kind, grid.alpha, grid.sigma)
-        rows = rows_of(grid, estimate, steps, fixes=fixes, draws=draws, clean=None if on_clean else clean)
+        if not self.is_clean():
+            columns["clean"] = self.estimate(grid)
+            if self.clip is None:
+                columns["estimate"] = to_noise(self.own["prediction_type"], grid.alpha, grid.sigma)
+            else:
+                steps = through_clean(steps, grid)
         unused = "unused" if self.own.get("variance_type") is not None else None
-        return Table(rows, grid.timesteps, grid.sigmas, clip=clip, variance=unused)
+        return self.table_of(grid, steps, variance=unused, **columns)
 
     def check_descent(self, grid: Grid) -> None:
         """Raises InputError: two calls share a noise level, so that a step between them has no length."""

@@ -37,10 +37,8 @@ class DEISMultistepScheduler(LogSnr):
         **{("solver_type", name): "logrho" for name in ("midpoint", "heun", "bh1", "bh2")},
     }
 
-    @classmethod
-    def is_clean(cls, config: Config) -> bool:
+    def is_clean(self) -> bool:
         """Never."""
-        del config
         return False
 
     def solve(self, grid: Grid) -> Table:
@@ -48,7 +46,7 @@ class DEISMultistepScheduler(LogSnr):
         self.check_descent(grid)
         points = points_of(grid)
         orders = multistep_orders(self.own, grid, points.lam[-1] - points.lam[-2])
-        return self.table_of(grid, [deis_step(points, n, order) for n, order in enumerate(orders)])
+        return self.multistep_table(grid, [deis_step(points, n, order) for n, order in enumerate(orders)])
 
 
 @register
@@ -77,27 +75,27 @@ class UniPCMultistepScheduler(LogSnr):
         "shift_terminal": None,
     }
     ONLY: ClassVar = {**SERVED, "solver_type": ("bh1", "bh2"), "time_shift_type": ("exponential", "linear")}
-    TRANSLATE: ClassVar = {("solver_type", name): "bh2" for name in ("midpoint", "heun", "logrho")}
-    TAKES: ClassVar = ("sigmas",)
+    CONFLICTS: ClassVar = (
+        *LogSnr.CONFLICTS,
+        {"predict_x0": (False,), "final_sigmas_type": ("zero",)},
+        {"predict_x0": (False,), "thresholding": (True,)},
+        {"lower_order_final": (False,), "final_sigmas_type": ("zero",), "solver_order": (2, 3)},
+    )
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:
-        """Also refuses a noise estimate at zero noise or with thresholding, and a last step of infinite length."""
+        """Also refuses a shift of the last level where it has no meaning."""
         full = super().complete(config)
-        zero, name = full["final_sigmas_type"] == "zero", cls.__name__
-        if not full["predict_x0"] and (zero or full["thresholding"]):
-            culprit = "final_sigmas_type='zero'" if zero else "thresholding=True"
-            raise ConfigError(f"{name}: predict_x0=False cannot go with {culprit}")
-        if zero and not full["lower_order_final"] and full["solver_order"] > 1:
-            raise ConfigError(f"{name}: lower_order_final=False cannot go with final_sigmas_type='zero'")
         if full["shift_terminal"] is not None and not full["use_flow_sigmas"]:
-            raise ConfigError(f"{name}: shift_terminal needs use_flow_sigmas=True")
+            raise ConfigError(f"{cls.__name__}: shift_terminal needs use_flow_sigmas=True")
         return full
 
-    @classmethod
-    def is_clean(cls, config: Config) -> bool:
+    TRANSLATE: ClassVar = {("solver_type", name): "bh2" for name in ("midpoint", "heun", "logrho")}
+    TAKES: ClassVar = ("sigmas",)
+
+    def is_clean(self) -> bool:
         """By `predict_x0`."""
-        return bool(config["predict_x0"])
+        return bool(self.own["predict_x0"])
 
     def plan(self, request: Request) -> Grid:
         """As its parent's; a flow also takes levels of one's own."""
@@ -143,7 +141,7 @@ class UniPCMultistepScheduler(LogSnr):
                 fixes.append({})
             else:
                 fixes.append(unipc_step(points, n, [*past, n + 1], clean, kind))
-        return self.table_of(grid, steps, fixes[:count])
+        return self.multistep_table(grid, steps, fixes=fixes[:count])
 
 
 def middle_half(timestep: float) -> float:
@@ -176,7 +174,10 @@ class SASolverScheduler(LogSnr):
         "corrector_order": (1, 2, 3, 4),
         "algorithm_type": ("data_prediction", "noise_prediction"),
     }
-
+    CONFLICTS: ClassVar = (
+        *LogSnr.CONFLICTS,
+        {"algorithm_type": ("noise_prediction",), "thresholding": (True,)},
+    )
     TRANSLATE: ClassVar = {
         **{("algorithm_type", name): "data_prediction" for name in ("dpmsolver++", "sde-dpmsolver++")},
         **{("algorithm_type", name): "noise_prediction" for name in ("dpmsolver", "sde-dpmsolver", "deis")},
@@ -185,23 +186,20 @@ class SASolverScheduler(LogSnr):
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:
-        """Also refuses thresholding of a noise estimate, and a tau_func that is no function."""
+        """Also refuses a tau_func that is no function."""
         full = super().complete(config)
-        if full["thresholding"] and not cls.is_clean(full):
-            raise ConfigError("SASolverScheduler: thresholding=True cannot go with algorithm_type='noise_prediction'")
         if full["tau_func"] is not None and not callable(full["tau_func"]):
-            raise ConfigError(f"SASolverScheduler: tau_func={full['tau_func']!r}, expected a function or None")
+            raise ConfigError(f"{cls.__name__}: tau_func={full['tau_func']!r}, expected a function or None")
         return full
 
-    @classmethod
-    def is_clean(cls, config: Config) -> bool:
+    def is_clean(self) -> bool:
         """By `algorithm_type`."""
-        return bool(config["algorithm_type"] == "data_prediction")
+        return bool(self.own["algorithm_type"] == "data_prediction")
 
     def solve(self, grid: Grid) -> Table:
         """Rows that first correct, with the noise of the step before, and then predict with noise of their own."""
         self.check_descent(grid)
-        points, count, clean = points_of(grid), len(grid.timesteps), self.is_clean(self.own)
+        points, count, clean = points_of(grid), len(grid.timesteps), self.is_clean()
         predictor, corrector = self.own["predictor_order"], self.own["corrector_order"]
         tau_of: Callable[[float], float] = self.own["tau_func"] or middle_half
         steps: list[Terms] = []
@@ -216,4 +214,4 @@ class SASolverScheduler(LogSnr):
                 break
             order = min(corrector, left + 1, min(n, known) + 2)
             fixes.append(sa_step(points, n, [n + 1 - i for i in range(order)], tau, clean))
-        return self.table_of(grid, steps, fixes, draws=True)
+        return self.multistep_table(grid, steps, fixes=fixes, draws=True)

@@ -104,7 +104,8 @@ def zero_terminal_snr(betas: F32) -> F32:
     return np.float32(1) - alphas
 
 
-def schedule_sigmas(bar: F32) -> F32:
-    """sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t), the noise level of x / alpha."""
+def finite_sigmas(bar: F32) -> F32:
+    """sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t), the noise level of x / alpha; no signal counts as 2^-24."""
+    bar = np.where(bar > 0, bar, np.float32(LOWEST))
     sigmas: F32 = np.sqrt((np.float32(1) - bar) / bar)
     return sigmas

@@ -12,7 +12,7 @@ from anamorph.schedulers.configuration import LEADING, NO_SAMPLE, NOISE
 from anamorph.schedulers.grids import I64, Grid, Request, variance_preserving
 from anamorph.schedulers.noise import F32
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import Terms, rows_of, to_clean, to_noise
+from anamorph.schedulers.solvers import Terms, to_clean, to_noise
 from anamorph.schedulers.table import Table
 from anamorph.schedulers.training import TrainingLevels
 
@@ -46,7 +46,7 @@ class PNDMScheduler(TrainingLevels):
         "set_alpha_to_one": False,
         **LEADING,
     }
-    SHOWS_CLEAN: ClassVar = False
+    SECOND: ClassVar = None
     ONLY: ClassVar = NO_SAMPLE
 
     def plan(self, request: Request) -> Grid:
@@ -70,8 +70,7 @@ class PNDMScheduler(TrainingLevels):
         steps = self._runge_kutta(grid) if warm else []
         steps += self._multistep(grid, WARM_UP if warm else 0)
         zeros = np.zeros(len(grid.timesteps))
-        clean = to_clean(self.own["prediction_type"], grid.alpha, grid.sigma)
-        return Table(rows_of(grid, (zeros, zeros + 1), steps, clean=clean), grid.timesteps)
+        return self.table_of(grid, steps, estimate=(zeros, zeros + 1), clean=self.estimate(grid))
 
     def _move(self, start: int, end: int) -> tuple[float, float]:
         """A, M of x' = A x + M m between two timesteps; a negative end is the final level."""
@@ -129,16 +128,16 @@ class IPNDMScheduler(Scheduler):
 
     SUMMARY: ClassVar = "fourth-order multistep for v-prediction models on a cosine schedule (audio, first of its kind)"
     DEFAULTS: ClassVar = {"num_train_timesteps": 1000, "trained_betas": None}
-    SHOWS_CLEAN: ClassVar = False
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:
         """Also refuses levels of one's own that are not within 0..1."""
         full = super().complete(config)
-        given = full["trained_betas"]
-        if given is not None and not all(0 <= value <= 1 for value in given):
-            raise ConfigError("IPNDMScheduler: trained_betas are its noise levels, expected one from 1 to 0 per point")
+        if not all(0 <= value <= 1 for value in full["trained_betas"] or ()):
+            raise ConfigError(f"{cls.__name__}: trained_betas are its noise levels, expected one from 1 to 0 per point")
         return full
+
+    SECOND: ClassVar = None
 
     def idle(self) -> Grid:
         """All training timesteps, descending."""
@@ -170,6 +169,5 @@ class IPNDMScheduler(Scheduler):
             a = float(grid.alpha_next[n]) / alpha if alpha > 1e-8 else 0.0
             m = float(grid.sigma_next[n]) - sigma * a
             steps.append({("X", n): a} | adams(list(range(n + 1)), m))
-        estimate = to_noise("v_prediction", grid.alpha, grid.sigma)
-        clean = to_clean("v_prediction", grid.alpha, grid.sigma)
-        return Table(rows_of(grid, estimate, steps, clean=clean), grid.timesteps)
+        estimate, clean = (read("v_prediction", grid.alpha, grid.sigma) for read in (to_noise, to_clean))
+        return self.table_of(grid, steps, estimate=estimate, clean=clean)

@@ -1,6 +1,6 @@
 """Where a run of the stateful face stands: which call comes next, and what earlier calls left."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anamorph.errors import InputError
@@ -35,6 +35,8 @@ class Position:
         self.first = 0
         self.history: History = ()
         self.tables: dict[tuple[int, tuple[tuple[str, Any], ...]], Table] = {}
+        self.table: Table | None = None  # the latest, and its options
+        self.options: Mapping[str, Any] = {}
         self.timesteps: list[float] = [] if grid is None else grid.timesteps.tolist()
         self.places = Places(self.timesteps)
 
@@ -48,7 +50,7 @@ class Position:
             return self.step
         if self.step is None:
             self.step = self.places.find(timestep) if self.begin is None else self.begin
-            self.first, self.history = self.step, ()
+            self.first, self.history, self.table = self.step, (), None
         if self.step >= len(self.timesteps):
             raise InputError(f"all {len(self.timesteps)} steps are done; call set_timesteps before the next run")
         expected = self.timesteps[self.step]

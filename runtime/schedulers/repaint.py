@@ -7,13 +7,12 @@ import numpy as np
 
 from anamorph.errors import InputError
 from anamorph.schedulers.arrays import Array, cast, draw, widen
-from anamorph.schedulers.base import StepOutput
-from anamorph.schedulers.configuration import CURVES, NOISE, clip_of
+from anamorph.schedulers.configuration import CURVES, NOISE
 from anamorph.schedulers.grids import Grid, Request, variance_preserving
 from anamorph.schedulers.position import Position
 from anamorph.schedulers.registry import register
-from anamorph.schedulers.solvers import Columns, first_order, rows_of, to_clean
-from anamorph.schedulers.table import Table, advance
+from anamorph.schedulers.solvers import Columns, first_order
+from anamorph.schedulers.table import StepOutput, Table, advance
 from anamorph.schedulers.training import TrainingLevels
 
 
@@ -63,9 +62,7 @@ class RePaintScheduler(TrainingLevels):
         """x' = alpha' clip(D) + sqrt(sigma'^2 - c^2) out + c noise, for the part under the mask."""
         a, _, c = first_order(grid, eta)
         c = np.where(grid.timesteps > 0, c, 0.0)
-        steps = Columns(D=grid.alpha_next, O=a * grid.sigma, Z=c)
-        rows = rows_of(grid, to_clean("epsilon", grid.alpha, grid.sigma), steps, draws=True)
-        return Table(rows, grid.timesteps, clip=clip_of(self.own))
+        return self.table_of(grid, Columns(D=grid.alpha_next, O=a * grid.sigma, Z=c), draws=True)
 
     def step(  # type: ignore[override]  # diffusers' own signature, with the picture and its mask
         self,

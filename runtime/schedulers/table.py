@@ -2,13 +2,14 @@
 
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from anamorph.errors import InputError
-from anamorph.schedulers.arrays import Array, is_tensor, per_image_quantile, spread, weighted_sum
+from anamorph.schedulers.arrays import Array, cast, combined, is_tensor, per_image_quantile, spread, weighted_sum
 
 History = tuple[Array, ...]
 """What earlier calls left for later ones: estimates D, samples x and noise, as the rows' `keep` chose them."""
@@ -98,6 +99,19 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @cached_property
+    def fused(self) -> list[list[tuple[int, float]] | None]:
+        """Per row, x' as terms of (x, out, noise, *history); None where clipping or a correction needs D itself.
+
+        D is written out there: where x and D nearly cancel, the sum of their weights is far more exact than their sum.
+        """
+        weights = (
+            (row.a + row.b[0] * row.p, row.e + row.b[0] * row.q, 0.0 if row.log_c else row.c, *row.b[1:])
+            for row in self.rows
+        )
+        terms = [[term for term in enumerate(found) if term[1]] for found in weights]
+        return [None if self.clip or row.fix else found for row, found in zip(self.rows, terms, strict=True)]
+
 
 def clean_estimate(table: Table, n: int, x: Array, out: Array, noise: Array | None = None) -> Array:
     """The estimate of the clean sample, clipped as the table says; arguments as for `advance`."""
@@ -105,6 +119,19 @@ def clean_estimate(table: Table, n: int, x: Array, out: Array, noise: Array | No
     p, q = (row.p, row.q) if row.clean is None else row.clean
     raw = weighted_sum((p, q, p * row.churn), (x, _mean(table, x, out), noise))
     return raw if table.clip is None else table.clip(raw)
+
+
+class StepOutput:
+    """The next sample, and the estimate of the clean one, which is computed when it is asked for."""
+
+    def __init__(self, prev_sample: Array, *inputs: Any) -> None:
+        self.prev_sample = prev_sample
+        self.inputs = inputs  # of `clean_estimate`
+
+    @cached_property
+    def pred_original_sample(self) -> Array:
+        """D as the solver's own last call sees it, clipped as the configuration says."""
+        return cast(clean_estimate(*self.inputs), self.prev_sample)
 
 
 def advance(
@@ -118,30 +145,29 @@ def advance(
     row = table.rows[n]
     if len(history) != len(row.b) - 1:
         raise InputError(f"row {n} expects a history of {len(row.b) - 1}, got {len(history)}; start at row 0 with ()")
-    if noise is None and (row.c or row.churn or row.log_c or NOISE in row.keep):
+    if noise is None and (row.draws or row.c) and (row.c or row.churn or row.log_c or NOISE in row.keep):
         raise InputError(f"row {n} adds noise, but none was given; draw it wherever `row.draws` is true")
-    c, deviation = row.c, None
+    deviation, clean, fused = None, None, table.fused[n]
     if table.variance is not None:
-        if row.log_c is not None:
-            c, deviation = 0.0, _deviation(table, row.log_c, x, out)
+        deviation = None if row.log_c is None else _deviation(table, row.log_c, x, out)
         out = _mean(table, x, out)
     if row.churn:
         x = weighted_sum((1.0, row.churn), (x, noise))
-    clean: Array = None
-    if table.clip is not None or row.fix or 0 in row.keep:
+    if fused is None or 0 in row.keep:
         clean = weighted_sum((row.p, row.q), (x, out))
+    if fused is not None:
+        result = combined(fused, (x, out, noise, *history))
+    else:
         if table.clip is not None:
             clean = table.clip(clean)
-    b, past = row.b[0], row.b[1:]
-    if table.clip is None and not row.fix:
-        # D is written out: where x and D nearly cancel, the sum of their weights is far more exact than their sum.
-        result = weighted_sum((row.a + b * row.p, row.e + b * row.q, c, *past), (x, out, noise, *history))
-    else:
         if row.fix:
             x = weighted_sum(row.fix, (x, clean, *history))
-        result = weighted_sum((row.a, b, row.e, c, *past), (x, clean, out, noise, *history))
+        c = row.c if deviation is None else 0.0
+        result = weighted_sum((row.a, row.b[0], row.e, c, *row.b[1:]), (x, clean, out, noise, *history))
     if deviation is not None:
         result = result + deviation * noise
+    if not row.keep:
+        return result, ()
     pool = (clean, x, *history, noise)
     return result, tuple([pool[position] for position in row.keep])
 
