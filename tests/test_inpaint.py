@@ -161,10 +161,10 @@ def test_wrong_arguments_are_named(sd1: Path, changes: dict[str, Any], words: st
         pipe(**call(**changes))
 
 
-@pytest.mark.parametrize("name", ["sd1", "nine"])
+@pytest.mark.parametrize("name", ["sd1", "inpaint"])
 def test_callbacks_see_and_replace_the_mask_as_with_diffusers(name: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(name)
-    names = ["latents", "mask", *(["masked_image_latents"] if name == "nine" else [])]
+    names = ["latents", "mask", *(["masked_image_latents"] if name == "inpaint" else [])]
     seen: list[list[dict[str, Any]]] = []
 
     def look(_pipe: Any, step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
