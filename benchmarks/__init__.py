@@ -8,5 +8,5 @@
 `scenarios` expands data to cells, `runner` lets the arms of equal work take turns in fresh processes (`process`, `arm`,
 `peers`), `parity` decides whether a cell may show a speed, `environment` whether the machine stood still, `records`
 keeps raw samples, `statistics`, `summary` and `comparing` say what they mean, `report` and `plots` show it.
-`full_size` makes checkpoints, `schedulers`, `quality` and `interop` measure what is not speed.
+`full_size` makes checkpoints; `schedulers`, `quality`, `interop` and `snippets` measure what is not speed.
 """

@@ -23,6 +23,7 @@ from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import settle_variant
 from anamorph.pipelines.slots import KINDS, Tokenizer, models, read_slot
+from anamorph.schedulers.registry import FILE
 from anamorph.weights import find_weights
 
 if TYPE_CHECKING:
@@ -288,7 +289,11 @@ def _copy_rest(checkpoint: Checkpoint, components: Sequence[Component], draft: P
             index[name] = [None, None]
     (draft / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for name in copied:
-        shutil.copytree(checkpoint.place(name), draft / name)
+        if checkpoint.flat:  # nothing but a scheduler lies beside a model
+            (draft / name).mkdir()
+            shutil.copy(checkpoint.folder / FILE, draft / name)
+        else:
+            shutil.copytree(checkpoint.place(name), draft / name)
     for name, tokenizer in _tokenizers(checkpoint).items():
         vocabulary = draft / name / "tokenizer.json"
         if not vocabulary.exists():

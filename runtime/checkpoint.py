@@ -50,12 +50,20 @@ class Checkpoint:
         """Whether it is a refiner of SDXL's kind, whose denoiser is told an aesthetic score instead of a size."""
         return bool(self.settings.get("requires_aesthetics_score"))
 
+    @property
+    def flat(self) -> bool:
+        """Whether a denoiser's and a scheduler's files lie side by side, without subfolders."""
+        inside = any((self.folder / component).is_dir() for component in self.components)
+        return not inside and (self.folder / "config.json").is_file()
+
     def place(self, component: str) -> Path:
-        """The component's subfolder.
+        """The component's subfolder; the folder itself where all files lie side by side, as DDPM's first ones do.
 
         Raises CheckpointError: it is missing.
         """
         place = self.folder / component
+        if self.flat:
+            return self.folder
         if not place.is_dir():
             raise CheckpointError(f"{self.folder} has no folder {component!r}, which its model_index.json lists")
         return place

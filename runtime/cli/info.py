@@ -14,7 +14,7 @@ from anamorph.checkpoint import BUNDLED, Checkpoint, Source, component_config, o
 from anamorph.cli import OK
 from anamorph.errors import CheckpointError
 from anamorph.pipelines import DiffusionPipeline, LatentDiffusion
-from anamorph.pipelines.auto import FAMILIES, TASKS
+from anamorph.pipelines.auto import tasks_of_class
 from anamorph.pipelines.slots import parts_of
 from anamorph.plugins import installed
 from anamorph.weights import WIDTH, find_weights
@@ -65,8 +65,8 @@ def inspect(model: str, variant: str | None = None) -> Report:
     ]
     if artifact is None:
         rows = [_stored(checkpoint, row) for row in rows]
-    configs = {row.name: component_config(checkpoint.folder / row.name)
-               for row in rows if (checkpoint.folder / row.name / "config.json").is_file()}  # fmt: skip
+    places = {row.name: _model_place(checkpoint, row) for row in rows}
+    configs = {name: component_config(place) for name, place in places.items() if place is not None}
     form = "checkpoint" if artifact is None else artifact.format
     parts = None if artifact is None else set(artifact.parts)
     tasks = tasks_of(checkpoint.class_name, configs, parts)
@@ -81,10 +81,19 @@ def inspect(model: str, variant: str | None = None) -> Report:
     )
 
 
-def _stored(checkpoint: Checkpoint, row: Row) -> Row:
-    """With what the headers of its weight files say; as it is where it has none, like a scheduler."""
-    place = checkpoint.place(row.name)
+def _model_place(checkpoint: Checkpoint, row: Row) -> Path | None:
+    """Where a model has its configuration; None for what is no model, like a scheduler."""
+    place = checkpoint.folder if checkpoint.flat else checkpoint.folder / row.name
     if not (place / "config.json").is_file():
+        return None
+    return None if checkpoint.flat and component_config(place).get("_class_name") != row.class_name else place
+
+
+def _stored(checkpoint: Checkpoint, row: Row) -> Row:
+    """With what the headers of its weight files say; as it is where it has none."""
+    place = _model_place(checkpoint, row)
+    if place is None:
+        checkpoint.place(row.name)
         return row
     stem = "model" if row.class_name.startswith("CLIP") or "SafetyChecker" in row.class_name else _DIFFUSERS
     try:
@@ -140,10 +149,8 @@ def _file(model: str) -> Report:
 
 def tasks_of(class_name: str, configs: Mapping[str, Mapping[str, Any]], parts: set[str] | None) -> dict[str, str]:
     """What a checkpoint of that class can do -> the class that does it; `parts` are those that were exported."""
-    family = next((names for names in FAMILIES if class_name in names), None)
-    named = dict(zip(TASKS, family, strict=True)) if family else {"what its class does": class_name}
-    registry = DiffusionPipeline.registry
-    return {task: name for task, name in named.items() if name in registry and _fits(registry[name], configs, parts)}
+    named, registry = tasks_of_class(class_name), DiffusionPipeline.registry
+    return {task: name for task, name in named.items() if _fits(registry[name], configs, parts)}
 
 
 def _fits(kind: type[DiffusionPipeline], configs: Mapping[str, Mapping[str, Any]], parts: set[str] | None) -> bool:

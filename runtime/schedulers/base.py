@@ -56,6 +56,8 @@ class Scheduler:
     INPUTS: ClassVar[Mapping[str, Callable[..., StepOutput | tuple[Array, ...]]]] = {}
     """Arrays that a step of this class may get besides, and the method that then takes its place."""
     STATELESS: ClassVar[bool] = False
+    UNPREPARED: ClassVar[bool] = False
+    """Whether steps may be taken before `set_timesteps`: those of training."""
     WIDE_NOISE: ClassVar[bool] = False
     """Noise is drawn in float32 also for half-precision samples, as diffusers does in one of its classes."""
     SCALES: ClassVar[bool] = False
@@ -84,8 +86,13 @@ class Scheduler:
         return completed(cls.__name__, config, cls.DEFAULTS, cls.ONLY, cls.CONFLICTS)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
-        """Build from a configuration, also another class's (see `carried`); `overrides` replace single keys."""
+    def from_config(cls, config: Mapping[str, Any] | str | Path, **overrides: Any) -> Self:
+        """Build from a configuration, also another class's (see `carried`); `overrides` replace single keys.
+
+        A folder or hub id stands for the configuration that lies there.
+        """
+        if isinstance(config, str | Path):
+            config = read_config(find_component(config, None, (FILE,)))
         return cls(**carried(config, overrides, cls.TRANSLATE))
 
     @classmethod
@@ -305,13 +312,16 @@ class Scheduler:
 
     def _current(self, timestep: Any, options: Mapping[str, Any]) -> tuple[Table, int]:
         """The table of this run, and the row that belongs to a timestep."""
-        position = self._position
-        if position.grid is None:
-            raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
+        position, grid = self._position, self._position.grid
+        if grid is None:
+            if not self.UNPREPARED:
+                raise InputError(f"{type(self).__name__} has no steps yet; call set_timesteps first")
+            grid = self.idle()
+            position = self._position = Position(grid)
         index = position.locate(float(timestep), self.STATELESS)
         if position.table is None or options != position.options:
             key = position.first, tuple(options.items())
-            table = position.tables.get(key) or self._table(position.grid, options, position.first)
+            table = position.tables.get(key) or self._table(grid, options, position.first)
             position.table, position.options, position.tables[key] = table, options, table
         return position.table, index - position.first
 

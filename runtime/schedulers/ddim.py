@@ -38,6 +38,7 @@ class DDPMScheduler(TrainingLevels):
     TRANSLATE: ClassVar = {("variance_type", None): "fixed_small"}
     TAKES: ClassVar = ("timesteps",)
     STATELESS: ClassVar = True
+    UNPREPARED: ClassVar = True
 
     def plan(self, request: Request) -> Grid:
         """Each call leads to the next timestep of the list, the last one to the clean sample."""
