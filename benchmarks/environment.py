@@ -5,8 +5,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,12 @@ SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_til
 """Instruction sets that decide which kernels an engine takes."""
 PACKAGES = ["anamorph", "numpy", "torch", "onnxruntime", "openvino", "diffusers", "transformers"]
 DRIFT = 0.10
-"""Share by which the sentinel may be slower than usual."""
+"""Share by which the sentinel may be slower or faster than usual."""
 FOREIGN = 0.05
 """Share of all cores that other processes may take during a burst."""
-SIDE, TURNS = 768, 15
+SIDE, TURNS = 768, 5
+REST = 0.03
+"""Seconds before the sentinel runs, in which threads that wait for more work by turning in circles fall asleep."""
 
 
 def environment() -> dict[str, Any]:
@@ -94,14 +95,14 @@ def _git() -> dict[str, Any] | None:
 class Sentinel:
     """A fixed product of matrices: as long as it takes the same time, timings may be compared."""
 
-    def __init__(self, usual: float | None = None) -> None:
+    def __init__(self) -> None:
         random = np.random.default_rng(0)
         self.left, self.right = random.random((2, SIDE, SIDE), np.float32)
         self.measure()
-        self.usual = usual or min(self.measure() for _ in range(5))
 
     def measure(self) -> float:
         """Seconds of one product, the median of several."""
+        time.sleep(REST)
         times = []
         for _ in range(TURNS):
             started = time.perf_counter()
@@ -110,23 +111,16 @@ class Sentinel:
         return statistics.median(times)
 
 
-@dataclass(frozen=True)
-class Watch:
-    """What a machine did while a burst ran: the sentinel's seconds before and after it, and the share of the cores
-    that other processes took, None where the system does not tell."""
+def drifted(readings: Sequence[float], usual: float) -> bool:
+    """Whether the sentinel, read before and after a sample, was further from its usual seconds than counts."""
+    return any(abs(reading / usual - 1) > DRIFT for reading in readings)
 
-    before: float
-    after: float
-    foreign: float | None
 
-    def complaint(self, usual: float) -> str | None:
-        """Why the burst does not count, or None."""
-        worst = max(self.before, self.after) / usual - 1
-        if worst > DRIFT:
-            return f"the machine drifted: the sentinel took {worst:.0%} longer than usual"
-        if self.foreign is not None and self.foreign > FOREIGN:
-            return f"other processes took {self.foreign:.0%} of the cores"
-        return None
+def disturbed(foreign: float | None) -> str | None:
+    """Why a burst does not count during which other processes took a share of the cores (None: not known)."""
+    if foreign is not None and foreign > FOREIGN:
+        return f"other processes took {foreign:.0%} of the cores"
+    return None
 
 
 def busy_s() -> float | None:

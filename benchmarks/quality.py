@@ -1,9 +1,11 @@
-"""How good pictures are: beside other pictures, and, for the bundled model, beside those that it learned from.
+"""How well the bundled model draws what it is told, beside the pictures that it learned from.
 
     python -m anamorph.benchmarks.quality PICTURES.npz [--count 100] [--steps 20] [--backend NAME]
+        [--clip FOLDER] [--inception FILE]
 
 PICTURES.npz is the training set that `examples/emoji/pictures.py` renders. Each prompt is an emoji's name; the share of
-pictures whose nearest training picture is the one that the prompt names needs no other model to judge.
+pictures whose nearest training picture is the one that the prompt names needs no other model to judge. The CLIP score
+and FID need local weights; see `anamorph.benchmarks.metrics`.
 """
 
 import argparse
@@ -14,35 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anamorph.benchmarks import metrics
+
 F64 = NDArray[np.float64]
-WINDOW, SIGMA = 11, 1.5
-K1, K2 = 0.01, 0.03
 SHRUNK = 4
 """Pixels of a side that are one when pictures are compared: a shift by a pixel is no other picture."""
-
-
-def ssim(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Structural similarity of pictures [..., H, W, C] in 0..1, the mean over all windows (Wang et al. 2004, eq. 13).
-
-    (2 m_a m_b + K1^2) (2 s_ab + K2^2) / ((m_a^2 + m_b^2 + K1^2) (s_a^2 + s_b^2 + K2^2)), Gaussian windows of 11 pixels.
-    """
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    mean_x, mean_y = _windowed(x), _windowed(y)
-    var_x, var_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
-    covariance = _windowed(x * y) - mean_x * mean_y
-    light = (2 * mean_x * mean_y + K1**2) / (mean_x**2 + mean_y**2 + K1**2)
-    return float(np.mean(light * (2 * covariance + K2**2) / (var_x + var_y + K2**2)))
-
-
-def _windowed(x: F64) -> F64:
-    """Gaussian means of all whole windows."""
-    offsets = np.arange(WINDOW) - WINDOW // 2
-    weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
-    weights /= weights.sum()
-    for axis in (-3, -2):
-        windows = np.lib.stride_tricks.sliding_window_view(x, WINDOW, axis)
-        x = np.asarray(windows @ weights)
-    return x
 
 
 def nearest(pictures: NDArray[Any], training: NDArray[Any]) -> NDArray[np.int64]:
@@ -72,6 +50,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="prompts, evenly over the set (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--clip", type=Path, help="folder of a CLIPModel with its processor")
+    parser.add_argument("--inception", type=Path, help="Inception as TorchScript, such as inception-2015-12-05.pt")
     options = parser.parse_args()
     with np.load(options.pictures) as stored:
         training, captions = stored["images"] / 255, [str(text) for text in stored["captions"]]
@@ -82,9 +62,17 @@ def main() -> None:
         pipe(name, num_inference_steps=options.steps, guidance_scale=4.0, seed=0, output_type="np").images[0]
         for name in names
     ]
-    share = recognised(names, nearest(np.stack(drawn), training), captions)
-    print(json.dumps({"prompts": len(names), "nearest_is_the_one_named": round(share, 3), "engines": [
-        str(placed) for placed in pipe.placement.values()]}, indent=2))  # fmt: skip
+    pictures = np.stack(drawn)
+    found: dict[str, Any] = {
+        "prompts": len(names),
+        "nearest_is_the_one_named": round(recognised(names, nearest(pictures, training), captions), 3),
+        "engines": [str(placed) for placed in pipe.placement.values()],
+    }
+    if options.clip:
+        found["clip_score"] = round(metrics.clip_score(pictures, names, options.clip), 3)
+    if options.inception:
+        found["fid"] = round(metrics.fid(training, pictures, metrics.inception(options.inception)), 3)
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -2,21 +2,25 @@
 
 Every line has `schema` and `kind`:
 
-    run      scenario, its digest and plan, environment, peak rates in GFLOP/s, the sentinel's usual seconds
+    run      scenario, its digest and plan, environment, peak rates in GFLOP/s
     cell     key and the cell, hashes of its model, operations of each stage (`flops`) as the reference counted them
-    burst    one process of one arm: cache, phases, placement, precision, versions, samples, memory, energy, watch, why
-             it is void, and the seconds that the harness took beside the work
+    burst    one process of one arm: cache, phases, placement, precision, versions, samples with their energy and the
+             sentinel's seconds before and after, memory, the share of the cores that others took, why it is void, and
+             the seconds that the harness took beside the work
     parity   how far each stage is from eager in float32: relative L2, the picture in decibels; `passed`, `note`
     failed   a cell that could not be measured, and its reason
     done     a cell that is finished, and why: interval, budget, processes
 """
 
 import json
+import math
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anamorph.benchmarks.environment import drifted
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.errors import InputError, OutputError
 
@@ -58,18 +62,31 @@ class Measured:
     failed: str | None = None
     done: str | None = None
 
+    usual: float = math.nan
+    """The sentinel's usual seconds beside this work, see `Result.weigh`; as long as they are not known, all count."""
+
     @property
     def valid(self) -> list[Row]:
-        """The bursts that count."""
-        return [burst for burst in self.bursts if burst["void"] is None]
+        """The bursts that count, each with the samples during which the machine ran at its usual speed."""
+        kept = [
+            {**burst, "samples": [one for one in burst["samples"] if not drifted(one["sentinel"], self.usual)]}
+            for burst in self.bursts
+            if burst["void"] is None
+        ]
+        return [burst for burst in kept if burst["samples"]]
+
+    @property
+    def taken(self) -> int:
+        """All samples, also those that do not count."""
+        return sum(len(burst["samples"]) for burst in self.bursts)
 
     def samples(self, phase: str = "total") -> list[list[float]]:
         """Seconds of the work, warm-up left out, by process; of `steps`, each one."""
-        return [_phase(burst["samples"], phase) for burst in self.valid if burst["samples"]]
+        return [_phase(burst["samples"], phase) for burst in self.valid]
 
 
 def _phase(samples: list[Row], phase: str) -> list[float]:
-    values = (sample[phase] for sample in samples if phase in sample)
+    values = (sample[phase] for sample in samples if sample.get(phase) is not None)
     return [one for value in values for one in (value if isinstance(value, list) else [value])]
 
 
@@ -85,6 +102,14 @@ class Result:
         """Where it was measured."""
         found: Row = self.run["environment"]
         return found
+
+    def weigh(self, work: Cell) -> None:
+        """Take the median of all readings of the sentinel beside this work as the usual one."""
+        same = [measured for measured in self.cells.values() if measured.cell.work == work]
+        samples = (sample for measured in same for burst in measured.bursts for sample in burst["samples"])
+        readings = [reading for sample in samples for reading in sample["sentinel"]]
+        for measured in same:
+            measured.usual = statistics.median(readings) if readings else math.nan
 
 
 def read(path: Path) -> Result:
@@ -108,6 +133,8 @@ def read(path: Path) -> Result:
                 measured.failed = row["reason"]
             case "done":
                 measured.done = row["why"]
+    for work in {measured.cell.work for measured in result.cells.values()}:
+        result.weigh(work)
     return result
 
 

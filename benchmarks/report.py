@@ -136,7 +136,7 @@ def environment_text(result: Result) -> str:
         f"- NumPy's BLAS: {about['numpy_blas']}; PyTorch: {', '.join(about['torch_build']) or 'unknown'}",
         f"- commit {state}; begun {result.run['time']}",
         f"- the harness took {_overhead(result)} of each process beside what it measured, comparing included",
-        "- energy: " + ("see the CSV" if any(b["energy_j"] for m in result.cells.values() for b in m.bursts)
+        "- energy: " + ("see the CSV" if any(m.samples("energy_j") for m in result.cells.values())
                         else "unavailable, this machine shows no counters"),
     ])  # fmt: skip
 

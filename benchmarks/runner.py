@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from anamorph.backends.cores import physical_cores
 from anamorph.benchmarks import parity
 from anamorph.benchmarks.arms import command, form_of
-from anamorph.benchmarks.environment import Sentinel, Watch, busy_s, energy_uj, environment, fingerprint
+from anamorph.benchmarks.environment import Sentinel, busy_s, disturbed, energy_uj, environment, fingerprint
 from anamorph.benchmarks.process import Process, run_python
 from anamorph.benchmarks.records import Journal, Measured, Result, read
 from anamorph.benchmarks.scenarios import Cell, Scenario
@@ -46,15 +47,13 @@ class Run:
             _same(read(out), scenario, values, out)
         self.journal = Journal(out)
         if not known:
-            self.sentinel = Sentinel()
             found = run_python("anamorph.benchmarks.peak")
             self.journal.add(
                 "run", scenario=scenario.name, digest=scenario.digest, plan=asdict(scenario.plan),
-                environment={**values, "torch_build": found["torch_build"]}, peak=found["peak"],
-                sentinel_s=self.sentinel.usual, time=_now(),
+                environment={**values, "torch_build": found["torch_build"]}, peak=found["peak"], time=_now(),
             )  # fmt: skip
         self.result = read(out)
-        self.sentinel = Sentinel(self.result.run["sentinel_s"])
+        self.sentinel = Sentinel()
 
     def all(self) -> Result:
         """Measure what is not measured yet, and remove the caches at the end."""
@@ -94,7 +93,7 @@ class Group:
     """Arms of equal work."""
 
     def __init__(self, run: Run, work: Cell, cells: Sequence[Cell]) -> None:
-        self.run, self.plan, self.cells = run, run.scenario.plan, list(cells)
+        self.run, self.plan, self.work, self.cells = run, run.scenario.plan, work, list(cells)
         self.spent = dict.fromkeys(self.cells, 0.0)
         self.turns = dict.fromkeys(self.cells, 0)
         self.place = run.work / _digest(work)
@@ -112,6 +111,8 @@ class Group:
         for cell in self.cells:
             self.run.measured(cell).flops = flops
             self.run.add("cell", cell, cell=asdict(cell), flops=flops, model=self.hashes)
+        if self.plan.prepare:
+            self._prepare()
         active = list(self.cells)
         while active:
             for cell in active:
@@ -124,6 +125,21 @@ class Group:
                 self.turns[cell] += 1
                 self.spent[cell] += time.monotonic() - started
             active = [cell for cell in active if not self._ended(cell)]
+
+    def _prepare(self) -> None:
+        """Fill the caches of all engines at once, one on each core; what fails here fails again in its turn."""
+        firsts = {(cell.engine, cell.static): cell for cell in reversed(self.cells) if cell.engine != REFERENCE[0]}
+
+        def fill(cell: Cell) -> None:
+            with suppress(AnamorphError), self._opened(cell, self._cache(cell)) as (process, _):
+                process.ask("run", inputs=str(self.place / "inputs"))
+
+        with ThreadPoolExecutor(physical_cores()) as pool:
+            for _ in pool.map(fill, firsts.values()):
+                continue
+
+    def _cache(self, cell: Cell) -> Path:
+        return self.place / _digest(cell)
 
     def _too_large(self, cell: Cell) -> bool:
         """Whether a smaller batch of the same arm failed already; that is a row too."""
@@ -211,8 +227,7 @@ class Group:
 
     def _turn(self, cell: Cell) -> None:
         """One process: load, first picture, warm up, samples; the first turn also compares the stages."""
-        cache = self.place / _digest(cell)
-        warm, watch = cache.exists(), [self.run.sentinel.measure()]
+        warm = (cache := self._cache(cell)).exists()
         inputs, started = str(self.place / "inputs"), time.monotonic()
         with self._opened(cell, cache) as (process, opened):
             answer = process.ask("run", inputs=inputs)
@@ -220,36 +235,38 @@ class Group:
             for _ in range(self.plan.warmup):
                 answer = process.ask("run", inputs=inputs)
                 warming += answer["seconds"]["total"]
-            watch.append(self.run.sentinel.measure())
             burst = self._burst(process, inputs, answer["cpu_s"])
             if self.run.measured(cell).parity is None:
                 self._compare(cell, process)
             versions = process.versions
-        watched = Watch(max(watch), self.run.sentinel.measure(), burst.pop("foreign"))
-        void = watched.complaint(self.run.sentinel.usual)
         worked = sum(opened["phases"].values()) + first["total"] + warming
         worked += sum(sample["total"] for sample in burst["samples"])
         row = {
             "turn": self.turns[cell], "cache": "warm" if warm else "cold", **opened, "versions": versions,
-            "first": first, **burst, "watch": asdict(watched), "void": void, "time": _now(),
+            "first": first, **burst, "void": disturbed(burst["foreign"]), "time": _now(),
             "overhead_s": time.monotonic() - started - worked,
         }  # fmt: skip
         self.run.measured(cell).bursts.append(row)
+        self.run.result.weigh(self.work)
         self.run.add("burst", cell, **row)
         self.run.say(_line(cell, row))
 
     def _burst(self, process: Process, inputs: str, cpu_s: float) -> dict[str, Any]:
-        busy, energy, started = busy_s(), energy_uj(), time.monotonic()
+        busy, own, started = busy_s(), time.process_time(), time.monotonic()
         samples: list[dict[str, Any]] = []
+        reading = self.run.sentinel.measure()
         while len(samples) < self.plan.fewest or time.monotonic() - started < self.plan.burst_s:
+            energy = energy_uj()
             answer = process.ask("run", inputs=inputs)
-            samples.append(answer["seconds"])
+            joules = None if energy is None or (end := energy_uj()) is None else (end - energy) / 1e6
+            before, reading = reading, self.run.sentinel.measure()
+            samples.append({**answer["seconds"], "energy_j": joules, "sentinel": [before, reading]})
         wall, foreign = time.monotonic() - started, None
         if busy is not None and (now := busy_s()) is not None:
-            foreign = max(0.0, (now - busy - (answer["cpu_s"] - cpu_s)) / wall / physical_cores())
-        joules = None if energy is None or (end := energy_uj()) is None else (end - energy) / 1e6 / len(samples)
+            ours = answer["cpu_s"] - cpu_s + time.process_time() - own
+            foreign = max(0.0, (now - busy - ours) / wall / physical_cores())
         memory = {key: answer[key] for key in ("rss_mib", "pss_mib", "gpu_mib") if key in answer}
-        return {"samples": samples, "memory": memory, "foreign": foreign, "energy_j": joules}
+        return {"samples": samples, "memory": memory, "foreign": foreign}
 
     def _compare(self, cell: Cell, process: Process) -> None:
         reference, out = self.place / "reference", self.place / f"stages-{_digest(cell)}"

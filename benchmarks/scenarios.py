@@ -99,6 +99,8 @@ class Plan:
     """Seconds for the whole scenario, after which no turn begins."""
     shared_exports: bool = False
     """Whether arms of one format share their export, which is then cold for the first alone."""
+    prepare: bool = False
+    """Whether caches are filled first, for several engines at once, so that no cold start is measured."""
     parity_steps: int = 3
 
 

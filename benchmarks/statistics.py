@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import ttest_ind
 
 Bursts = Sequence[Sequence[float]]
 F64 = NDArray[np.float64]
@@ -98,16 +99,12 @@ def contrast(old: Bursts, new: Bursts) -> Contrast | None:
     if min(len(old), len(new)) < FEWEST:
         return None
     sides = [np.log([np.median(burst) for burst in side]) for side in (old, new)]
-    means = [float(np.mean(side)) for side in sides]
-    squares = [float(np.var(side, ddof=1)) / len(side) for side in sides]
-    effect, error = means[1] - means[0], math.sqrt(sum(squares))
-    if error == 0:
-        ratio = math.exp(effect)
-        return Contrast(ratio, ratio, ratio, 1.0 if effect == 0 else 0.0)
-    freedom = sum(squares) ** 2 / sum(square**2 / (len(side) - 1) for square, side in zip(squares, sides, strict=True))
-    p = 2 * (1 - student(abs(effect) / error, freedom))
-    reach = _student_quantile((1 + CONFIDENCE) / 2, freedom) * error
-    return Contrast(math.exp(effect), math.exp(effect - reach), math.exp(effect + reach), p)
+    if all(np.ptp(side) == 0 for side in sides):
+        ratio = math.exp(float(sides[1][0] - sides[0][0]))
+        return Contrast(ratio, ratio, ratio, 1.0 if ratio == 1 else 0.0)
+    found = ttest_ind(sides[1], sides[0], equal_var=False)
+    low, high = found.confidence_interval(CONFIDENCE)
+    return Contrast(math.exp(float(np.mean(sides[1]) - np.mean(sides[0]))), math.exp(low), math.exp(high), found.pvalue)
 
 
 def needed(old: Bursts, new: Bursts, ratio: float) -> int:
@@ -127,45 +124,3 @@ def holm(chances: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(chances) - rank) * chances[index]))
         adjusted[index] = largest
     return adjusted
-
-
-def student(t: float, freedom: float) -> float:
-    """P(T <= t) of Student's distribution: 1 - I_x(v/2, 1/2) / 2 with x = v / (v + t^2) for t >= 0."""
-    if t * t < freedom:  # x would round to 1, so that the complement is computed
-        return 0.5 + math.copysign(_incomplete_beta(0.5, freedom / 2, t * t / (freedom + t * t)) / 2, t)
-    tail = _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t)) / 2
-    return 1 - tail if t >= 0 else tail
-
-
-def _student_quantile(share: float, freedom: float) -> float:
-    low, high = 0.0, 1.0
-    while student(high, freedom) < share:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student(middle, freedom) < share else (low, middle)
-    return high
-
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """Regularised I_x(a, b) by Lentz's continued fraction (DLMF 8.17.22)."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # there the fraction converges slowly, and I_x(a, b) = 1 - I_{1-x}(b, a)
-        return 1 - _incomplete_beta(b, a, 1 - x)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
-    tiny, c, d, value = 1e-300, 1.0, 0.0, 1.0
-    for step in range(1, 400):
-        m = step // 2
-        if step == 1:
-            term = 1.0
-        elif step % 2:
-            term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        else:
-            term = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
-        d = 1 / (1 + term * d or tiny)
-        c = 1 + term / c or tiny
-        value *= c * d
-        if abs(c * d - 1) < 1e-15 and step > 2:
-            break
-    return front * (value - 1)

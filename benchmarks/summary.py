@@ -64,7 +64,7 @@ def line(measured: Measured, peak: Mapping[str, Any], within: float = 0.0) -> Li
     """One cell: its refusal, or its figures."""
     cell = measured.cell
     common: dict[str, Any] = {
-        "cell": cell, "void": len(measured.bursts) - len(measured.valid), "why": measured.done or "",
+        "cell": cell, "void": measured.taken - sum(map(len, measured.samples())), "why": measured.done or "",
         "memory": _memory(measured), "placement": measured.bursts[-1]["placement"] if measured.bursts else (),
         "stages": (measured.parity or {}).get("stages", {}), "psnr_db": (measured.parity or {}).get("psnr_db"),
         "fidelity": _fidelity(measured),
@@ -79,14 +79,14 @@ def line(measured: Measured, peak: Mapping[str, Any], within: float = 0.0) -> Li
     flops = measured.flops.get(COUNTED[cell.task])
     gflops = flops / call / 1e9 if flops and call else None
     top = peak.get(cell.precision, {}).get("gflops")
-    energies = [burst["energy_j"] for burst in measured.valid if burst["energy_j"] is not None]
+    energies = pooled(measured.samples("energy_j"))
     return Line(
         **common, processes=len(bursts), samples=len(samples), median=middle, low=low, high=high, mad=mad(samples),
         p90=percentile(samples, 0.9), p99=percentile(samples, 0.99), outliers=int(outliers(samples).sum()),
         wide=max(high - middle, middle - low) > within * middle,
         per_second=cell.batch / middle, call=call, gflops=gflops,
         peak_share=gflops / top if gflops and top else None, phases=_phases(measured), starts=_starts(measured, middle),
-        energy_j=statistics.median(energies) if energies else None,
+        energy_j=float(np.median(energies)) if len(energies) else None,
     )  # fmt: skip
 
 
@@ -98,8 +98,13 @@ def _refusal(measured: Measured) -> str | None:
     if not measured.parity["passed"]:
         return f"no parity: {measured.parity['note']}"
     if not measured.samples():
-        return f"void: {measured.bursts[-1]['void']}" if measured.bursts else "not measured yet"
+        return f"void: {_void(measured)}" if measured.bursts else "not measured yet"
     return None
+
+
+def _void(measured: Measured) -> str:
+    reasons = [burst["void"] for burst in measured.bursts if burst["void"]]
+    return str(reasons[-1]) if reasons else "the machine drifted during each sample"
 
 
 def _fidelity(measured: Measured) -> str:

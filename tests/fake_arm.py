@@ -33,6 +33,7 @@ class Fake:
         cold = not cache.exists()
         cache.touch()
         phases = {"export_s": 0.05 * cold, "load_s": 0.01}
+        time.sleep(sum(phases.values()))
         return {"phases": phases, "precision": precision, "placement": ["fake"], "threads": 1}
 
     def run(self, _: Path) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fakes for arms, peaks and the watch over the machine, which is busy with tests."""
     monkeypatch.setattr(runner, "command", lambda cell: fake({"eager": "good"}.get(cell.engine, cell.engine)))
     monkeypatch.setattr(runner, "run_python", lambda *_: {"peak": PEAK, "torch_build": []})
-    monkeypatch.setattr(environment.Watch, "complaint", lambda *_: None)
+    monkeypatch.setattr(runner, "disturbed", lambda _: None)
+    monkeypatch.setattr(environment.Sentinel, "measure", lambda _: 1.0)
 
 
 def scenario(*engines: str, plan: Plan = QUICK, **cell: Any) -> Scenario:
@@ -58,6 +59,14 @@ def test_every_named_set_expands_and_says_what_it_holds() -> None:
         assert len({cell.key for cell in cells}) == len(cells) > 0
     quick = scenarios.read("quick", ENGINES, {}).cells
     assert [cell.arm for cell in quick] == ["eager float32", "eager bfloat16", "onnxruntime float32"]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_caches_are_filled_before_anything_is_measured_where_the_plan_says_so(tmp_path: Path) -> None:
+    measured(tmp_path / "r.jsonl", "eager", "good", plan=replace(QUICK, prepare=True))
+    rows = [json.loads(text) for text in (tmp_path / "r.jsonl").read_text().splitlines()]
+    found = [(row["key"].split("-")[0], row["cache"]) for row in rows if row["kind"] == "burst"]
+    assert found == [("eager", "cold"), ("good", "warm"), *[("eager", "warm"), ("good", "warm")] * 2]
 
 
 @pytest.mark.usefixtures("quiet")
@@ -185,11 +194,23 @@ def test_a_process_that_ends_early_says_why() -> None:
         Process([sys.executable, "-c", "import sys; print('last words', file=sys.stderr); sys.exit(3)"], {}, 20)
 
 
-def test_a_machine_that_drifts_voids_a_burst() -> None:
-    assert environment.Watch(1.0, 1.05, 0.01).complaint(1.0) is None
-    assert "drifted" in str(environment.Watch(1.0, 1.2, 0.01).complaint(1.0))
-    assert "other processes" in str(environment.Watch(1.0, 1.0, 0.3).complaint(1.0))
-    assert "drifted" in str(environment.Watch(1.3, 1.0, None).complaint(1.0))
+def test_samples_count_while_the_machine_runs_at_its_usual_speed() -> None:
+    found = known(1.0, processes=3)
+    (cell,) = found.cells.values()
+    cell.bursts[0]["samples"][1]["sentinel"] = [1.0, 1.2]
+    cell.bursts[0]["samples"][2]["sentinel"] = [0.8, 1.0]
+    cell.bursts[1]["samples"] = [{**one, "sentinel": [1.5, 1.5]} for one in cell.bursts[1]["samples"]]
+    cell.bursts[2]["samples"][0]["sentinel"] = [1.05, 0.95]
+    found.weigh(cell.cell.work)
+    assert cell.usual == 1.0
+    assert [len(burst) for burst in cell.samples()] == [3, 5]
+    assert line(cell, {}).void == 7
+    assert "drifted" in str(line(replace(cell, bursts=cell.bursts[1:2], usual=1.0), {}).refusal)
+
+
+def test_a_burst_beside_busy_processes_does_not_count() -> None:
+    assert environment.disturbed(0.01) is environment.disturbed(None) is None
+    assert "other processes took 30%" in str(environment.disturbed(0.3))
 
 
 def test_a_clock_tells_phases_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +256,8 @@ def test_parity_compares_what_both_have(tmp_path: Path) -> None:
 
 
 def burst(*totals: float, cache: str = "cold", export: float = 0.0) -> dict[str, Any]:
-    return {"void": None, "samples": [{"total": total} for total in totals], "cache": cache, "first": {"total": 2.0},
-            "phases": {"import_s": 1.0, "export_s": export, "load_s": 1.0}, "memory": {}, "energy_j": None,
+    return {"void": None, "samples": [{"total": total, "sentinel": [1.0, 1.0]} for total in totals], "cache": cache,
+            "first": {"total": 2.0}, "phases": {"import_s": 1.0, "export_s": export, "load_s": 1.0}, "memory": {},
             "placement": []}  # fmt: skip
 
 

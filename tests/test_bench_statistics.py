@@ -16,11 +16,6 @@ RECORDED = Path(__file__).parent / "data" / "bench-samples.json"
 TIMES = st.lists(st.floats(0.01, 100), min_size=3, max_size=30)
 
 
-@given(t=st.floats(-50, 50), freedom=st.floats(1, 500))
-def test_students_distribution_is_scipys(t: float, freedom: float) -> None:
-    assert statistics.student(t, freedom) == pytest.approx(scipy.stats.t.cdf(t, freedom), rel=1e-9, abs=1e-14)
-
-
 @settings(max_examples=50)
 @given(old=TIMES, new=TIMES)
 def test_the_contrast_is_welchs_test_on_logarithms(old: list[float], new: list[float]) -> None:

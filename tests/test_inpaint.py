@@ -4,16 +4,18 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pictures
 import pytest
 import torch
-from parity import IMAGE_BOUND, LATENT_BOUND, Agrees, ours, reference, worst
+from parity import IMAGE_BOUND, LATENT_BOUND, Agrees, generator, ours, reference, relative, worst
 from pictures import SCHEDULERS, mask, picture
 from PIL import Image
 
 import anamorph
 from anamorph import DiffusionPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline
+from anamorph.arrays import to_numpy
 from anamorph.checkpoint import BUNDLED
 from anamorph.errors import ConfigError, InputError
 
@@ -157,3 +159,35 @@ def test_wrong_arguments_are_named(sd1: Path, changes: dict[str, Any], words: st
     pipe = StableDiffusionInpaintPipeline.from_pretrained(sd1, backend="null")
     with pytest.raises(InputError, match=words):
         pipe(**call(**changes))
+
+
+@pytest.mark.parametrize("name", ["sd1", "inpaint"])
+def test_callbacks_see_and_replace_the_mask_as_with_diffusers(name: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(name)
+    names = ["latents", "mask", *(["masked_image_latents"] if name == "inpaint" else [])]
+    seen: list[list[dict[str, Any]]] = []
+
+    def look(_pipe: Any, step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        seen[-1].append({key: to_numpy(value).copy() for key, value in values.items()})
+        return {"mask": values["mask"] * 0} if step == 1 else {}
+
+    theirs: Any = diffusers.StableDiffusionInpaintPipeline.from_pretrained(folder, safety_checker=None)
+    theirs.set_progress_bar_config(disable=True)
+    results = []
+    for pipe in (load(folder), theirs):
+        seen.append([])
+        results.append(pipe(
+            **call(num_inference_steps=4), generator=generator((3, 4)), callback_on_step_end=look,
+            callback_on_step_end_tensor_inputs=names, output_type="np",
+        ).images)  # fmt: skip
+    for mine, other in zip(*seen, strict=True):
+        assert all(relative(mine[key], other[key]) <= LATENT_BOUND for key in names if other[key].any())
+        assert all(mine[key].shape == other[key].shape for key in names)
+    assert np.abs(results[0] - results[1]).max() <= IMAGE_BOUND
+    plain = load(folder)(**call(num_inference_steps=4), generator=generator((3, 4)), output_type="np").images
+    assert np.abs(results[0] - plain).max() > 100 * IMAGE_BOUND
+    with pytest.raises(
+        InputError, match="callbacks cannot have image_latents; they can have latents, prompt_embeds, mask"
+    ):
+        load(folder)(**call(num_inference_steps=1), seed=0, callback_on_step_end=look,
+                     callback_on_step_end_tensor_inputs=["image_latents"])  # fmt: skip

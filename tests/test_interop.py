@@ -15,9 +15,9 @@ from exported import exported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import anamorph.benchmarks.interop
 from anamorph import DiffusionPipeline, StableDiffusionPipeline
 from anamorph.backends.numpy_program import GraphPort, agreed
+from anamorph.benchmarks import peers
 from anamorph.benchmarks.interop.__main__ import PEERS, Row, table
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.cli import main
@@ -27,8 +27,7 @@ from anamorph.foreign import foreign_format
 from anamorph.interface import Axis, Interface, Port
 from anamorph.tokenizer import ClipTokenizer
 
-HERE = Path(anamorph.benchmarks.interop.__file__).parent
-LISTS = HERE.parent / "peers"
+LISTS = Path(peers.__file__).parent
 CALL: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 64, "seed": 3, "output_type": "np"}
 
 
@@ -202,7 +201,9 @@ def test_environments_are_pinned_in_full_and_for_the_processor() -> None:
 
 
 def test_scripts_for_other_environments_import_nothing_of_ours() -> None:
-    for script in [*(HERE / peer.script[0] for peer in PEERS), *LISTS.glob("[a-z]*.py")]:
+    scripts = list(LISTS.glob("[a-z]*.py"))
+    assert {peer.script[0] for peer in PEERS} <= {script.name for script in scripts}
+    for script in scripts:
         nodes = list(ast.walk(ast.parse(script.read_text())))
         names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]

@@ -62,9 +62,9 @@ def test_a_damaged_profile_is_named_and_not_used(model: Path, caplog: pytest.Log
 def test_best_keeps_the_fastest_that_counts(model: Path) -> None:
     def cell(engine: str, seconds: float, passed: bool = True) -> Measured:
         parity = {"passed": passed, "note": "too far", "stages": {}}
-        burst = {"void": None, "samples": [{"total": seconds}] * 3, "cache": "cold", "first": {"total": seconds},
-                 "phases": {"import_s": 1.0, "export_s": 0.0, "load_s": 1.0}, "memory": {}, "energy_j": None,
-                 "placement": []}  # fmt: skip
+        burst = {"void": None, "samples": [{"total": seconds, "sentinel": [1.0, 1.0]}] * 3, "cache": "cold",
+                 "first": {"total": seconds}, "phases": {"import_s": 1.0, "export_s": 0.0, "load_s": 1.0},
+                 "memory": {}, "placement": []}  # fmt: skip
         return Measured(Cell(engine=engine), bursts=[burst], parity=parity)
 
     cells = {"a": cell("eager", 2.0), "b": cell("null", 0.5), "c": cell("gaussian", 0.1, passed=False)}

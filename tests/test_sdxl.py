@@ -2,6 +2,8 @@
 
 import functools
 import importlib.machinery
+import json
+import shutil
 import sys
 import types
 from collections.abc import Mapping
@@ -75,6 +77,34 @@ def compare(
 )  # fmt: skip
 def test_every_step_equals_diffusers(agrees: Agrees, sdxl: Path, kind: str, scheduler: type | None) -> None:
     agrees(kind, compare(sdxl, kind, scheduler))
+
+
+@pytest.fixture(scope="module")
+def normalised(sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose autoencoder tells the mean and the deviation of its latents."""
+    folder = tmp_path_factory.mktemp("normalised") / "sdxl"
+    shutil.copytree(sdxl, folder)
+    file = folder / "vae" / "config.json"
+    told = {"latents_mean": [-1.6, 1.1, 0.4, -2.0], "latents_std": [0.5, 2.4, 1.3, 0.8]}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **told}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", [TEXT, IMAGE])
+def test_latents_have_the_mean_and_deviation_that_their_autoencoder_tells(
+    sdxl: Path, normalised: Path, kind: str, agrees: Agrees
+) -> None:
+    agrees(kind, compare(normalised, kind))
+    arguments = call(kind)
+    plain, told = (ours(load(folder, kind), (3, 4), **arguments) for folder in (sdxl, normalised))
+    assert worst(plain, told)[1] > 100 * IMAGE_BOUND
+    file = normalised / "vae" / "config.json"
+    before = file.read_text()
+    file.write_text(json.dumps({**json.loads(before), "latents_std": [1.0]}))
+    pipe: Any = getattr(anamorph, kind).from_pretrained(normalised, backend="eager")
+    with pytest.raises(ConfigError, match="the vae's latents_std has 1 values, expected 4"):
+        pipe(**call(kind, num_inference_steps=2))
+    file.write_text(before)
 
 
 SIZES: Mapping[str, Any] = {"original_size": (30, 20), "target_size": (24, 18), "crops_coords_top_left": (3, 4)}

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from anamorph.benchmarks import peers
 from anamorph.benchmarks.interop.cases import FORMATS, Case, Model, Picture, draw, export, models, write_cases
 from anamorph.errors import AnamorphError
 from anamorph.image import psnr
 
-HERE = Path(__file__).parent
+SCRIPTS = Path(peers.__file__).parent
 ENOUGH = 40.0
 """Decibels; pictures that are further apart fail."""
 SECONDS = 900
@@ -40,9 +41,9 @@ class Peer:
 
 
 PEERS = (
-    Peer("optimum-onnx", "onnx", ("peer_optimum.py", "optimum-onnx", "draw")),
-    Peer("optimum-intel", "openvino", ("peer_optimum.py", "optimum-intel", "draw")),
-    Peer("openvino-genai", "openvino", ("peer_genai.py",), eight_bits=True, width_first=True, exports=False),
+    Peer("optimum-onnx", "onnx", ("optimum_draw.py", "optimum-onnx", "draw")),
+    Peer("optimum-intel", "openvino", ("optimum_draw.py", "optimum-intel", "draw")),
+    Peer("openvino-genai", "openvino", ("genai_draw.py",), eight_bits=True, width_first=True, exports=False),
 )
 
 
@@ -90,7 +91,7 @@ def run(python: Path, arguments: Sequence[str]) -> str | None:
     if not python.exists():
         return f"{python} is missing; run: make peers"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    command = [str(python), "-I", *arguments]
+    command = [str(python), "-sE", *arguments]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -108,7 +109,7 @@ def ours_in_theirs(root: Path, peer: Peer, cases: Sequence[Case], references: Re
         out.mkdir(parents=True)
         script, *rest = peer.script
         python = root / peer.name / "bin" / "python"
-        failure = run(python, [str(HERE / script), *rest, str(folder), str(case.folder), str(out)])
+        failure = run(python, [str(SCRIPTS / script), *rest, str(folder), str(case.folder), str(out)])
         known = out / "opened.json"
         versions = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
         opener = f"{peer.name} {versions.get(peer.name, '')}".strip()
@@ -128,7 +129,7 @@ def theirs_in_ours(
     """The peer exports the checkpoint, and our engine opens that."""
     folder = root / "artifacts" / "theirs" / peer.form / model.name
     python = root / peer.name / "bin" / "python"
-    arguments = [str(HERE / peer.script[0]), peer.name, "export", str(model.checkpoint), str(folder)]
+    arguments = [str(SCRIPTS / peer.script[0]), peer.name, "export", str(model.checkpoint), str(folder)]
     failure = run(python, arguments)
     engine = FORMATS[peer.form]
     for case in cases:

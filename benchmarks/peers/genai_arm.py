@@ -23,20 +23,9 @@ class GenAi:
 
     def __init__(self) -> None:
         import openvino_genai
+        from genai_noise import Given
 
         self.genai = openvino_genai
-
-        class Given(openvino_genai.Generator):  # type: ignore[misc]
-            """A source of noise that hands out given numbers, one by one."""
-
-            def __init__(self, values: list[float]) -> None:
-                openvino_genai.Generator.__init__(self)
-                self.values = iter(values)
-
-            def next(self) -> float:
-                """The next number."""
-                return next(self.values)
-
         self.given = Given
 
     def open(self, request: Request) -> dict[str, Any]:
@@ -82,8 +71,7 @@ class GenAi:
     def draw(self, inputs: Path) -> Any:
         """Draw from the given latents."""
         call = json.loads((inputs / "call.json").read_text(encoding="utf-8"))
-        latents = np.load(inputs / "latents.npy")
-        return self.pipe.generate(**call, generator=self.given(latents.ravel().tolist()))
+        return self.pipe.generate(**call, generator=self.given(np.load(inputs / "latents.npy")))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ examples:
   anamorph generate "red apple" --out apple.png
   anamorph generate "rocket" "sunflower" --seed 7 --backend compile
   anamorph generate "a lighthouse at dusk" --model ./stable-diffusion-v1-5 --size 512x512 --dtype bf16
+  anamorph generate "make it night" --task edit --model ./instruct-pix2pix --image lighthouse.png
+  anamorph generate --model ./DiT-XL-2-256 --class-label "golden retriever" 33 --count 2
   anamorph compare "rocket" --schedulers DDIM,UniPCMultistep --steps 4,8,16 --out compare.png
   anamorph replay apple.png --backend compile
   anamorph export ./stable-diffusion-v1-5 ./sd15-openvino --to openvino --static 512x512 --batch 1
@@ -101,17 +103,29 @@ def _generate(commands: "Commands[argparse.ArgumentParser]") -> None:
         description="Make pictures from prompts. Each PNG carries the whole request, so that `anamorph replay` can "
         "make it again on any engine.",
     )
-    command.add_argument("prompt", nargs="+", help="what to draw; several prompts make several pictures")
+    command.add_argument("prompt", nargs="*", help="what to draw; several prompts make several pictures")
     command.add_argument(
         "--model",
         help="checkpoint folder in diffusers' layout, file, or hub id (default: the bundled model)",
     )
-    command.add_argument("--negative", default="", metavar="TEXT", help="what to stay away from")
-    command.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
+    command.add_argument(
+        "--task",
+        choices=("text-to-image", "image-to-image", "inpainting", "depth", "edit", "upscale", "unconditional", "class"),
+        help="what to do (default: what the pictures given call for, or what the checkpoint is for)",
+    )
+    command.add_argument("--negative", metavar="TEXT", help="what to stay away from")
+    command.add_argument("--prompt-2", metavar="TEXT", help="the text for a second encoder (default: the prompt)")
+    command.add_argument("--negative-2", metavar="TEXT", help="the negative text for a second encoder")
+    command.add_argument("--steps", type=int, help="denoising steps (default: 20, or what a distilled model wants)")
     command.add_argument("--guidance", type=float, help="guidance scale (default: 7.5; 4 for the bundled model)")
     _sources(command)
     command.add_argument(
         "--strength", type=float, help="how much of the picture is drawn anew, 0 to 1 (default: 0.8; 1 with a mask)"
+    )
+    command.add_argument("--image-guidance", type=float, help="how close to the picture an edit stays (default: 1.5)")
+    command.add_argument("--noise-level", type=int, help="how much an upscaler noises the picture (default: 20)")
+    command.add_argument(
+        "--class-label", nargs="+", metavar="CLASS", help="numbers or names of classes, a picture of each"
     )
     command.add_argument(
         "--size", metavar="HxW", help="height x width in pixels, such as 512x768 (default: the model's own)"
@@ -132,6 +146,9 @@ def _generate(commands: "Commands[argparse.ArgumentParser]") -> None:
 def _sources(command: argparse.ArgumentParser) -> None:
     command.add_argument("--image", metavar="FILE", help="picture to start from (RGB)")
     command.add_argument("--mask", metavar="FILE", help="white where the picture is to be drawn anew")
+    command.add_argument(
+        "--depth-map", metavar="FILE", help="grey picture, lighter is nearer (default: the checkpoint's estimate)"
+    )
 
 
 def _engine(command: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from anamorph.checkpoint import BUNDLED, Checkpoint
 from anamorph.errors import InputError
@@ -23,6 +23,7 @@ SCHEMA = 1
 
 BUNDLED_GUIDANCE = 4.0
 
+T = TypeVar("T")
 PACKAGES = ("anamorph", "numpy", "torch", "onnxruntime", "openvino")
 
 
@@ -83,7 +84,7 @@ def scheduler_class(name: str, config: Mapping[str, Any]) -> Any:
     return load_scheduler({**config, "_class_name": full})
 
 
-def scale_of(pipe: LatentDiffusion, options: argparse.Namespace) -> float:
+def scale_of(pipe: DiffusionPipeline, options: argparse.Namespace) -> float:
     """The guidance that was asked for, the bundled model's own, or the pipeline's default."""
     usual = BUNDLED_GUIDANCE if options.model is None else pipe.TAKES.default("guidance_scale")
     scale: float = usual if options.guidance is None else options.guidance
@@ -94,8 +95,8 @@ def single(request: Request, index: int) -> Request:
     """The request for one picture out of a batch."""
     prompt = index // request.num_images_per_prompt
 
-    def of(texts: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return None if texts is None else (texts[prompt],)
+    def of(values: tuple[T, ...] | None) -> tuple[T, ...] | None:
+        return None if values is None else (values[prompt],)
 
     seeds = None if request.seeds is None else (request.seeds[index],)
     return replace(
@@ -104,6 +105,7 @@ def single(request: Request, index: int) -> Request:
         negative_prompt=of(request.negative_prompt),
         prompt_2=of(request.prompt_2),
         negative_prompt_2=of(request.negative_prompt_2),
+        class_labels=of(request.class_labels),
         num_images_per_prompt=1,
         seeds=seeds,
     )

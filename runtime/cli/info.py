@@ -14,7 +14,7 @@ from anamorph.checkpoint import BUNDLED, Checkpoint, Source, component_config, o
 from anamorph.cli import OK
 from anamorph.errors import CheckpointError
 from anamorph.pipelines import DiffusionPipeline, LatentDiffusion
-from anamorph.pipelines.auto import FAMILIES, TASKS
+from anamorph.pipelines.auto import tasks_of_class
 from anamorph.pipelines.slots import parts_of
 from anamorph.plugins import installed
 from anamorph.weights import WIDTH, find_weights
@@ -149,10 +149,8 @@ def _file(model: str) -> Report:
 
 def tasks_of(class_name: str, configs: Mapping[str, Mapping[str, Any]], parts: set[str] | None) -> dict[str, str]:
     """What a checkpoint of that class can do -> the class that does it; `parts` are those that were exported."""
-    family = next((names for names in FAMILIES if class_name in names), None)
-    named = dict(zip(TASKS, family, strict=True)) if family else {"what its class does": class_name}
-    registry = DiffusionPipeline.registry
-    return {task: name for task, name in named.items() if name in registry and _fits(registry[name], configs, parts)}
+    named, registry = tasks_of_class(class_name), DiffusionPipeline.registry
+    return {task: name for task, name in named.items() if _fits(registry[name], configs, parts)}
 
 
 def _fits(kind: type[DiffusionPipeline], configs: Mapping[str, Mapping[str, Any]], parts: set[str] | None) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from PIL import Image
 
 from anamorph.cli import DIFFERENT, OK
 from anamorph.cli.common import SCHEMA, open_pipeline, record
-from anamorph.cli.sources import drawing, same_sources
+from anamorph.cli.sources import same_sources
 from anamorph.errors import InputError
 from anamorph.image import psnr, read_request, write_png
-from anamorph.pipelines import DiffusionPipeline, LatentDiffusion
+from anamorph.pipelines import DiffusionPipeline
 from anamorph.pipelines.arguments import Job
+from anamorph.pipelines.request import Request
 from anamorph.schedulers import load_scheduler
 
 
@@ -26,7 +28,7 @@ def recorded(path: Path) -> dict[str, Any]:
     values = read_request(path)
     if not isinstance(schema := values.get("schema"), int) or schema > SCHEMA:
         raise InputError(f"{path} has request schema {schema!r}, this version reads up to {SCHEMA}; update anamorph")
-    for key in ("request", "model", "scheduler", "backends", "inputs"):
+    for key in ("request", "model", "scheduler", "backends", "engines", "inputs"):
         if not isinstance(values.get(key), dict):
             raise InputError(f"{path} has an incomplete request: no {key}")
     if values.get("pipeline") not in list(DiffusionPipeline.registry):
@@ -37,19 +39,26 @@ def recorded(path: Path) -> dict[str, Any]:
     return values
 
 
-def job_of(pipe: LatentDiffusion, values: dict[str, Any], pictures: dict[str, Image.Image]) -> Job:
+def job_of(pipe: DiffusionPipeline, values: dict[str, Any], pictures: dict[str, Any]) -> Job:
     """The recorded request as a job, checked like any call: a PNG may come from a stranger.
 
     Raises InputError: an entry is unknown, missing, or of a wrong type or range.
     """
-    own = () if {"height", "width"} <= set(pipe.TAKES.all) else ("height", "width")  # the picture says its size
-    named: dict[str, Any] = {
-        "seed" if key == "seeds" else key: value for key, value in values.items() if key not in own
-    }
+    known = {field.name for field in fields(Request)}
+    # What the pipeline does not take follows from the rest, such as the size from a picture.
+    implied = {key for key in values if key in known - {"seeds"} and key not in pipe.TAKES.all}
+    named = {"seed" if key == "seeds" else key: value for key, value in values.items() if key not in implied}
     try:
-        return pipe.job(**(named | pictures))
+        job = pipe.job(**(named | pictures))
     except TypeError as error:
         raise InputError(f"the recorded request is damaged: {error}") from None
+    found = job.request.to_dict()
+    if other := [key for key in sorted(implied) if found.get(key) != values[key]]:
+        raise InputError(
+            f"the recorded request is damaged: {other[0]} is {values[other[0]]!r}, but {type(pipe).__name__} makes "
+            f"{found.get(other[0])!r} of the rest"
+        )
+    return job
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         options.backend = ",".join(f"{part}={engine}" for part, engine in values["backends"].items())
     pictures = same_sources(values["inputs"], options, path)
     kind = DiffusionPipeline.registry[values["pipeline"]]
-    pipe = drawing(open_pipeline(kind, options.model or values["model"].get("name"), options))
+    pipe = open_pipeline(kind, options.model or values["model"].get("name"), options)
     digest = pipe.origin.digest() if pipe.origin else ""
     if digest != values["model"].get("sha256"):
         raise InputError(
@@ -86,5 +95,6 @@ def run(options: argparse.Namespace) -> int:
         same = (
             "identical to the picture" if largest == 0 else f"PSNR {closeness:.1f} dB, largest difference {largest}/255"
         )
-        print(f"{out}  {same}\nmade by {values['engines']['unet']}; replayed by {pipe.placement['unet']}")
+        before_it, now = values["engines"].get(pipe.DENOISER), pipe.placement[pipe.DENOISER]
+        print(f"{out}  {same}\nmade by {before_it}; replayed by {now}")
     return DIFFERENT if options.min_psnr is not None and closeness < options.min_psnr else OK

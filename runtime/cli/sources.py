@@ -1,4 +1,4 @@
-"""Pictures that a command starts from: which task they mean, reading them, and recording which ones they were."""
+"""What a command starts from: which task its pictures mean, reading them, and recording which ones they were."""
 
 import argparse
 import hashlib
@@ -6,50 +6,66 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from anamorph.errors import InputError
-from anamorph.pipelines import (
-    AutoPipelineForImage2Image,
-    AutoPipelineForInpainting,
-    DiffusionPipeline,
-    LatentDiffusion,
-)
+from anamorph.pipelines import DiffusionPipeline
+from anamorph.pipelines.auto import tasks_of_class
 
-FILES = {"image": "image", "mask_image": "mask"}
+FILES = {"image": "image", "mask_image": "mask", "depth_map": "depth_map"}
 """Argument of a pipeline -> option of the command line."""
 
 
-def task_of(options: argparse.Namespace) -> type[DiffusionPipeline]:
-    """The pipeline that the options call for; without pictures, the one that the checkpoint names.
-
-    Raises InputError: a mask or a strength without a picture, or a size where the picture's own counts.
-    """
+def check_sources(options: argparse.Namespace) -> None:
+    """Raise InputError: a mask or a strength without a picture, or a size where the picture's own counts."""
     if options.image is None:
-        if stray := [f"--{name}" for name in ("mask", "strength") if getattr(options, name) is not None]:
-            raise InputError(f"{stray[0]} without --image; name the picture that it is for")
-        return DiffusionPipeline
-    if options.mask is not None:
-        return AutoPipelineForInpainting
-    if options.size is not None:
+        stray = [name for name in ("mask", "depth_map", "strength") if getattr(options, name) is not None]
+        if stray:
+            raise InputError(f"--{spelled(stray[0])} without --image; name the picture that it is for")
+    elif options.mask is None and options.size is not None:
         raise InputError("--size does not go with --image alone, whose own size counts; resize the picture")
-    return AutoPipelineForImage2Image
 
 
-def read_sources(options: argparse.Namespace) -> tuple[dict[str, Image.Image], dict[str, dict[str, str]]]:
+def class_for(class_name: str, options: argparse.Namespace) -> type[DiffusionPipeline]:
+    """The pipeline for the task that is named, or that the pictures call for, or that the checkpoint is for.
+
+    Raises InputError: a checkpoint of that class does not serve the task.
+    """
+    served = tasks_of_class(class_name)
+    wanted = None if options.task is None else options.task.replace("-to-", " to ")
+    if wanted is None and options.image is not None and len(served) > 1:
+        wanted = "image to image" if options.mask is None else "inpainting"
+    if wanted is None or class_name not in DiffusionPipeline.registry:
+        return DiffusionPipeline
+    if wanted not in served:
+        can = ", ".join(task.replace(" ", "-") for task in served) or "no task that is known here"
+        raise InputError(f"a checkpoint of {class_name} does not serve {wanted.replace(' ', '-')}; it serves {can}")
+    return DiffusionPipeline.registry[served[wanted]]
+
+
+def spelled(option: str) -> str:
+    """An option as it is written on the command line."""
+    return option.replace("_", "-")
+
+
+def read_sources(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
     """The pictures as a pipeline takes them, and what is recorded of them: file name and SHA-256.
 
     Raises InputError: a file is missing or no picture.
     """
-    pictures, recorded = {}, {}
+    pictures: dict[str, Any] = {}
+    recorded = {}
     for argument, option in FILES.items():
         if (name := getattr(options, option)) is not None:
-            pictures[argument] = _read(Path(name), option)
+            picture = _read(Path(name), spelled(option))
+            pictures[argument] = _depths(picture, name) if argument == "depth_map" else picture
             recorded[argument] = {"file": Path(name).name, "sha256": _digest(Path(name))}
     return pictures, recorded
 
 
-def same_sources(recorded: Mapping[str, Any], options: argparse.Namespace, picture: Path) -> dict[str, Image.Image]:
+def same_sources(recorded: Mapping[str, Any], options: argparse.Namespace, picture: Path) -> dict[str, Any]:
     """The pictures that a recorded request started from, found to be the same files.
 
     Raises InputError: one is not named, is another file, or takes no part in the request.
@@ -58,16 +74,16 @@ def same_sources(recorded: Mapping[str, Any], options: argparse.Namespace, pictu
     for argument, option in FILES.items():
         entry = recorded.get(argument)
         if entry is None and argument in found:
-            raise InputError(f"{picture} was made without --{option}; leave it out")
+            raise InputError(f"{picture} was made without --{spelled(option)}; leave it out")
         if entry is None:
             continue
         file, digest = (str(entry.get(key)) for key in ("file", "sha256")) if isinstance(entry, dict) else ("", "")
         if argument not in found:
-            raise InputError(f"{picture} started from {file}; name that file with --{option} to replay it")
+            raise InputError(f"{picture} started from {file}; name that file with --{spelled(option)} to replay it")
         if found[argument]["sha256"] != digest:
             raise InputError(
-                f"--{option} {getattr(options, option)} is not the file that {picture} started from: {file} has "
-                f"SHA-256 {digest[:12]}..., this one {found[argument]['sha256'][:12]}..."
+                f"--{spelled(option)} {getattr(options, option)} is not the file that {picture} started from: "
+                f"{file} has SHA-256 {digest[:12]}..., this one {found[argument]['sha256'][:12]}..."
             )
     return pictures
 
@@ -87,8 +103,9 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def drawing(pipe: DiffusionPipeline) -> LatentDiffusion:
-    """The pipeline, found to be one that draws from prompts; raises InputError."""
-    if not isinstance(pipe, LatentDiffusion):
-        raise InputError(f"{type(pipe).__name__} makes no pictures from prompts; name a text-to-image checkpoint")
-    return pipe
+def _depths(picture: Image.Image, name: str) -> NDArray[np.float32]:
+    """A grey picture as depths [H, W]; raises InputError where it has colours."""
+    depths = np.asarray(picture, np.float32)
+    if depths.ndim != 2:
+        raise InputError(f"--depth-map {name} has mode {picture.mode}, expected grey; use one channel")
+    return depths

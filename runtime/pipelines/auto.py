@@ -1,5 +1,6 @@
 """Pipelines chosen by task: the class of a checkpoint's family that draws from texts, from pictures, or in masks."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
 from anamorph.errors import ConfigError
@@ -12,6 +13,25 @@ FAMILIES: tuple[tuple[str | None, str | None, str | None], ...] = (
     ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline", None),
 )
 """Names of the classes that share their components, one per entry of TASKS."""
+ALONE: Mapping[str, str] = {
+    "LDMTextToImagePipeline": "text to image",
+    "StableDiffusionDepth2ImgPipeline": "depth",
+    "StableDiffusionInstructPix2PixPipeline": "edit",
+    "StableDiffusionUpscalePipeline": "upscale",
+    "StableDiffusionLatentUpscalePipeline": "upscale",
+    "DDPMPipeline": "unconditional",
+    "DDIMPipeline": "unconditional",
+    "DiTPipeline": "class",
+}
+"""Names of the classes that share their components with no other, and what they do."""
+
+
+def tasks_of_class(class_name: str) -> dict[str, str]:
+    """What checkpoints of that class may serve -> the class that serves it."""
+    family = next((names for names in FAMILIES if class_name in names), None)
+    if family is not None:
+        return {task: name for task, name in zip(TASKS, family, strict=True) if name is not None}
+    return {ALONE[class_name]: class_name} if class_name in ALONE else {}
 
 
 class AutoPipeline(DiffusionPipeline, public=False):
@@ -24,9 +44,9 @@ class AutoPipeline(DiffusionPipeline, public=False):
 
     @classmethod
     def _class_for(cls, class_name: str, where: str) -> type[DiffusionPipeline]:
-        for family in FAMILIES:
-            if class_name in family and (name := family[cls.WHICH]) in cls.registry and name is not None:
-                return cls.registry[name]
+        name = tasks_of_class(class_name).get(TASKS[cls.WHICH]) if class_name not in ALONE else None
+        if name is not None:
+            return cls.registry[name]
         raise ConfigError(f"{where} is a {class_name}, for which there is no pipeline for {TASKS[cls.WHICH]}")
 
 

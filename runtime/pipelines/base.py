@@ -22,6 +22,7 @@ from anamorph.pipelines.decoding import held_back
 from anamorph.pipelines.loaded import Loaded
 from anamorph.pipelines.loading import Wishes, as_component, completed, open_component, settle_variant
 from anamorph.pipelines.outputs import PipelineOutput, check_output_type, finish_images
+from anamorph.pipelines.registered import Registering, built
 from anamorph.pipelines.running import State, finished, states
 from anamorph.pipelines.sampling import Plan
 from anamorph.pipelines.saving import save
@@ -38,7 +39,7 @@ BLACK = -1.0
 """What a picture that is held back is filled with."""
 
 
-class DiffusionPipeline(SavingMemory):
+class DiffusionPipeline(SavingMemory, Registering):
     """Base class; `DiffusionPipeline.from_pretrained` returns the class that `model_index.json` names.
 
     A subclass declares as data: its components (`SLOTS`), the settings that `model_index.json` stores beside them
@@ -146,6 +147,8 @@ class DiffusionPipeline(SavingMemory):
         **wishes: Any,
     ) -> Self:
         """Load from an opened folder; see `from_pretrained`."""
+        if not cls.SLOTS:
+            return built(cls, checkpoint, components, use_safetensors, wishes)
         check_given(cls.__name__, cls.SLOTS, tuple(cls.OPTIONS), components)
         check_slots(cls.__name__, cls.SLOTS, checkpoint)
         found = {name: read_slot(checkpoint, name, slot) for name, slot in cls.SLOTS.items() if name not in components}
@@ -355,6 +358,7 @@ class DiffusionPipeline(SavingMemory):
         backend, old_device, old_dtype = self._given
         self._given = (backend, device or old_device, torch_dtype or old_dtype)
         check_resident(list(self._models.values()))
+        self._move_registered(device, torch_dtype)
         self._models = {
             name: replace(self._open(name, loaded.component), sparing=loaded.sparing)
             for name, loaded in self._models.items()
@@ -364,8 +368,9 @@ class DiffusionPipeline(SavingMemory):
     @property
     def components(self) -> dict[str, Any]:
         """All components by name, None where one is absent; another pipeline built from them shares their weights."""
-        return {name: self._models.get(name) if slot.kind == "model" else getattr(self, name)
-                for name, slot in self.SLOTS.items()}  # fmt: skip
+        declared = {name: self._models.get(name) if slot.kind == "model" else getattr(self, name)
+                    for name, slot in self.SLOTS.items()}  # fmt: skip
+        return {**declared, **self._registered}
 
     @property
     def placement(self) -> dict[str, Placement]:

@@ -11,15 +11,16 @@ from anamorph.engine import Program
 from anamorph.image import to_pil
 from anamorph.pipelines.loaded import Loaded, divided
 from anamorph.pipelines.sampling import FiniteCheck
+from anamorph.pipelines.scaling import Scaling
 from anamorph.safety import flagged
 from anamorph.tiling import autoencoder_tiles
 
 
-def decoded(vae: Loaded, scaling: float, latents: Array) -> NDArray[Any]:
-    """Latents of the denoiser (or NumPy, or a tensor), over `scaling`, to pictures in about -1..1 [N, C, H, W]."""
+def decoded(vae: Loaded, scaling: Scaling, latents: Array) -> NDArray[Any]:
+    """Latents of the denoiser (or NumPy, or a tensor) to pictures in about -1..1 [N, C, H, W]."""
     _, cut = autoencoder_tiles(vae.config)
     program = vae.programs["vae_decoder"]
-    sample = program.arrays.accept(latents) / scaling
+    sample = scaling.unscaled(program.arrays.accept(latents), program.arrays.put)
     pixels = divided(vae, "vae_decoder", "latent_sample", sample, cut)
     FiniteCheck(program.arrays, "vae_decoder").add_now(pixels, "decoding the latents")
     return program.arrays.get(pixels)

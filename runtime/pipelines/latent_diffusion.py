@@ -20,6 +20,7 @@ from anamorph.pipelines.loaded import divided
 from anamorph.pipelines.prompts import Asking, Family, guidance_embedding, texts
 from anamorph.pipelines.request import as_texts
 from anamorph.pipelines.sampling import FiniteCheck, Guidance, Plan, check_axes
+from anamorph.pipelines.scaling import Scaling
 from anamorph.pipelines.signature import Arguments, Texts
 from anamorph.pipelines.spans import table_of
 from anamorph.pipelines.tasks import Scene, Task
@@ -70,9 +71,9 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         return vae_scale_factor(self._config(self.VAE))
 
     @property
-    def scaling_factor(self) -> float:
-        """Latents of the denoiser are those of the autoencoder times this."""
-        return float(self._config(self.VAE)["scaling_factor"])
+    def scaling(self) -> Scaling:
+        """How latents of the autoencoder become those of the denoiser."""
+        return Scaling.of(self._config(self.VAE))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -143,13 +144,13 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         channels = latent_channels(vae)
         scene = Scene(
             request, guidance, job.sources, job.latents, table, noise,
-            (channels, request.height // factor, request.width // factor), self.scaling_factor,
+            (channels, request.height // factor, request.width // factor), self.scaling,
             unet["in_channels"] == 2 * channels + 1, arrays, self._encode_pictures,
             self._models[self.VAE].component.class_name != "AutoencoderKL", self._schedulers,
         )  # fmt: skip
         start = self.TASK.start(scene)
         conditions = {name: arrays.put(value) for name, value in {**told, **start.conditions}.items()}
-        return Plan(table, start.latents, conditions, guidance, noise, start.channels, start.after)
+        return Plan(table, start.latents, conditions, guidance, noise, start.beside, start.joined, start.after)
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__
 
@@ -222,5 +223,5 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         return program.arrays.get(moments)
 
     def _pixels(self, latents: Array) -> NDArray[Any]:
-        pixels = decoded(self._models[self.VAE], self.scaling_factor, latents)
+        pixels = decoded(self._models[self.VAE], self.scaling, latents)
         return watermark.marked(pixels) if self.options.get("add_watermarker") else pixels

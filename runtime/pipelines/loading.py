@@ -78,6 +78,13 @@ class Wishes:
         return Target(device, _pick(self.precision, component, part) or backend.precisions(device)[0])
 
 
+def single_wish(wishes: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
+    """Engine, device and precision for all components alike; raises InputError where they are to differ."""
+    backend, device, torch_dtype = (wishes[name] for name in ("backend", "device", "torch_dtype"))
+    one = Wishes.of(backend, device, torch_dtype, ())
+    return one.backend["default"], one.device["default"], one.precision["default"]
+
+
 def precision_name(value: Any) -> str:
     """`torch.bfloat16`, "bfloat16" or "bf16" -> "bfloat16".
 

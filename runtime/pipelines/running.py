@@ -80,10 +80,11 @@ def finished(
     Raises InputError: the callback asks for, or returns, a value that the denoiser does not have.
     """
     inputs = pipe.program(pipe.DENOISER).interface.required.inputs[2:]
+    plan = pipe.plan(job)
     known = {"latents": "latents", **{CALLED.get(port.name, port.name): port.name for port in inputs}}
+    known |= {name: name for name in plan.beside}
     if strange := [name for name in names if name not in known]:
         raise InputError(f"callbacks cannot have {', '.join(strange)}; they can have {', '.join(known)}")
-    plan = pipe.plan(job)
     with closing(states(pipe, plan)) as steps, Bar(len(plan.table.rows), "denoising", pipe.show_progress) as bar:
         changes: Changes | None = None
         while True:

@@ -51,16 +51,17 @@ def _deviation(x: Array) -> Array:
     return ((x - x.mean(axes, keepdims=True)) ** 2).mean(axes, keepdims=True) ** 0.5
 
 
-AfterStep = Callable[[int, Array], Array]
-"""From the number of the step and the latents that it led to, to the latents that the next one starts from."""
+AfterStep = Callable[[int, Array, Mapping[str, Array]], Array]
+"""From the number of the step, the latents that it led to and a plan's `beside` to the latents of the next one."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that the loop needs, ready before it starts; nothing here changes while it runs.
 
-    Conditions and `channels`, which are joined to the latents wherever the denoiser sees them, are there for every
-    branch, [branches * N, ...]; `after` has the last word on the latents of a step.
+    Conditions, and the arrays `beside` them, are there for every branch, [branches * N, ...]. Those that are named in
+    `joined` are further channels of the latents that the denoiser sees; `after` has the last word on the latents of a
+    step, and looks at others.
     """
 
     table: Table
@@ -68,13 +69,14 @@ class Plan:
     conditions: Mapping[str, Array]
     guidance: Guidance
     noise: NoiseSource
-    channels: Array | None = None
+    beside: Mapping[str, Array] = field(default_factory=dict)
+    joined: tuple[str, ...] = ()
     after: AfterStep | None = None
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the loop hands out after each call of the denoiser."""
+    """What the loop hands out after each call of the denoiser; `conditions` are also the arrays beside them."""
 
     index: int
     total: int
@@ -138,12 +140,12 @@ def denoise(plan: Plan, session: Session, arrays: Arrays) -> Generator[Step, Cha
 
     table, guidance = plan.table, plan.guidance
     check = FiniteCheck(arrays, "unet")
-    x, conditions, history = plan.latents, dict(plan.conditions), ()
+    x, conditions, beside, history = plan.latents, dict(plan.conditions), dict(plan.beside), ()
     for n, row in enumerate(table.rows):
         sample = x if row.scale == 1.0 else row.scale * x
         sample = arrays.concat([sample] * guidance.branches) if guidance.scales else sample
-        if plan.channels is not None:
-            sample = arrays.concat([sample, plan.channels], 1)
+        if plan.joined:
+            sample = arrays.concat([sample, *(beside[name] for name in plan.joined)], 1)
         inputs = {
             "sample": sample,
             "timestep": arrays.put(np.array(row.timestep, dtype=np.float32)),
@@ -154,10 +156,11 @@ def denoise(plan: Plan, session: Session, arrays: Arrays) -> Generator[Step, Cha
         noise = arrays.put(plan.noise.normal(tuple(x.shape[1:]))) if row.draws else None
         x, history = advance(table, n, x, guidance.combine(out), history, noise)
         if plan.after is not None:
-            x = plan.after(n, x)
-        changes = yield Step(n, len(table.rows), row.timestep, x, conditions)
+            x = plan.after(n, x, beside)
+        changes = yield Step(n, len(table.rows), row.timestep, x, {**conditions, **beside})
         if changes is not None:
             x = x if changes.latents is None else changes.latents
-            conditions |= changes.conditions
+            for name, value in changes.conditions.items():
+                (beside if name in beside else conditions)[name] = value
     check.settle()
     return x

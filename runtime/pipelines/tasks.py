@@ -16,6 +16,7 @@ from anamorph.noise import NoiseSource
 from anamorph.pipelines.pictures import repeated
 from anamorph.pipelines.request import Request
 from anamorph.pipelines.sampling import AfterStep, Guidance
+from anamorph.pipelines.scaling import Scaling
 from anamorph.schedulers import Scheduler, Table, add_noise
 
 F32 = NDArray[np.float32]
@@ -49,8 +50,8 @@ class Scene:
     noise: NoiseSource
     shape: tuple[int, int, int]
     """[c, h, w] of one picture's latents."""
-    scaling: float
-    """Latents of the denoiser are those of the autoencoder times this."""
+    scaling: Scaling
+    """How latents of the autoencoder become those of the denoiser."""
     inpainting_model: bool
     """Whether the denoiser takes a mask and what stays as further channels."""
     arrays: Arrays
@@ -63,10 +64,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class Start:
-    """The first latents, the `channels` and `after` of a `Plan`, and further conditions for every branch."""
+    """The first latents, `beside`, `joined` and `after` of a `Plan`, and further conditions for every branch."""
 
     latents: Array
-    channels: Array | None = None
+    beside: Mapping[str, Array] = field(default_factory=dict)
+    joined: tuple[str, ...] = ()
     after: AfterStep | None = None
     conditions: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -156,7 +158,7 @@ def with_depth(scene: Scene) -> Start:
     assert depth is not None
     start = from_picture(scene)
     dealt = [repeated(depth, scene.request.images)] * scene.guidance.branches
-    return Start(start.latents, scene.arrays.put(np.concatenate(dealt)))
+    return Start(start.latents, {"depth_mask": scene.arrays.put(np.concatenate(dealt))}, ("depth_mask",))
 
 
 def beside_picture(scene: Scene) -> Start:
@@ -171,7 +173,8 @@ def beside_picture(scene: Scene) -> Start:
     latents = repeated(latents, scene.request.images)
     branches = [np.zeros_like(latents)] * (scene.guidance.branches > 1)
     branches += [latents] * (scene.guidance.branches - len(branches))
-    return replace(from_noise(scene), channels=scene.arrays.put(np.concatenate(branches)))
+    beside = {"image_latents": scene.arrays.put(np.concatenate(branches))}
+    return replace(from_noise(scene), beside=beside, joined=("image_latents",))
 
 
 def inpaint(scene: Scene) -> Start:
@@ -194,11 +197,12 @@ def inpaint(scene: Scene) -> Start:
     start = scene.arrays.put(_pure(scene, noise) if latents is None else latents)
     mask = _small_mask(scene)
     kept = _kept(scene, draws)
+    every = {"mask": mask, "masked_image_latents": kept} if scene.inpainting_model else {"mask": mask}
+    beside = {name: scene.arrays.put(np.concatenate([one] * scene.guidance.branches)) for name, one in every.items()}
     if scene.inpainting_model:
-        channels = np.concatenate([mask, kept], 1)
-        return Start(start, scene.arrays.put(np.concatenate([channels] * scene.guidance.branches)))
+        return Start(start, beside, tuple(beside))
     assert clean is not None
-    return Start(start, after=_putting_back(scene, mask, clean, noise))
+    return Start(start, beside, after=_putting_back(scene, clean, noise))
 
 
 def _noise(scene: Scene) -> F32:
@@ -224,15 +228,14 @@ def _clean(scene: Scene, draws: int | None) -> F32:
 
 
 def _posterior(scene: Scene, pictures: F32, draws: int | None) -> F32:
-    """A sample of the autoencoder's distribution: scaling (mean + exp(log variance / 2) z)."""
+    """A sample of the autoencoder's distribution, mean + exp(log variance / 2) z, scaled."""
     count = len(pictures) if draws is None else draws
     moments = repeated(scene.encode(pictures), count)
     if scene.exact:
-        return np.float32(scene.scaling) * moments
+        return scene.scaling.scaled(moments)
     mean, log_variance = moments[:, : scene.shape[0]], moments[:, scene.shape[0] :]
     deviation: F32 = np.exp(np.float32(0.5) * log_variance.clip(*LOG_VARIANCE))
-    latents: F32 = np.float32(scene.scaling) * (mean + deviation * scene.noise.normal(tuple(mean.shape[1:]), count))
-    return latents
+    return scene.scaling.scaled(mean + deviation * scene.noise.normal(tuple(mean.shape[1:]), count))
 
 
 def _small_mask(scene: Scene) -> F32:
@@ -256,11 +259,12 @@ def _kept(scene: Scene, draws: int | None) -> F32:
     return repeated(_posterior(scene, masked, draws), images)
 
 
-def _putting_back(scene: Scene, mask: F32, clean: F32, noise: F32) -> AfterStep:
+def _putting_back(scene: Scene, clean: F32, noise: F32) -> AfterStep:
     table, put = scene.table, scene.arrays.put
-    drawn, stays, known, noise = put(mask), put(1 - mask), put(clean), put(noise)
+    known, noise = put(clean), put(noise)
 
-    def after(n: int, x: Array) -> Array:
-        return stays * (add_noise(table, n + 1, known, noise) if n + 1 < len(table) else known) + drawn * x
+    def after(n: int, x: Array, beside: Mapping[str, Array]) -> Array:
+        drawn = beside["mask"][: x.shape[0]]
+        return (1 - drawn) * (add_noise(table, n + 1, known, noise) if n + 1 < len(table) else known) + drawn * x
 
     return after

@@ -16,6 +16,7 @@ from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.decoding import decoded
 from anamorph.pipelines.request import Request, check_numbers
 from anamorph.pipelines.sampling import Guidance, Plan, check_axes
+from anamorph.pipelines.scaling import Scaling
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import SCHEDULER, Slots, model
 from anamorph.pipelines.tasks import classifier_free
@@ -153,7 +154,7 @@ class DiTPipeline(DiffusionPipeline):
     plan.__doc__ = DiffusionPipeline.plan.__doc__
 
     def _pixels(self, latents: Array) -> NDArray[Any]:
-        return decoded(self._models["vae"], self._config("vae")["scaling_factor"], latents)
+        return decoded(self._models["vae"], Scaling.of(self._config("vae")), latents)
 
 
 def _classes(given: Any, count: int) -> tuple[int, ...]:

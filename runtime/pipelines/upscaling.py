@@ -12,6 +12,7 @@ from anamorph.errors import InputError
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.pictures import repeated
 from anamorph.pipelines.prompts import Asking, Family, texts
+from anamorph.pipelines.scaling import Scaling
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import SCHEDULER, TOKENIZER, UNUSED, Slots, model
 from anamorph.pipelines.stable_diffusion import EMBEDDED
@@ -38,7 +39,8 @@ def beside_noised(scene: Scene) -> Start:
     dealt = [repeated(noised, request.images)] * scene.guidance.branches
     levels = np.full(scene.guidance.branches * request.images, request.noise_level, np.int64)
     start = from_noise(scene)
-    return replace(start, channels=scene.arrays.put(np.concatenate(dealt)), conditions={"class_labels": levels})
+    beside = {"image": scene.arrays.put(np.concatenate(dealt))}
+    return replace(start, beside=beside, joined=("image",), conditions={"class_labels": levels})
 
 
 def noise_level(call: Arguments, prompts: int, *, options: Mapping[str, Any], encoders: int) -> dict[str, Any]:  # noqa: ARG001
@@ -74,10 +76,10 @@ class StableDiffusionUpscalePipeline(LatentDiffusion):
     TASK = Task(beside_noised, ("image",), channels=with_colours, scale=lambda factor: factor)
 
     @property
-    def scaling_factor(self) -> float:
-        return SCALING
+    def scaling(self) -> Scaling:
+        return Scaling(SCALING)
 
-    scaling_factor.__doc__ = LatentDiffusion.scaling_factor.__doc__
+    scaling.__doc__ = LatentDiffusion.scaling.__doc__
 
 
 def preconditioned(table: Table) -> Table:
@@ -104,7 +106,8 @@ def beside_latents(scene: Scene) -> Start:
     small = clean_latents(scene)
     grown = np.ascontiguousarray(small.repeat(2, axis=2).repeat(2, axis=3))
     start = from_noise(scene)
-    return replace(start, channels=scene.arrays.put(np.concatenate([grown] * scene.guidance.branches)))
+    beside = {"image": scene.arrays.put(np.concatenate([grown] * scene.guidance.branches))}
+    return replace(start, beside=beside, joined=("image",))
 
 
 LEVEL_WAVES = 64

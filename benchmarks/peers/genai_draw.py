@@ -1,6 +1,6 @@
 """Run in an environment of openvino-genai, without anamorph: draw one picture.
 
-    python -I peer_genai.py FOLDER CASE OUT
+    python -sE genai_draw.py FOLDER CASE OUT
 
 CASE holds `call.json` (arguments of the pipeline) and `latents.npy`. Writes `opened.json` (versions) into OUT when the
 pipeline is loaded, then `picture.npy` ([1, H, W, 3] in 0..1, from its 8-bit pixels).
@@ -13,21 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import openvino_genai
+from genai_noise import Given
 
 VERSIONS = ("openvino-genai", "openvino", "openvino-tokenizers")
 SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
-
-
-class Given(openvino_genai.Generator):  # type: ignore[misc]
-    """A source of noise that hands out given numbers, one by one."""
-
-    def __init__(self, values: list[float]) -> None:
-        openvino_genai.Generator.__init__(self)
-        self.values = iter(values)
-
-    def next(self) -> float:
-        """The next number."""
-        return next(self.values)
 
 
 def main(folder: str, case: Path, out: Path) -> None:
@@ -36,8 +25,7 @@ def main(folder: str, case: Path, out: Path) -> None:
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
     (out / "opened.json").write_text(json.dumps(versions), encoding="utf-8")
     call = json.loads((case / "call.json").read_text(encoding="utf-8"))
-    latents = np.load(case / "latents.npy")
-    picture = pipe.generate(**call, generator=Given(latents.ravel().tolist()))  # owns the memory of its `data`
+    picture = pipe.generate(**call, generator=Given(np.load(case / "latents.npy")))  # owns the memory of its `data`
     np.save(out / "picture.npy", picture.data.astype(np.float32) / 255)
 
 

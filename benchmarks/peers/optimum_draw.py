@@ -1,7 +1,7 @@
 """Run in an environment of optimum-onnx or optimum-intel, without anamorph: export a checkpoint, or draw one picture.
 
-    python -I peer_optimum.py optimum-onnx|optimum-intel export CHECKPOINT OUT
-    python -I peer_optimum.py optimum-onnx|optimum-intel draw FOLDER CASE OUT
+    python -sE optimum_draw.py optimum-onnx|optimum-intel export CHECKPOINT OUT
+    python -sE optimum_draw.py optimum-onnx|optimum-intel draw FOLDER CASE OUT
 
 CASE holds `call.json` (arguments of the pipeline) and `latents.npy`. `draw` writes `opened.json` (versions) into OUT
 when the pipeline is loaded, then `picture.npy` ([1, H, W, 3] in 0..1).
