@@ -21,8 +21,8 @@ CALL: dict[str, Any] = {"num_inference_steps": 2, "seed": 1, "output_type": "np"
 
 
 @pytest.fixture
-def pipe(sd1: Path) -> Any:
-    return StableDiffusionPipeline.from_pretrained(sd1, backend="eager")
+def pipe(sd2: Path) -> Any:
+    return StableDiffusionPipeline.from_pretrained(sd2, backend="eager")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def inputs() -> dict[str, Tensor]:
             "encoder_hidden_states": torch.randn(2, 77, 32, generator=draw)}  # fmt: skip
 
 
-def test_what_pytorch_runs_is_pytorchs_module(pipe: Any, sd1: Path, inputs: dict[str, Tensor]) -> None:
-    theirs: Any = diffusers.UNet2DConditionModel.from_pretrained(sd1, subfolder="unet")
+def test_what_pytorch_runs_is_pytorchs_module(pipe: Any, sd2: Path, inputs: dict[str, Tensor]) -> None:
+    theirs: Any = diffusers.UNet2DConditionModel.from_pretrained(sd2, subfolder="unet")
     unet = pipe.unet
     assert isinstance(unet, nn.Module)
     assert unet is pipe.unet
@@ -50,7 +50,7 @@ def test_what_pytorch_runs_is_pytorchs_module(pipe: Any, sd1: Path, inputs: dict
     assert unet() == 3
     with pytest.raises(AttributeError, match="conv_middle"):
         unet.conv_middle  # noqa: B018
-    graph: Any = StableDiffusionPipeline.from_pretrained(sd1, backend="null")
+    graph: Any = StableDiffusionPipeline.from_pretrained(sd2, backend="null")
     assert graph.unet.config.in_channels == 4
     assert not isinstance(graph.unet, nn.Module)
 
@@ -113,8 +113,9 @@ class Traced(nn.Module):
 
 def test_a_traced_model_draws_the_same(pipe: Any, inputs: dict[str, Tensor], tmp_path: Path) -> None:
     plain, model = pipe("a cat", height=32, width=64, **CALL).images, pipe.unet
-    with torch.no_grad(), pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="serves direct calls"):
         model.forward = functools.partial(model.forward, return_dict=False)
+    with torch.no_grad(), pytest.warns(torch.jit.TracerWarning):
         torch.jit.trace(model, tuple(inputs.values())).save(tmp_path / "unet.pt")  # other sizes must do, too
     pipe.unet = Traced(torch.jit.load(tmp_path / "unet.pt"))
     assert np.abs(pipe("a cat", height=32, width=64, **CALL).images - plain).max() <= IMAGE_BOUND

@@ -44,7 +44,8 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_c
         scores = scores + torch.full_like(scores, -torch.inf).triu(1)
     if attn_mask is not None:
         scores = scores + attn_mask
-    return scores.softmax(-1).to(v.dtype) @ v
+    mixed: Tensor = scores.softmax(-1).to(v.dtype) @ v
+    return mixed
 
 
 def _sliced(
