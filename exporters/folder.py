@@ -217,7 +217,8 @@ def _interfaces(checkpoint: Checkpoint, options: ExportOptions) -> list[tuple[Co
     factor = next((vae_scale_factor(c.config) for c in components if "vae_decoder" in c.parts), 1)
 
     def interface(component: Component, part: str) -> Interface:
-        branches = kind.most_branches(component.config) if part == kind.DENOISER else 1
+        denoises = any(port.name == "timestep" for port in component.interface(part).inputs)
+        branches = kind.most_branches(component.config) if denoises else 1
         return part_interface(component, part, options, factor, branches)
 
     return [(c, {part: interface(c, part) for part in c.parts}) for c in components]

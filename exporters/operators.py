@@ -211,6 +211,14 @@ def _cat(call: "Call") -> str:
     return call.builder.op("Concat", *call.tensors("tensors"), axis=call["dim"])
 
 
+@rule("aten.stack.default")
+def _stack(call: "Call") -> str:
+    builder = call.builder
+    axis = builder.constant([call["dim"]], np.int64)
+    parts = [builder.op("Unsqueeze", part, axis) for part in call.tensors("tensors")]
+    return builder.op("Concat", *parts, axis=call["dim"])
+
+
 @rule("aten.chunk.default")
 def _chunk(call: "Call") -> list[str]:
     sizes = [int(part.shape[call["dim"]]) for part in call.result]

@@ -14,20 +14,21 @@ if TYPE_CHECKING:
     from anamorph.exporters.emit import Call
 
 
-@rule("aten.conv2d.default")
-def _conv2d(call: "Call") -> str:
+@rule("aten.conv2d.default", "aten.conv3d.default")
+def _conv(call: "Call") -> str:
     inputs = [call.tensor("input"), call.tensor("weight")]
     if call["bias"] is not None:
         inputs.append(call.tensor("bias"))
-    padding = _pair(call["padding"])
+    sides = len(call.shape("input")) - 2
+    padding, stride, dilation = (_each(call[name], sides) for name in ("padding", "stride", "dilation"))
     return call.builder.op(
-        "Conv", *inputs, strides=_pair(call["stride"]), pads=[*padding, *padding], dilations=_pair(call["dilation"]),
-        group=call["groups"],
-    )  # fmt: skip
+        "Conv", *inputs, strides=stride, pads=[*padding, *padding], dilations=dilation, group=call["groups"]
+    )
 
 
-def _pair(value: list[int]) -> list[int]:
-    return list(value) * (3 - len(value)) if len(value) < 2 else list(value)
+def _each(value: list[int], sides: int) -> list[int]:
+    """One number for each side; a single one counts for all."""
+    return list(value) * sides if len(value) == 1 else list(value)
 
 
 @rule("aten.linear.default")
@@ -124,8 +125,8 @@ def _pad(call: "Call") -> str:
 def _avg_pool2d(call: "Call") -> str:
     if call["divisor_override"] is not None:
         raise BackendError("the exporter has no rule for means with a divisor of their own")
-    kernel, padding = _pair(call["kernel_size"]), _pair(call["padding"])
-    strides = _pair(call["stride"]) if call["stride"] else kernel
+    kernel, padding = _each(call["kernel_size"], 2), _each(call["padding"], 2)
+    strides = _each(call["stride"], 2) if call["stride"] else kernel
     return call.builder.op(
         "AveragePool", call.tensor("self"), kernel_shape=kernel, strides=strides, pads=[*padding, *padding],
         ceil_mode=int(call["ceil_mode"]), count_include_pad=int(call["count_include_pad"]),

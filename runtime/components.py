@@ -240,7 +240,8 @@ def unet_multiple(config: Mapping[str, Any]) -> int:
 
 def even(interface: Interface, config: Mapping[str, Any]) -> Interface:
     """A UNet's interface with sizes that it halves evenly on every level, as graphs take them; others as they are."""
-    if interface.component != "unet":
+    names = {port.name for port in interface.inputs}
+    if "timestep" not in names or "latent_height" not in interface.axes:  # no UNet
         return interface
     multiple = unet_multiple(config)
     sides = (interface.axes[name] for name in ("latent_height", "latent_width"))

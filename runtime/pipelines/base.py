@@ -228,16 +228,20 @@ class DiffusionPipeline(SavingMemory, Registering):
 
     def _open(self, name: str, value: Any) -> Loaded:
         slot, parts = self.SLOTS[name], parts_of(self.SLOTS)
-        component = as_component(name, value, slot.classes, bool(self.options.get("requires_aesthetics_score")))
+        refining = bool(self.options.get("requires_aesthetics_score"))
+        component = as_component(name, value, slot.classes, refining, self._models.get(name))
         wanted = [part for part, owner in parts.items() if owner == name]
         if isinstance(component, Loaded):
             return completed(component, wanted)
         return open_component(component, wanted, Wishes.of(*self._given, [*models(self.SLOTS), *parts]), slot.wide)
 
     def __getattr__(self, name: str) -> Any:
-        """A model by its name, opened, as a component of another pipeline; None where its place is empty."""
+        """A model by its name, which may be a component of another pipeline; None where its place is empty.
+
+        That is the PyTorch model with its layers, where PyTorch runs it, and else the opened component.
+        """
         if name in models(type(self).SLOTS) and "_models" in vars(self):
-            return self._models.get(name)
+            return None if name not in self._models else self._models[name].shown
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -373,12 +377,13 @@ class DiffusionPipeline(SavingMemory, Registering):
         """Part name -> engine, device and precision that really run it."""
         return {part: placed for loaded in self._models.values() for part, placed in loaded.placement.items()}
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, variant: str | None = None) -> None:
         """Write the checkpoint in diffusers' layout, weights as float32 safetensors; readable by diffusers.
 
+        `variant` is a word in the names of the weight files, beside which plain ones or others may lie.
         Raises OutputError: the disk is full or read-only. Raises InputError: this is an exported folder.
         """
-        save(self, Path(folder))
+        save(self, Path(folder), variant)
 
     def __repr__(self) -> str:
         lines = [f"  {placement}" for placement in self.placement.values()]

@@ -1,8 +1,9 @@
-"""A component that engines have opened: what `pipe.unet`, `pipe.vae` ... are."""
+"""A component that engines have opened: what is behind `pipe.unet`, `pipe.vae` ..."""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Self
 
 from anamorph.arrays import Array
@@ -16,6 +17,16 @@ from anamorph.tiling import Operations, Tiles, sparing
 
 FORMATS = {"torch.channels_last": True, "torch.contiguous_format": False}
 """Name of a memory format of PyTorch -> whether the channels of one pixel lie side by side."""
+SWITCHES = ("component", "programs", "placement", "spare", "enable_slicing", "disable_slicing", "enable_tiling",
+            "disable_tiling", "set_attention_slice", "enable_group_offload")  # fmt: skip
+"""What a model that a pipeline shows takes from its `Loaded` rather than from itself."""
+
+
+class Shown:
+    """What a pipeline shows in the place of a component that it opened."""
+
+    loaded: "Loaded"
+    model: Any
 
 
 @dataclass
@@ -42,6 +53,11 @@ class Loaded:
     def config(self) -> Config:
         """The model's configuration."""
         return self.component.config
+
+    @cached_property
+    def shown(self) -> Any:
+        """What a pipeline shows: the model, where PyTorch runs it, with these switches; else this."""
+        return next(iter(self.programs.values())).shown(self)
 
     @property
     def placement(self) -> dict[str, Placement]:
