@@ -18,8 +18,16 @@ from anamorph.weights import find_weights
 
 if TYPE_CHECKING:
     from anamorph.backends.offloading import Offloaded
+    from anamorph.pipelines.loaded import Loaded
 
 INSTALL = "PyTorch is not installed; run: pip install 'anamorph[torch]'"
+
+
+def called(module: Any) -> Any:
+    """The module that a stranger put into a denoiser's place, or None."""
+    from anamorph.models.called import Called
+
+    return module.module if isinstance(module, Called) else None
 
 
 def waiting_of(module: Any) -> "Offloaded | None":
@@ -47,6 +55,8 @@ class TorchProgram:
         precision = str(self.module.dtype).removeprefix("torch.")
         waits = waiting_of(self.module)
         notes = {} if waits is None else {"offload": str(waits.wish.kind)}
+        if (stranger := called(self.module)) is not None:
+            notes["calling"] = type(stranger).__name__
         return Placement(self.part, self.engine, str(self._device), precision, notes)
 
     @property
@@ -62,6 +72,13 @@ class TorchProgram:
     def session(self) -> "TorchSession":
         """PyTorch modules hold no state of a call, so a session is no more than the program."""
         return TorchSession(self)
+
+    def shown(self, loaded: "Loaded") -> Any:
+        """The model with the switches of `loaded`; what a stranger put into its place, as it was given."""
+        from anamorph.backends.torch_view import OpenedModel
+
+        stranger = called(self.module)
+        return OpenedModel(self.module, loaded) if stranger is None else stranger
 
     def spare(self, saving: Saving) -> str | None:
         """Change the module, which other programs may share."""

@@ -77,6 +77,10 @@ class Timed:
         """The program's."""
         return self.program.spare(saving)
 
+    def shown(self, loaded: Loaded) -> Any:
+        """The component: a model that is called directly would not be timed."""
+        return loaded
+
 
 class Engine:
     """One engine of ours with one cell's pipeline."""

@@ -6,13 +6,16 @@ gives *sessions* (whatever a call mutates, one per thread). The runtime calls se
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from anamorph.arrays import Array, Arrays
 from anamorph.components import Component
 from anamorph.errors import BackendError
 from anamorph.interface import Interface
 from anamorph.memory import Saving
+
+if TYPE_CHECKING:
+    from anamorph.pipelines.loaded import Loaded
 
 PRECISIONS = {"float32": 32, "bfloat16": 16, "float16": 16}
 """Names of execution precisions and their bits."""
@@ -69,6 +72,9 @@ class Program(Protocol):
     def spare(self, saving: Saving) -> str | None:
         """Take memory otherwise from the next call on; None, or one sentence on why that does not apply here."""
 
+    def shown(self, loaded: "Loaded") -> Any:
+        """What a pipeline shows as its component of that name: `loaded`, or a model with the switches of that."""
+
 
 class Graph:
     """What programs that run a finished graph share: how they take memory was settled when it was made."""
@@ -78,6 +84,10 @@ class Graph:
     def spare(self, saving: Saving) -> str | None:
         """See `Program.spare`."""
         return saving.refusal(self.placement.engine)
+
+    def shown(self, loaded: "Loaded") -> Any:
+        """See `Program.shown`."""
+        return loaded
 
 
 class Backend(Protocol):

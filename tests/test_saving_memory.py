@@ -175,7 +175,7 @@ def attention_calls() -> Iterator[list[int]]:
 def test_models_are_attributes_that_can_be_shared_and_replaced(sd1: Path) -> None:
     first: Any = StableDiffusionPipeline.from_pretrained(sd1, backend="eager")
     second: Any = StableDiffusionPipeline.from_pretrained(sd1, backend="eager", vae=first.vae, unet=first.unet)
-    assert second.unet is first.components["unet"]
+    assert second.unet is first.unet
     with pytest.raises(InputError, match="unet is a type, expected a model of anamorph"):
         second.unet = StableDiffusionPipeline
     second.unet = UNet2DConditionModel.from_pretrained(sd1, subfolder="unet")

@@ -20,21 +20,43 @@ def multi_head(
     causal: bool = False,
     bias: Tensor | None = None,
     at_once: int | None = None,
+    fused: bool = True,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d) + bias) V for each head: [B, S, heads d], [B, T, heads d] twice -> [B, S, heads d].
 
     `bias` broadcasts to [B, heads, S, T]. Heads are views, never copies. With `at_once`, so many heads of one picture
-    are computed at a time, and no more scores than theirs are ever in memory. Scores and softmax are float32 inside
-    PyTorch's kernels whatever the type of the inputs, which is what the configuration key `upcast_attention` asks for.
+    are computed at a time, and no more scores than theirs are ever in memory. Scores and softmax are float32, inside
+    PyTorch's kernels or (`fused=False`) outside, whatever the type of the inputs, which is what the configuration key
+    `upcast_attention` asks for.
     Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
     """
     q, k, v = (torch.unflatten(x, -1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    attend = F.scaled_dot_product_attention if fused else _written_out
     if at_once is not None:
-        return _sliced(q, k, v, at_once, causal, bias).transpose(1, 2).flatten(2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal).transpose(1, 2).flatten(2)
+        return _sliced(attend, q, k, v, at_once, causal, bias).transpose(1, 2).flatten(2)
+    return attend(q, k, v, attn_mask=bias, is_causal=causal).transpose(1, 2).flatten(2)
 
 
-def _sliced(q: Tensor, k: Tensor, v: Tensor, at_once: int, causal: bool, bias: Tensor | None) -> Tensor:
+def _written_out(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """What PyTorch's function of the same arguments computes, step by step."""
+    scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
+    if is_causal:
+        scores = scores + torch.full_like(scores, -torch.inf).triu(1)
+    if attn_mask is not None:
+        scores = scores + attn_mask
+    mixed: Tensor = scores.softmax(-1).to(v.dtype) @ v
+    return mixed
+
+
+def _sliced(
+    attend: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    at_once: int,
+    causal: bool,
+    bias: Tensor | None,
+) -> Tensor:
     """Attention of [B, heads, S, d], some heads of one picture at a time."""
     out = torch.empty_like(q)
     masks = None if bias is None else bias.expand(*q.shape[:2], *bias.shape[2:])
@@ -42,7 +64,7 @@ def _sliced(q: Tensor, k: Tensor, v: Tensor, at_once: int, causal: bool, bias: T
         for first in range(0, q.shape[1], at_once):
             part = slice(picture, picture + 1), slice(first, first + at_once)
             mask = None if masks is None else masks[part]
-            out[part] = F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=mask, is_causal=causal)
+            out[part] = attend(q[part], k[part], v[part], attn_mask=mask, is_causal=causal)
     return out
 
 
@@ -50,6 +72,8 @@ class Sliceable(nn.Module):
     """Attention whose heads may go one after another."""
 
     heads: int
+    fused = True
+    """Whether PyTorch's fused function computes it."""
     at_once: int | None = None
     """How many heads of one picture are computed at a time; None: all of them, of all pictures."""
 
@@ -97,7 +121,7 @@ class Attention(Sliceable):
         if self.norm_cross is not None:
             context = self.norm_cross(context)
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        mixed: Tensor = self.to_out(multi_head(q, k, v, self.heads, bias=mask, at_once=self.at_once))
+        mixed: Tensor = self.to_out(multi_head(q, k, v, self.heads, bias=mask, at_once=self.at_once, fused=self.fused))
         return mixed
 
 
@@ -257,7 +281,7 @@ class AddedAttention(Sliceable):
         if self.to_k is not None and self.to_v is not None:
             k, v = torch.cat((k, self.to_k(tokens)), dim=1), torch.cat((v, self.to_v(tokens)), dim=1)
             mask = None if mask is None else F.pad(mask, (0, tokens.shape[1]))
-        mixed = multi_head(self.to_q(tokens), k, v, self.heads, bias=mask, at_once=self.at_once)
+        mixed = multi_head(self.to_q(tokens), k, v, self.heads, bias=mask, at_once=self.at_once, fused=self.fused)
         update: Tensor = self.to_out(mixed)
         return x + to_pixels(update, x)
 

@@ -16,6 +16,7 @@ from anamorph.errors import CheckpointError, ConfigError
 from anamorph.files import replacing
 from anamorph.hub import HubOptions, find_component
 from anamorph.models.attention import slice_attention
+from anamorph.models.attention_processor import AttnProcessor, AttnProcessor2_0, process_attention
 from anamorph.pickles import load_pickle, tensors
 from anamorph.weights import Stored, WeightFiles, check_form, find_weights
 
@@ -215,6 +216,14 @@ class Model(nn.Module):
     def set_attention_slice(self, slice_size: int | str | None = "auto") -> None:
         """See `slice_attention`."""
         slice_attention(self, slice_size)
+
+    def set_attn_processor(self, processor: AttnProcessor | AttnProcessor2_0) -> None:
+        """See `process_attention`."""
+        process_attention(self, processor)
+
+    def set_default_attn_processor(self) -> None:
+        """Let PyTorch's fused function compute attention again."""
+        process_attention(self, AttnProcessor2_0())
 
     @property
     def dtype(self) -> torch.dtype:

@@ -217,10 +217,12 @@ def up_sizes(sample: Tensor, skips: Sequence[Tensor], taken: Sequence[int]) -> l
     """What each block of the way up grows to: None for twice its size, else the size of the next state.
 
     Doubling is taken where it is known to fit. An export with dynamic sizes knows it only if its caller stated
-    it first, with `torch._check(size % factor == 0)`; otherwise its graph serves every size.
+    it first, with `torch._check(size % factor == 0)`; otherwise its graph serves every size, as do those that
+    `torch.jit.trace` makes, to which sizes are tensors.
     """
     factor = 2 ** (len(taken) - 1)
-    if all(statically_known_true(size % factor == 0) for size in sample.shape[2:]):
+    sides = sample.shape[2:]
+    if all(not isinstance(side, Tensor) and statically_known_true(side % factor == 0) for side in sides):
         return [None] * len(taken)
     sizes: list[Sequence[int] | None] = []
     left = len(skips)

@@ -207,6 +207,14 @@ class LatentDiffusion(DiffusionPipeline, public=False):
             return spelled_out(prompt, tokenizer)
         return [spelled_out(text, tokenizer) for text in prompt]
 
+    def upcast_vae(self) -> None:
+        """Let the autoencoder compute in float32 from now on, whatever the other models do."""
+        backend, device, dtype = self._given
+        wishes = dict(dtype) if isinstance(dtype, Mapping) else {"default": dtype}
+        self._given = (backend, device, {**wishes, self.VAE: "float32"})
+        loaded = self._models[self.VAE]
+        self._models[self.VAE] = replace(self._open(self.VAE, loaded.component), sparing=loaded.sparing)
+
     def _encode_pictures(self, pictures: NDArray[Any]) -> NDArray[Any]:
         program = self.program("vae_encoder")
         cut, _ = autoencoder_tiles(self._config(self.VAE))

@@ -1,6 +1,7 @@
 """From a checkpoint to opened components: which engine, device and precision each one gets, and opening them."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from anamorph.config import Config
 from anamorph.engine import PRECISIONS, Backend, Program, Target
 from anamorph.errors import ArtifactError, BackendError, CheckpointError, ConfigError, InputError
 from anamorph.exporting import cached_export
-from anamorph.pipelines.loaded import Loaded
+from anamorph.pipelines.loaded import Loaded, Shown
 from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
 from anamorph.profiles import DEFAULT, stored
 from anamorph.weights import find_weights
@@ -24,6 +25,8 @@ PEERS = ("transformers", "diffusers")
 """Libraries whose models have our classes' names, configurations and weights."""
 CHECKPOINT = "checkpoint"
 """The content that engines open who run models themselves."""
+DENOISERS = ("UNet2DConditionModel", "UNet2DModel")
+"""Classes in whose place other modules are called as diffusers calls them."""
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -159,11 +162,16 @@ def _readable(component: Component, backend: Backend) -> Component:
     return read_component(exported, component.name, (component.class_name,))
 
 
-def as_component(name: str, value: Any, class_names: Sequence[str], refining: bool = False) -> Component | Loaded:
-    """What a pipeline's constructor was given for a model slot; models of other libraries lend us their weights.
+def as_component(
+    name: str, value: Any, class_names: Sequence[str], refining: bool = False, replaced: Loaded | None = None
+) -> Component | Loaded:
+    """What a pipeline was given for a model slot; models of other libraries lend us their weights.
 
+    Another PyTorch module takes the place of a denoiser, whose configuration is that of the model which it was
+    compiled from, or which it takes the place of (`replaced`).
     Raises InputError: something else than a component or one of our PyTorch models, or a model of a wrong class.
     """
+    value = value.loaded if isinstance(value, Shown) else value
     if isinstance(value, Component | Loaded):
         given = value.component if isinstance(value, Loaded) else value
         if given.class_name not in class_names:
@@ -173,9 +181,33 @@ def as_component(name: str, value: Any, class_names: Sequence[str], refining: bo
     if kind in class_names and type(value).__module__.partition(".")[0] in PEERS:
         value = _adopted(value)
     config = getattr(value, "config", None)
+    if kind not in class_names and (called := _called(name, value, class_names, replaced)) is not None:
+        return called
     if kind not in class_names or not isinstance(config, Config):
         raise InputError(f"{name} is a {kind}, expected a model of anamorph: {' or '.join(class_names)}")
     return Component(name, kind, config, module=value, refining=refining)
+
+
+def _called(name: str, value: Any, class_names: Sequence[str], replaced: Loaded | None) -> Component | None:
+    """A stranger's PyTorch module as a denoiser, or None."""
+    torch = sys.modules.get("torch")  # without it there is no such module
+    if torch is None or not isinstance(value, torch.nn.Module):
+        return None
+    inner = getattr(value, "_orig_mod", None)
+    known = inner.loaded if isinstance(inner, Shown) else replaced
+    if known is not None:
+        model = known.component
+    elif isinstance(config := getattr(inner, "config", None), Config):
+        model = Component(name, type(inner).__name__, config)
+    else:
+        return None
+    if model.class_name not in DENOISERS or model.class_name not in class_names:
+        return None
+    from anamorph.models.called import Called
+
+    ports = interfaces(model.class_name, name, model.refining)[name](model.config).inputs[2:]
+    module = Called(value, [port.name for port in ports])
+    return Component(name, model.class_name, model.config, module=module, refining=model.refining)
 
 
 def _adopted(model: Any) -> Any:

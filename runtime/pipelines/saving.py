@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anamorph.checkpoint import VERSION_WRITTEN
-from anamorph.components import Component
+from anamorph.engine import Placement
 from anamorph.errors import InputError
 from anamorph.files import replacing
-from anamorph.pipelines.loaded import Loaded
+from anamorph.pipelines.loaded import Loaded, Shown
 from anamorph.pipelines.slots import library
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ WRITTEN = {"ClipTokenizer": "CLIPTokenizer"}
 """Our class -> how other tools call it."""
 
 
-def save(pipe: "DiffusionPipeline", place: Path) -> None:
-    """Write every component and, last, `model_index.json`: a folder without it does not load.
+def save(pipe: "DiffusionPipeline", place: Path, variant: str | None) -> None:
+    """Write every component, weights as `variant`, and, last, `model_index.json`: a folder without it does not load.
 
     Raises OutputError: the disk is full or read-only. Raises InputError: a component comes from an exported folder.
     """
@@ -31,7 +31,7 @@ def save(pipe: "DiffusionPipeline", place: Path) -> None:
     index |= {name: value for name, value in pipe.options.items() if value is not None}
     for name, value in components.items():
         if isinstance(value, Loaded):
-            _save_model(value.component, place / name)
+            _model(value).save_pretrained(place / name, variant=variant)
             class_name = value.component.class_name
         elif value is not None:
             value.save_pretrained(place / name)
@@ -41,10 +41,17 @@ def save(pipe: "DiffusionPipeline", place: Path) -> None:
         draft.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _save_model(component: Component, folder: Path) -> None:
+def _model(loaded: Loaded) -> Any:
+    """The model that draws, where it does so in float32 and at rest; else its stored weights."""
     from anamorph.models import MODELS
 
-    model = component.module
-    if model is None:
-        model = MODELS[component.class_name].from_pretrained(component.stored, variant=component.variant)
-    model.save_pretrained(folder)
+    component = loaded.component
+    if component.module is not None:
+        return component.module
+    if isinstance(loaded.shown, Shown) and all(_at_rest(placed) for placed in loaded.placement.values()):
+        return loaded.shown.model
+    return MODELS[component.class_name].from_pretrained(component.stored, variant=component.variant)
+
+
+def _at_rest(placed: Placement) -> bool:
+    return placed.precision == "float32" and "offload" not in placed.details

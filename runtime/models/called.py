@@ -1,0 +1,66 @@
+"""A stranger's PyTorch module in the place of a denoiser: compiled, traced, or written by hand."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anamorph.errors import InputError
+
+ADDED = ("text_embeds", "time_ids", "image_embeds")
+"""Inputs that diffusers' denoisers take in the mapping `added_cond_kwargs`."""
+
+
+class Called(nn.Module):
+    """Calls a module as diffusers calls its denoisers: `module(sample, timestep, encoder_hidden_states=...)`.
+
+    `names` are the denoiser's further inputs, in order; those that a call leaves out are not passed on. The module
+    returns a tuple whose first value is the prediction, or an object that has it as `sample`.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.names = tuple(names)
+
+    def method(self, part: str) -> str:  # noqa: ARG002 - a denoiser has one part
+        """See `Model.method`."""
+        return "denoise"
+
+    def denoise(self, sample: Tensor, timestep: Tensor, *inputs: Tensor | None) -> tuple[Tensor]:
+        """One call of the denoiser; raises InputError where the module returns something else."""
+        given: dict[str, Any] = {
+            name: value for name, value in zip(self.names, inputs, strict=False) if value is not None
+        }
+        if added := {name: given.pop(name) for name in ADDED if name in given}:
+            given["added_cond_kwargs"] = added
+        output = self.module(sample, timestep, **given)
+        predicted = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+        if not isinstance(predicted, Tensor):
+            raise InputError(
+                f"{type(self.module).__name__} returned a {type(output).__name__}, expected a tuple that begins with a "
+                "tensor, or an object with one as sample"
+            )
+        return (predicted,)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the module's weights; float32 where it has none."""
+        return next((weight.dtype for weight in self.parameters()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module's weights are; the processor where it has none."""
+        return next((weight.device for weight in self.parameters()), torch.device("cpu"))
+
+    def set_attention_slice(self, slice_size: int | str | None = "auto") -> None:  # noqa: ARG002 - as models have it
+        """Refuse: raises InputError."""
+        raise InputError(f"attention of {type(self.module).__name__} cannot be sliced; slice the model before")
+
+    def save_pretrained(self, folder: Any, *, variant: str | None = None) -> None:
+        """Save the model that was compiled; raises InputError where the module is none."""
+        model = getattr(self.module, "_orig_mod", None)
+        if model is None:
+            raise InputError(f"{type(self.module).__name__} is no model of anamorph and cannot be saved")
+        model.save_pretrained(folder, variant=variant)
