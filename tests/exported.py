@@ -40,7 +40,10 @@ def trace_once(module: Any, method: str, interface: Any) -> Any:
     config = module.config.to_json() if hasattr(module, "config") else None
     key = (type(module), weights, config, method, interface)
     if key not in _traces:
-        _traces[key] = _trace(module, method, interface)
+        program = _trace(module, method, interface)
+        for name, value in program.state_dict.items():  # a test may change the model, or the file that it maps
+            program.state_dict[name] = value.detach().clone()
+        _traces[key] = program
     return _traces[key]
 
 
