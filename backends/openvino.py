@@ -13,6 +13,7 @@ from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.cores import physical_cores
 from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
+from anamorph.backends.openvino_angles import cut_angles
 from anamorph.backends.openvino_files import check_ir
 from anamorph.backends.openvino_weights import put_weights
 from anamorph.components import Component
@@ -23,6 +24,7 @@ from anamorph.linked import Linked
 from anamorph.plugins import hookimpl
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
+EXACT = "float32"
 DEVICE = "CPU"
 TYPES = {"f32": "float32", "i64": "int64"}
 """OpenVINO's names of types -> those of an interface."""
@@ -40,10 +42,13 @@ class OpenVinoProgram(Graph):
     arrays: NumpyArrays
     weights: Mapping[str, Linked]
     """Kept, because OpenVINO reads linked weights where they are mapped."""
+    angles: Any | None = None
+    """What computes angles of the compiled model in float32; see `openvino_angles`."""
 
     def session(self) -> "OpenVinoSession":
         """A caller with buffers of its own."""
-        return OpenVinoSession(self, self.compiled.create_infer_request())
+        angles = None if self.angles is None else self.angles.create_infer_request()
+        return OpenVinoSession(self, self.compiled.create_infer_request(), angles)
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,24 @@ class OpenVinoSession:
 
     program: OpenVinoProgram
     request: Any
+    angles: Any | None
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         interface = self.program.interface
         values, sizes = prepared(interface, inputs)
-        self.request.infer(
-            {name: value.reshape(value.shape or SCALAR) for name, value in values.items()}, share_inputs=True
-        )
+        given = {name: value.reshape(value.shape or SCALAR) for name, value in values.items()}
+        if self.angles is not None:
+            given |= _inferred(self.angles, given)
+        _inferred(self.request, given)
         outputs = {port.name: np.array(self.request.get_tensor(port.name).data) for port in interface.outputs}
         return checked(interface, sizes, outputs)
+
+
+def _inferred(request: Any, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Run a request with those of the values that it takes; its outputs, on memory that its next call overwrites."""
+    taken = {name for port in request.model_inputs for name in port.names}
+    request.infer({name: value for name, value in given.items() if name in taken}, share_inputs=True)
+    return {name: request.get_tensor(name).data for port in request.model_outputs for name in port.names}
 
 
 class OpenVino:
@@ -112,14 +126,6 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
     """Open a part; `further` values of its graph become outputs."""
     path, interface = artifact.open_part(part), artifact.parts[part].interface
     check_ir(artifact, part, path)
-    settings = {
-        "INFERENCE_PRECISION_HINT": HINTS[target.precision],
-        "EXECUTION_MODE_HINT": "ACCURACY" if target.precision == "float32" else "PERFORMANCE",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": physical_cores(),
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-    }
     try:
         model = core().read_model(path)
         weights = artifact.open_weights(part)
@@ -127,15 +133,29 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
         _take_floats(model, interface)
         if inner := [name for name in further if name not in {port.name for port in interface.outputs}]:
             model.add_outputs(inner)
-        compiled = core().compile_model(model, DEVICE, settings)
+        declared = {port.name for port in interface.inputs}
+        inputs = {min(port.names, key=lambda name: name not in declared): _port(port) for port in model.inputs}
+        outputs = {name for port in model.outputs for name in port.names}
+        angles = cut_angles(model) if target.precision != EXACT else None
+        if angles is not None:
+            angles = core().compile_model(angles, DEVICE, _settings(EXACT))
+        compiled = core().compile_model(model, DEVICE, _settings(target.precision))
     except RuntimeError as error:
         raise ArtifactError(f"{path} cannot be opened by OpenVINO: {str(error).strip().splitlines()[-1]}") from None
     placement = _placement(compiled, part, target)
-    declared = {port.name for port in interface.inputs}
-    inputs = {min(port.names, key=lambda name: name not in declared): _port(port) for port in compiled.inputs}
-    outputs = {name for port in compiled.outputs for name in port.names}
     served = agreed(path, interface, inputs, outputs, SCALAR)
-    return _settled(OpenVinoProgram(compiled, served, placement, NumpyArrays(), weights))
+    return _settled(OpenVinoProgram(compiled, served, placement, NumpyArrays(), weights, angles))
+
+
+def _settings(precision: str) -> dict[str, Any]:
+    return {
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "EXECUTION_MODE_HINT": "ACCURACY" if precision == EXACT else "PERFORMANCE",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": physical_cores(),
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    }
 
 
 def _settled(program: OpenVinoProgram) -> OpenVinoProgram:

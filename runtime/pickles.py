@@ -1,6 +1,7 @@
 """PyTorch's pickles from strangers: tensors by name and nothing else, with sizes checked before memory is taken."""
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,9 @@ def load_pickle(path: Path) -> dict[str, Any]:
         _check_sizes(path)
     try:
         # Files from before PyTorch 1.6 are no archives and cannot be mapped.
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():  # PyTorch's own would stand beside our sentence
+            warnings.simplefilter("ignore")
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch raises several unrelated types for damaged and for unsafe pickles
         raise CheckpointError(f"{path} cannot be loaded as plain weights: {_reason(str(error))}") from None
     if not isinstance(value, dict):
@@ -78,6 +81,8 @@ def _reason(message: str) -> str:
     """The cause in PyTorch's message, without its advice to load the file all the same."""
     if found := re.search(r"(?:Unsupported|disallowed|blocked)[^\n]*?(?:GLOBAL|global|class)s?[: ]+([\w.]+)", message):
         return f"it refers to {found[1]}, and code or objects are never loaded; ask for a safetensors file"
+    if "Unsupported operand" in message:
+        return "it holds code or objects beside the weights, which are never loaded; ask for a safetensors file"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     plain = [line for line in lines if "weights_only" not in line and not line.startswith("Weights only load failed")]
     return (plain or ["it is damaged or holds code or objects"])[0]

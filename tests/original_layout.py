@@ -81,6 +81,7 @@ FAMILIES = {
                   {**OPENCLIP, "num_hidden_layers": 23}, openclip=True, side=96),
     "sd2-inpaint": Family({**UNET, **NEWER, "cross_attention_dim": 128, "in_channels": 9}, OPENCLIP, openclip=True),
     "sdxl": Family({**UNET, **XL}, CLIP, OPENCLIP, vae={"scaling_factor": 0.13025}, side=128),
+    "sdxl-inpaint": Family({**UNET, **XL, "in_channels": 9}, CLIP, OPENCLIP, vae={"scaling_factor": 0.13025}, side=128),
     "sdxl-refiner": Family({**UNET, **REFINER}, None, OPENCLIP, vae={"scaling_factor": 0.13025}, side=128),
 }  # fmt: skip
 

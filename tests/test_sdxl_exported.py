@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from exported import FORMATS, exported
-from parity import Agrees
+from parity import Agrees, relative
 from pictures import beside_eager, mask, picture
 
 import anamorph
 from anamorph import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
+from anamorph.backends.openvino import OpenVino
+from anamorph.exporters.trace import probe
 from anamorph.interface import Interface
 
 CALL: dict[str, Any] = {"prompt": ["a red cat", "a dog"], "negative_prompt": "blue", "num_inference_steps": 4,
@@ -61,3 +64,25 @@ def test_without_guidance_no_other_branch_is_computed(sdxl: Path, engine: str, m
         seen.clear()
         pipe(["a", "b"], num_inference_steps=2, guidance_scale=scale, output_type="latent")
         assert seen == [2 * count] * 2
+
+
+def test_openvino_knows_a_late_timestep_and_large_sizes_in_bfloat16(sdxl: Path) -> None:
+    """A timestep of 999 and a side of 1021 pixels have no bfloat16: rounded, their angles would be others."""
+    if "bfloat16" not in OpenVino().precisions("cpu"):
+        pytest.skip("the processor has no bfloat16")
+    sizes = {"batch": 2, "latent_height": 8, "latent_width": 8, "sequence": 5}
+
+    def predicted(engine: str, precision: str) -> np.ndarray:
+        folder = sdxl if engine == "eager" else exported(sdxl, engine)
+        program = StableDiffusionXLPipeline.from_pretrained(folder, backend=engine, torch_dtype=precision).program(
+            "unet"
+        )
+        given = probe(program.interface.required, sizes)
+        given |= {"timestep": np.full_like(given["timestep"], 999), "time_ids": np.full_like(given["time_ids"], 1021)}
+        arrays = program.arrays
+        found = program.session()({name: arrays.put(value) for name, value in given.items()})
+        return arrays.get(next(iter(found.values())))
+
+    exact = predicted("eager", "float32")
+    eager, openvino = (relative(predicted(engine, "bfloat16"), exact) for engine in ("eager", "openvino"))
+    assert openvino < 1.3 * eager

@@ -15,6 +15,7 @@ import torch
 from checkpoints import tiny_tokenizer
 from original_layout import FAMILIES, UNET, Made, make
 from parity import IMAGE_BOUND
+from pictures import mask, picture
 from safetensors.torch import load_file, save_file
 
 from anamorph import AutoencoderKL, ClipTokenizer, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
@@ -66,6 +67,7 @@ CLASSES = {
     "sd2": ("StableDiffusionPipeline", "DDIMScheduler", "v_prediction"),
     "sd2-inpaint": ("StableDiffusionInpaintPipeline", "PNDMScheduler", "epsilon"),
     "sdxl": ("StableDiffusionXLPipeline", "EulerDiscreteScheduler", "epsilon"),
+    "sdxl-inpaint": ("StableDiffusionXLInpaintPipeline", "EulerDiscreteScheduler", "epsilon"),
     "sdxl-refiner": ("StableDiffusionXLImg2ImgPipeline", "EulerDiscreteScheduler", "epsilon"),
 }
 
@@ -116,12 +118,20 @@ def test_a_picture_is_the_one_that_diffusers_draws_from_the_file() -> None:
     assert np.abs(other - expected).max() > 100 * IMAGE_BOUND
 
 
-@pytest.mark.parametrize("name", ["sd2", "sdxl"])
-def test_newer_files_draw_what_diffusers_draws_from_their_folder(name: str) -> None:
+SOURCES: dict[str, dict[str, Any]] = {
+    "sd2": {}, "sdxl": {},
+    "sd1-edit": {"image": picture(32, 32)},
+    **{f"{name}-inpaint": {"image": picture(32, 32), "mask_image": mask(32, 32)} for name in ("sd1", "sd2", "sdxl")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_other_files_draw_what_diffusers_draws_from_their_folder(name: str) -> None:
     ours: Any = DiffusionPipeline.from_single_file(made(name).file, backend="eager")
     theirs: Any = diffusers.DiffusionPipeline.from_pretrained(ours.origin.folder)
     theirs.set_progress_bar_config(disable=True)
-    call: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32, "output_type": "np"}
+    size = {"height": 32, "width": 32} if "height" in ours.TAKES.all else {}
+    call: dict[str, Any] = {"num_inference_steps": 2, **size, **SOURCES[name], "output_type": "np"}
     images = [pipe("a red cat", generator=torch.Generator().manual_seed(0), **call).images for pipe in (ours, theirs)]
     assert np.abs(images[0] - images[1]).max() <= IMAGE_BOUND
 

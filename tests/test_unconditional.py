@@ -145,13 +145,6 @@ def test_every_engine_draws_the_same(agrees: Agrees, folders: dict[str, Path], k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_loads_in_diffusers(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
-    if kind == "LDMTextToImagePipeline":
-        pipe = opened(kind, folders["ldm"])
-        pipe.tokenizer.save_pretrained(tmp_path)  # diffusers has no name for the text encoder's own library
-        texts = ["a red cat, dogs"]
-        again = transformers.BertTokenizer.from_pretrained(tmp_path)(texts, padding="max_length", max_length=77)
-        assert pipe.tokenizer(texts).input_ids.tolist() == again["input_ids"]
-        return
     pipe = opened(kind, folders[KINDS[kind]])
     pipe.save_pretrained(tmp_path)
     call = CALLS[kind]

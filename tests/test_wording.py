@@ -96,6 +96,25 @@ def test_states_are_those_of_the_definition(sd1: Path, engine: str) -> None:
     assert np.abs(pairs[0][0] - plain).max() > 0.01 * np.abs(plain).max()
 
 
+BREAKS: list[tuple[str, list[list[tuple[str, float]]]]] = [
+    ("a cat BREAK red dog", [[("a cat", 1.0)], [("red dog", 1.0)]]),
+    ("a cat\nBREAK\n", [[("a cat", 1.0)], [("", 1.0)]]),
+    ("BREAK a (red BREAK dog:1.3)", [[("", 1.0)], [("a ", 1.0), ("red", 1.3)], [("dog", 1.3)]]),
+    ("a BREAKING cat, break", [[("a BREAKING cat, break", 1.0)]]),
+]
+
+
+@pytest.mark.parametrize(("prompt", "chunks"), BREAKS, ids=[repr(prompt) for prompt, _ in BREAKS])
+def test_a_break_fills_a_chunk_up(sd1: Path, prompt: str, chunks: list[list[tuple[str, float]]]) -> None:
+    pipe: Any = StableDiffusionPipeline.from_pretrained(sd1, backend="eager")
+    reference = Reference(sd1)
+    expected = np.concatenate([reference(chunk) for chunk in chunks], axis=1)
+    found = encoded(pipe, prompt, long_prompts=True, prompt_weighting=True)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert encoded(pipe, prompt, prompt_weighting=True).shape[1] == 77  # a word like others, where there is one chunk
+
+
 @pytest.mark.parametrize(("prompt", "negative"), [(LONG, "blue"), ("blue", LONG), (LONG, LONG + LONG)])
 def test_both_branches_get_as_many_chunks_and_draw_what_diffusers_draws(sd1: Path, prompt: str, negative: str) -> None:
     reference = Reference(sd1)

@@ -134,8 +134,11 @@ def check_slots(owner: str, slots: Slots, checkpoint: Checkpoint) -> None:
         )
 
 
+FOREIGN = ("CLIP", "DPT", "Bert")
+"""How the names of transformers' classes begin."""
+
+
 def library(class_name: str) -> str:
-    """The package that diffusers' index names for a class."""
-    if class_name == "StableDiffusionSafetyChecker":
-        return "stable_diffusion"
-    return "transformers" if class_name.startswith(("CLIP", "DPT")) else "diffusers"
+    """The package, or the family of pipelines, that diffusers' index names for a class."""
+    families = {"StableDiffusionSafetyChecker": "stable_diffusion", "LDMBertModel": "latent_diffusion"}
+    return families.get(class_name) or ("transformers" if class_name.startswith(FOREIGN) else "diffusers")

@@ -1,7 +1,8 @@
 """From prompts to tokens with weights: emphasis in brackets, and texts longer than the encoder takes.
 
 The notation is that of AUTOMATIC1111's web interface: `(words)` weighs 1.1 times more, `[words]` 1.1 times less,
-`(words:1.3)` 1.3 times more, brackets nest, and a backslash takes a bracket as it is.
+`(words:1.3)` 1.3 times more, brackets nest, and a backslash takes a bracket as it is. In prompts that may be long, the
+word BREAK in capitals fills a chunk up, so that what follows begins the next one.
 """
 
 import re
@@ -16,6 +17,7 @@ from anamorph.tokenizer import ClipTokenizer
 MORE = 1.1
 """What a pair of round brackets multiplies a weight with, and a pair of square ones divides it by."""
 PIECE = re.compile(r"\\[()\[\]\\]|[()\[\]]|[^()\[\]\\]+|\\")
+BREAK = re.compile(r"\s*\bBREAK\b\s*")
 NUMBER = re.compile(r"^(.*):\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*$", re.DOTALL)
 
 
@@ -92,17 +94,16 @@ def read(tokenizer: ClipTokenizer, prompts: Sequence[str], wording: Wording) -> 
         ids = encoding.input_ids[:, None]
         return Tokens(ids, np.ones(ids.shape, np.float32), encoding.truncated)
     room = tokenizer.model_max_length - 2
-    rows = [_weighed(tokenizer, prompt, wording.weighted) for prompt in prompts]
-    count = max(1, *(-(-len(row) // room) for row in rows)) if wording.long else 1
+    rows = [_chunks(tokenizer, prompt, wording, room) for prompt in prompts]
+    count = max(map(len, rows)) if wording.long else 1
     ids = _empty(tokenizer, len(rows), count)
     weights = np.ones(ids.shape, np.float32)
     for prompt, row in enumerate(rows):
-        for chunk in range(count):
-            words = row[chunk * room : (chunk + 1) * room]
+        for chunk, words in enumerate(row[:count]):
             ids[prompt, chunk, 1 : 1 + len(words)] = [index for index, _, _ in words]
             ids[prompt, chunk, 1 + len(words)] = tokenizer.eos_token_id
             weights[prompt, chunk, 1 : 1 + len(words)] = [weight for _, weight, _ in words]
-    cut = tuple("".join(word for _, _, word in row[count * room :]).strip() for row in rows)
+    cut = tuple("".join(word for words in row[count:] for _, _, word in words).strip() for row in rows)
     return Tokens(ids, weights, cut)
 
 
@@ -120,10 +121,14 @@ def _empty(tokenizer: ClipTokenizer, prompts: int, chunks: int) -> NDArray[np.in
     return ids
 
 
-def _weighed(tokenizer: ClipTokenizer, prompt: str, weighted: bool) -> list[tuple[int, float, str]]:
-    """Token, weight and the text that it stands for."""
-    runs = emphases(prompt) if weighted else [(prompt, 1.0)]
-    return [(index, weight, word) for text, weight in runs for index, word in tokenizer.words(text)]
+def _chunks(tokenizer: ClipTokenizer, prompt: str, wording: Wording, room: int) -> list[list[tuple[int, float, str]]]:
+    """Token, weight and the text that it stands for, as many as have `room` in each chunk; at least one chunk."""
+    sections: list[list[tuple[int, float, str]]] = [[]]
+    for text, weight in emphases(prompt) if wording.weighted else [(prompt, 1.0)]:
+        for number, part in enumerate(BREAK.split(text) if wording.long else [text]):
+            sections += [[]] if number else []
+            sections[-1] += [(index, weight, word) for index, word in tokenizer.words(part)]
+    return [words[first : first + room] for words in sections for first in range(0, max(len(words), 1), room)]
 
 
 def emphasised(states: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
