@@ -41,16 +41,18 @@ class Lane:
 class Prefetch(Lane):
     """How weights travel in a CUDA stream of their own, from page-locked memory, while others compute."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, lean: bool = False) -> None:
         super().__init__(device)
+        self.lean = lean
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def home(self, weight: Tensor) -> Tensor:
-        return weight.to("cpu").pin_memory()
+        return weight.to("cpu") if self.lean else weight.to("cpu").pin_memory()
 
     def bring(self, homes: Sequence[Tensor]) -> list[Tensor]:
         with torch.cuda.stream(self.stream):
-            return [copied(home, self.device, non_blocking=True) for home in homes]
+            locked = [home.pin_memory() for home in homes] if self.lean else homes
+            return [copied(home, self.device, non_blocking=True) for home in locked]
 
     def arrived(self, weights: Sequence[Tensor]) -> None:
         computing = torch.cuda.current_stream(self.device)
@@ -136,7 +138,7 @@ class Offloaded:
         self.wish, self.device = wish, torch.device(named.type, named.index or 0)
         self.turn = _turns.setdefault(str(self.device), Turn()) if wish.kind == "model" else None
         self.lock = threading.RLock() if self.turn is None else self.turn.lock
-        lane = Prefetch(self.device) if wish.stream else Lane(self.device)
+        lane = Prefetch(self.device, lean=wish.lean) if wish.stream else Lane(self.device)
         self.handles: list[Any] = []
         self.pieces: list[Piece] = []
         self.following: dict[Piece, Piece] = {}

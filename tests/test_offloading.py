@@ -111,6 +111,19 @@ def test_pictures_are_the_same_and_the_device_holds_less(sd1: Path, journeys: Jo
     assert np.abs(drawn(pipe) - expected).max() > 1e-2
 
 
+@pytest.mark.parametrize("kind", SWITCHES)
+def test_models_that_wait_can_be_called_by_hand(sd1: Path, journeys: Journeys, kind: str) -> None:
+    plain: Any = StableDiffusionImg2ImgPipeline.from_pretrained(sd1, backend="eager", device="cpu")
+    pipe, *_ = opened(StableDiffusionImg2ImgPipeline, sd1)
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor(500), torch.randn(1, 77, 32)
+    with torch.no_grad():
+        expected = plain.unet(*inputs).sample
+        assert not torch.allclose(pipe.unet(*inputs).sample, expected, atol=1e-2)
+        SWITCHES[kind](pipe)
+        assert torch.equal(pipe.unet(*inputs).sample, expected)
+    assert journeys.most
+
+
 def test_whole_models_take_turns(sd1: Path, journeys: Journeys) -> None:
     pipe, *_ = opened(StableDiffusionImg2ImgPipeline, sd1)
     pipe.enable_model_cpu_offload()
@@ -154,6 +167,10 @@ def test_what_comes_next_is_fetched_while_the_last_computes(monkeypatch: pytest.
     class Recorded(offloading.Lane):
         """A lane that says when journeys begin and when their end is waited for."""
 
+        def __init__(self, device: torch.device, *, lean: bool = False) -> None:
+            super().__init__(device)
+            events.append("lean" if lean else "locked")
+
         def bring(self, given: Sequence[Tensor]) -> list[Tensor]:
             weights = super().bring(given)
             if given:
@@ -166,7 +183,8 @@ def test_what_comes_next_is_fetched_while_the_last_computes(monkeypatch: pytest.
                 events.append(f"{homes[id(weights[0])]} is there")
 
     monkeypatch.setattr(offloading, "Prefetch", Recorded)
-    offloading.offload(model, Offload("block_level", DEVICE, 1, stream=True))
+    offloading.offload(model, Offload("block_level", DEVICE, 1, stream=True, lean=True))
+    assert events == ["lean"]
     waits = offloading.offloaded(model)
     assert waits is not None
     homes.update({id(piece.homes[0]): names[id(piece.weights[0])] for piece in waits.pieces})
@@ -193,6 +211,10 @@ def test_wrong_wishes_are_refused(sd1: Path, journeys: Journeys) -> None:
         pipe.unet.enable_group_offload(DEVICE, offload_type="layers")
     with pytest.raises(InputError, match="offload_device is 'disk', expected cpu"):
         pipe.enable_group_offload(DEVICE, "disk", "leaf_level")
+    with pytest.raises(
+        InputError, match="offload_to_disk_path is not served; weights in their stored type stay mapped"
+    ):
+        pipe.enable_group_offload(DEVICE, "cpu", "leaf_level", offload_to_disk_path="x")
     with pytest.raises(InputError, match="exclude_modules names tokenizer; expected some of vae, text_encoder, unet"):
         pipe.enable_group_offload(DEVICE, num_blocks_per_group=1, exclude_modules=["tokenizer"])
     with pytest.raises(InputError, match="gpu_id is 1 and device 'cuda:0'; give the number once"):
