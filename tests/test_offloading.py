@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import noisy
 from exported import FORMATS, exported
 from pictures import picture
+from test_models_parts import EVERY
 from torch import Tensor, nn
 
 from anamorph import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionXLPipeline
 from anamorph.backends import offloading
 from anamorph.backends.eager import Eager
+from anamorph.components import even, interfaces
 from anamorph.errors import BackendError, InputError
+from anamorph.exporters.trace import probe, probe_sizes
 from anamorph.memory import Offload
 from anamorph.models import MODELS
 
@@ -154,6 +158,32 @@ def test_two_text_encoders_and_a_prompt_of_numbers(sdxl: Path, journeys: Journey
     pipe.remove_all_hooks()
     pipe.enable_group_offload(DEVICE, num_blocks_per_group=1, exclude_modules="text_encoder")
     assert [part for part, placed in pipe.placement.items() if not placed.details] == ["text_encoder"]
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "CLIPVisionModel"])  # no pipeline opens it
+def test_every_model_fetches_all_that_it_computes_with(name: str, journeys: Journeys) -> None:
+    model = noisy(MODELS[name](**EVERY[name]), 1)
+    calls = []
+    for part, declare in interfaces(name, "part").items():
+        interface = even(declare(model.config), model.config)
+        inputs = probe(interface.required, probe_sizes(interface)[0])
+        values = [torch.from_numpy(inputs[port.name]) if port.name in inputs else None for port in interface.inputs]
+        calls.append((getattr(model, model.method(part)), values))
+    with torch.inference_mode():
+        expected = [[out.clone() for out in method(*values)] for method, values in calls]
+        halved(model)
+        for kind in ("model", "sequential", "block_level"):
+            offloading.offload(model, Offload(kind, DEVICE))
+            waits = offloading.offloaded(model)
+            assert waits is not None
+            for (method, values), before in zip(calls, expected, strict=True):
+                with waits.awake():
+                    found = method(*values)
+                assert all(torch.equal(a, b) for a, b in zip(found, before, strict=True))
+        offloading.offload(model, Offload(None))
+        changed = [torch.equal(out, b[0]) for (out, *_), b in zip((m(*v) for m, v in calls), expected, strict=True)]
+    assert not any(changed)
+    assert journeys.most
 
 
 def test_what_comes_next_is_fetched_while_the_last_computes(monkeypatch: pytest.MonkeyPatch) -> None:
