@@ -1,10 +1,11 @@
 # `make demo` and `make test` are the two commands of this project; both work from a fresh clone.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/pytest -n auto --dist worksteal --durations=15
 STAMP := .venv/installed
 PEERS := diffusers optimum-onnx optimum-intel openvino-genai
 
-.PHONY: demo test lint types peers interop clean
+.PHONY: demo test coverage types peers interop clean
 
 demo: $(STAMP)
 	$(BIN)/anamorph demo --out out/demo.png
@@ -13,7 +14,11 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MAKE) --no-print-directory types
-	$(BIN)/pytest -n auto --dist worksteal --durations=15 --cov=anamorph --cov-report=term:skip-covered
+	$(PYTEST)
+
+# Apart from `test`: watching every line takes nearly as long as running it.
+coverage: $(STAMP)
+	$(PYTEST) --cov=anamorph --cov-report=term:skip-covered
 
 # Type checkers cannot follow the editable finder, so what ships is installed into a folder and checked there.
 types: $(STAMP)

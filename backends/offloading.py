@@ -41,16 +41,18 @@ class Lane:
 class Prefetch(Lane):
     """How weights travel in a CUDA stream of their own, from page-locked memory, while others compute."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, lean: bool = False) -> None:
         super().__init__(device)
+        self.lean = lean
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def home(self, weight: Tensor) -> Tensor:
-        return weight.to("cpu").pin_memory()
+        return weight.to("cpu") if self.lean else weight.to("cpu").pin_memory()
 
     def bring(self, homes: Sequence[Tensor]) -> list[Tensor]:
         with torch.cuda.stream(self.stream):
-            return [copied(home, self.device, non_blocking=True) for home in homes]
+            locked = [home.pin_memory() for home in homes] if self.lean else homes
+            return [copied(home, self.device, non_blocking=True) for home in locked]
 
     def arrived(self, weights: Sequence[Tensor]) -> None:
         computing = torch.cuda.current_stream(self.device)
@@ -66,6 +68,7 @@ class Piece:
         self.weights, self.lane = list(weights), lane
         self.homes = [lane.home(weight.data) for weight in self.weights]
         self.coming: list[Tensor] | None = None
+        self.present = False
         self.leave()
 
     def send_for(self) -> None:
@@ -80,11 +83,12 @@ class Piece:
         assert self.coming is not None
         self.lane.arrived(self.coming)
         _point(self.weights, self.coming)
+        self.present = True
 
     def leave(self) -> None:
         """Be in host memory alone."""
         _point(self.weights, self.homes)
-        self.coming = None
+        self.coming, self.present = None, False
 
 
 def _point(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -102,7 +106,7 @@ class Turn:
     def take(self, piece: Piece) -> None:
         """Send the last one home and fetch this one."""
         last = None if self.last is None else self.last()
-        if last is piece and piece.coming is not None:
+        if last is piece and piece.present:
             return
         if last is not None:
             last.leave()
@@ -136,7 +140,7 @@ class Offloaded:
         self.wish, self.device = wish, torch.device(named.type, named.index or 0)
         self.turn = _turns.setdefault(str(self.device), Turn()) if wish.kind == "model" else None
         self.lock = threading.RLock() if self.turn is None else self.turn.lock
-        lane = Prefetch(self.device) if wish.stream else Lane(self.device)
+        lane = Prefetch(self.device, lean=wish.lean) if wish.stream else Lane(self.device)
         self.handles: list[Any] = []
         self.pieces: list[Piece] = []
         self.following: dict[Piece, Piece] = {}
@@ -151,6 +155,10 @@ class Offloaded:
         self.pieces.append(piece)
         self.handles += [one.register_forward_pre_hook(lambda *_: self._fetch(piece)) for one in modules]
         self.handles.append(modules[-1].register_forward_hook(lambda *_: piece.leave(), always_call=True))
+        # A layer of a block may also be called from outside of it.
+        inside = [layer for one in modules for layer in one.modules() if layer is not one and [*_own(layer)]]
+        for layer in inside:
+            self.handles += _visits(layer, piece)
 
     def _fetch(self, piece: Piece) -> None:
         """Fetch a piece and, where another one followed it before and a stream can copy it meanwhile, send for that."""
@@ -186,6 +194,22 @@ class Offloaded:
             piece.leave()
 
 
+def _visits(layer: nn.Module, piece: Piece) -> list[Any]:
+    """Hooks that fetch a piece for one of its layers alone, where it is not there."""
+    alone: list[bool] = []
+
+    def before(*_: Any) -> None:
+        alone.append(not piece.present)
+        if alone[-1]:
+            piece.fetch()
+
+    def after(*_: Any) -> None:
+        if alone.pop():
+            piece.leave()
+
+    return [layer.register_forward_pre_hook(before), layer.register_forward_hook(after, always_call=True)]
+
+
 Groups = Iterable[tuple[Sequence[nn.Module], list[Tensor]]]
 
 
@@ -209,7 +233,8 @@ def _groups(module: nn.Module, wish: Offload) -> Groups:
 def _lists(module: nn.Module) -> Iterator[nn.Module]:
     """The outermost lists of blocks."""
     for child in module.children():
-        if isinstance(child, nn.ModuleList | nn.Sequential):
+        listed = isinstance(child, nn.ModuleList | nn.Sequential)
+        if listed and not any(isinstance(member, nn.ModuleDict) for member in child.children()):  # these are no layers
             yield child
         else:
             yield from _lists(child)

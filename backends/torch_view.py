@@ -1,10 +1,12 @@
 """A model that PyTorch runs, as the pipeline's caller sees it."""
 
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
 
+from anamorph.backends.offloading import offloaded
 from anamorph.pipelines.loaded import SWITCHES, Loaded, Shown
 
 
@@ -25,8 +27,10 @@ class OpenedModel(nn.Module, Shown):
         return type(self.model).__name__
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        """Call the model; see its `forward`."""
-        return self.model.forward(*given, **named)
+        """Call the model; see its `forward`. Weights that wait in host memory visit their device meanwhile."""
+        waits = offloaded(self.model)
+        with nullcontext() if waits is None else waits.awake():
+            return self.model.forward(*given, **named)
 
     def to(self, *, memory_format: Any) -> "OpenedModel":  # type: ignore[override]
         """See `Loaded.to`."""

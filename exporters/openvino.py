@@ -28,6 +28,7 @@ NAME = "openvino_model.xml"
 def write(program: "torch.export.ExportedProgram", interface: Interface, folder: Path, storing: "Storing") -> "Written":
     """Write `openvino_model.xml` and `.bin`; linked weights are parameters of the model, to be replaced on opening."""
     import openvino
+    from openvino._offline_transformations import apply_moc_transformations
 
     from anamorph.backends.openvino_weights import put_weights
     from anamorph.exporters.emit import emit
@@ -36,7 +37,10 @@ def write(program: "torch.export.ExportedProgram", interface: Interface, folder:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as draft:
         written = emit(program, interface, Path(draft), storing, weights_as_inputs=True)
-        model = _with_whole_timestep(openvino.convert_model(Path(draft) / written.file))
+        # Not convert_model: it tells its makers of every conversion, and waits a second for the answer.
+        model = openvino.Core().read_model(Path(draft) / written.file)
+        apply_moc_transformations(model, cf=False, smart_reshape=True)  # as convert_model does
+        model = _with_whole_timestep(model)
     _keep_names(model, interface)
     asked = [port.any_name for port in model.inputs if port.any_name in written.constants]
     own = [name for name in asked if not written.constants[name].linked]

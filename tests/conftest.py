@@ -17,7 +17,7 @@ else:
     os.environ["ANAMORPH_TESTS"] = tempfile.mkdtemp(prefix="anamorph-tests-")  # the processes of a run share it
 
 from checkpoints import tiny_inpaint, tiny_lcm, tiny_refiner, tiny_sd1, tiny_sd2, tiny_sdxl
-from exported import once, one_process, shared_place
+from exported import once, one_process, shared_place, shared_traces
 from parity import ENGINE_BOUND, IMAGE_BOUND, LATENT_BOUND, Agrees
 
 PARITY = "parity"
@@ -104,11 +104,14 @@ def refiner() -> Path:
     return once(shared_place() / "refiner", tiny_refiner)
 
 
-@pytest.fixture(name="one_process")
-def _one_process() -> Iterator[None]:
-    """Exports of this test start no processes."""
-    with one_process():
+@pytest.fixture(autouse=True)
+def _quick_exports(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Exports trace each model once and start no processes, unless a test is marked to be about those."""
+    if request.node.get_closest_marker("processes"):
         yield
+    else:
+        with shared_traces(), one_process():
+            yield
 
 
 @pytest.fixture(autouse=True)

@@ -35,11 +35,15 @@ _trace = folder.trace
 
 
 def trace_once(module: Any, method: str, interface: Any) -> Any:
-    """The traced graph of a model of ours, the same for both formats."""
+    """The traced graph of a model, the same for both formats."""
     weights = float(sum(value.double().sum() for value in module.state_dict().values()))
-    key = (type(module), weights, module.config.to_json(), method, interface)
+    config = module.config.to_json() if hasattr(module, "config") else None
+    key = (type(module), weights, config, method, interface)
     if key not in _traces:
-        _traces[key] = _trace(module, method, interface)
+        program = _trace(module, method, interface)
+        for name, value in program.state_dict.items():  # a test may change the model, or the file that it maps
+            program.state_dict[name] = value.detach().clone()
+        _traces[key] = program
     return _traces[key]
 
 
@@ -72,9 +76,8 @@ def one_process() -> Iterator[None]:
 
 def export(checkpoint: Path, engine: str, out: Path, **options: Any) -> list[Check]:
     """Export without sharing the result."""
-    with shared_traces():
-        source = open_checkpoint(Source(str(checkpoint)))
-        return list(get_exporter([FORMATS[engine]]).export(source, out, ExportOptions(**options), lambda _: None))
+    source = open_checkpoint(Source(str(checkpoint)))
+    return list(get_exporter([FORMATS[engine]]).export(source, out, ExportOptions(**options), lambda _: None))
 
 
 def shared_place() -> Path:
@@ -98,7 +101,7 @@ def exported(checkpoint: Path, engine: str) -> Path:
     short = hashlib.sha256(str(checkpoint).encode()).hexdigest()[:8]
 
     def make(out: Path) -> None:
-        with one_process():
+        with shared_traces(), one_process():  # also for a test that is about processes
             export(checkpoint, engine, out)
 
     return once(shared_place() / f"{checkpoint.name}-{short}-{engine}", make)

@@ -21,9 +21,10 @@ from typing import Any
 
 import pytest
 import torch
-from exported import FORMATS, export
+from exported import FORMATS, export, shared_traces
 
 from anamorph import StableDiffusionPipeline
+from anamorph.artifact import NATIVE, PORTABLE
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.errors import AnamorphError, ArtifactError
 from anamorph.exporters import certificate, references
@@ -69,19 +70,18 @@ def run_child(failure: str, module: str, *arguments: str | Path) -> str:
 
 @contextlib.contextmanager
 def prepared(checkpoint: Path) -> Iterator[None]:
-    """Trace every part once, without opening an engine: its threads would not survive a fork."""
+    """Trace every part once for both signatures, without opening an engine: its threads would not survive a fork."""
     torch.set_num_threads(1)
 
     def stop(*_: Any) -> None:
         raise ArtifactError("traced")
 
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as place:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as place, shared_traces():
         for module in (certificate, references):
             patch.setattr(module, "run_child", stop)
-        try:
-            export(checkpoint, "onnxruntime", Path(place) / "out")
-        except ArtifactError as error:
-            assert str(error) == "traced"  # noqa: PT017 - no test function
+        for signature in (PORTABLE, NATIVE):
+            with pytest.raises(ArtifactError, match="traced"):
+                export(checkpoint, "onnxruntime", Path(place) / "out", signature=signature)
         for module in (certificate, references):
             patch.setattr(module, "run_child", run_child)
         yield

@@ -12,7 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from exported import FORMATS, exported, opened
+from exported import FORMATS, exported, opened, trace_once
 from numpy.typing import NDArray
 from parity import relative
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from anamorph import StableDiffusionPipeline, UNet2DConditionModel
 from anamorph.components import even, interfaces, unet_interface
 from anamorph.engine import Session
 from anamorph.errors import InputError
-from anamorph.exporters.trace import trace
 from anamorph.interface import Axis, Interface, Port, Scaled
 from anamorph.models.dit import DiTTransformer2DModel
 from anamorph.pipelines.sampling import Plan, denoise
@@ -39,8 +38,8 @@ def tensors(values: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def unet(sd1: Path) -> UNet2DConditionModel:
-    return UNet2DConditionModel.from_pretrained(sd1 / "unet").eval()
+def unet(sd2: Path) -> UNet2DConditionModel:
+    return UNet2DConditionModel.from_pretrained(sd2 / "unet").eval()
 
 
 def call(unet: UNet2DConditionModel, batch: int = 2, side: int = 8) -> dict[str, NDArray[Any]]:
@@ -54,16 +53,16 @@ def call(unet: UNet2DConditionModel, batch: int = 2, side: int = 8) -> dict[str,
 
 @pytest.mark.parametrize("engine", FORMATS)
 def test_one_graph_serves_with_and_without_the_residuals_of_a_controlnet(
-    unet: UNet2DConditionModel, sd1: Path, tmp_path: Path, engine: str
+    unet: UNet2DConditionModel, sd2: Path, tmp_path: Path, engine: str
 ) -> None:
     interface = even(unet_interface(unet.config), unet.config)
-    session = opened(engine, tmp_path, trace(unet, "denoise", interface), interface)
+    session = opened(engine, tmp_path, trace_once(unet, "denoise", interface), interface)
     inputs = call(unet)
     sizes = {"batch": 2, "latent_height": 8, "latent_width": 16, "sequence": 77}
     optional = [port for port in interface.inputs if port.optional]
     shapes = [Interface("", interface.inputs, (port,)).output_shapes(sizes)[port.name] for port in optional]
     residuals = {port.name: normal(9 + n, *shapes[n]) for n, port in enumerate(optional)}
-    reference = diffusers.UNet2DConditionModel.from_pretrained(sd1 / "unet")
+    reference = diffusers.UNet2DConditionModel.from_pretrained(sd2 / "unet")
     *down, mid = tensors(residuals).values()
     with torch.inference_mode():
         given = list(tensors(inputs).values())
@@ -114,8 +113,8 @@ class WithFactors(nn.Module):
 
 
 @pytest.mark.parametrize("engine", FORMATS)
-def test_factors_of_a_lora_are_inputs_of_any_rank(sd1: Path, tmp_path: Path, engine: str) -> None:
-    model = UNet2DConditionModel.from_pretrained(sd1 / "unet").eval()
+def test_factors_of_a_lora_are_inputs_of_any_rank(sd2: Path, tmp_path: Path, engine: str) -> None:
+    model = UNet2DConditionModel.from_pretrained(sd2 / "unet").eval()
     wrapped = WithFactors(model)
     ports: list[Port] = []
     for n, layer in enumerate(wrapped.layers):
@@ -124,14 +123,14 @@ def test_factors_of_a_lora_are_inputs_of_any_rank(sd1: Path, tmp_path: Path, eng
         ports.append(Port(f"lora.{n}.up", (layer.layer.out_features, rank), optional=True))
     plain = even(unet_interface(model.config), model.config).required
     interface = Interface("unet", (*plain.inputs, *ports), plain.outputs)
-    session = opened(engine, tmp_path, trace(wrapped, "denoise", interface), interface)
+    session = opened(engine, tmp_path, trace_once(wrapped, "denoise", interface), interface)
     inputs = call(model)
     for rank in (1, 4, 7):
         factors = {
             port.name: 0.1 * normal(31 + n, *(rank if isinstance(axis, Axis) else int(str(axis)) for axis in port.axes))
             for n, port in enumerate(ports)
         }
-        fused = UNet2DConditionModel.from_pretrained(sd1 / "unet").eval()
+        fused = UNet2DConditionModel.from_pretrained(sd2 / "unet").eval()
         for n, (name, module) in enumerate(
             (name, module) for name, module in fused.named_modules() if name.endswith("attn2")
         ):
@@ -140,7 +139,7 @@ def test_factors_of_a_lora_are_inputs_of_any_rank(sd1: Path, tmp_path: Path, eng
         with torch.inference_mode():
             expected = fused.denoise(*tensors(inputs).values())[0].numpy()
         assert relative(session({**inputs, **factors})["out_sample"], expected) <= BOUND
-    untouched = UNet2DConditionModel.from_pretrained(sd1 / "unet").eval()
+    untouched = UNet2DConditionModel.from_pretrained(sd2 / "unet").eval()
     with torch.inference_mode():
         expected = untouched.denoise(*tensors(inputs).values())[0].numpy()
     assert relative(session(inputs)["out_sample"], expected) <= BOUND
@@ -180,8 +179,8 @@ class Split(nn.Module):
 
 
 @pytest.mark.parametrize("engine", FORMATS)
-def test_keys_and_values_are_a_part_of_their_own(sd1: Path, tmp_path: Path, engine: str) -> None:
-    model = UNet2DConditionModel.from_pretrained(sd1 / "unet").eval()
+def test_keys_and_values_are_a_part_of_their_own(sd2: Path, tmp_path: Path, engine: str) -> None:
+    model = UNet2DConditionModel.from_pretrained(sd2 / "unet").eval()
     inputs = call(model)
     with torch.inference_mode():
         expected = model.denoise(*tensors(inputs).values())[0].numpy()
@@ -191,8 +190,8 @@ def test_keys_and_values_are_a_part_of_their_own(sd1: Path, tmp_path: Path, engi
     plain = even(unet_interface(model.config), model.config).required
     steps = Interface("unet", (*plain.inputs[:2], *named), plain.outputs)
     keys = Interface("context", (text,), tuple(named))
-    first = opened(engine, tmp_path / "context", trace(split, "context", keys), keys)
-    then = opened(engine, tmp_path / "steps", trace(split, "denoise", steps), steps)
+    first = opened(engine, tmp_path / "context", trace_once(split, "context", keys), keys)
+    then = opened(engine, tmp_path / "steps", trace_once(split, "denoise", steps), steps)
     context = first({"encoder_hidden_states": inputs["encoder_hidden_states"]})
     called = then({"sample": inputs["sample"], "timestep": inputs["timestep"], **context})
     assert relative(called["out_sample"], expected) <= BOUND
@@ -214,7 +213,7 @@ def test_a_transformer_is_a_denoiser_like_any_other(tmp_path: Path, engine: str)
     reference.save_pretrained(tmp_path / "transformer")
     model = DiTTransformer2DModel.from_pretrained(tmp_path / "transformer").eval()
     interface = interfaces("DiTTransformer2DModel", "transformer")["transformer"](model.config)
-    session = opened(engine, tmp_path / "artifact", trace(model, "denoise", interface), interface)
+    session = opened(engine, tmp_path / "artifact", trace_once(model, "denoise", interface), interface)
     classes = np.array([1, 9, 10])
     inputs = {"sample": normal(3, 3, 4, 8, 8), "timestep": np.array(37, np.float32), "class_labels": classes}
     with torch.inference_mode():

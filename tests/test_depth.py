@@ -19,6 +19,7 @@ from pictures import picture
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
 from anamorph import DiffusionPipeline, DPTForDepthEstimation, DPTImageProcessor, StableDiffusionDepth2ImgPipeline
+from anamorph.cli import main
 from anamorph.errors import BackendError, ConfigError, InputError
 
 PLAIN: dict[str, Any] = {
@@ -167,6 +168,14 @@ def test_where_parts_are_exported_the_estimator_is_not(tmp_path: Path, monkeypat
     assert np.abs(mixed(**call).images - opened()(**call).images).max() <= IMAGE_BOUND
     with pytest.raises(BackendError, match="depth_estimator cannot be exported for engine onnxruntime"):
         DiffusionPipeline.from_pretrained(checkpoint(), backend={"depth_estimator": "onnxruntime", "default": "eager"})
+
+
+def test_the_estimator_is_among_what_the_model_is_made_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(checkpoint()), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (row,) = (row for row in report["components"] if row["name"] == "depth_estimator")
+    assert row["parameters"] == sum(value.numel() for value in reference(HYBRID).parameters())
+    assert report["tasks"] == {"depth": "StableDiffusionDepth2ImgPipeline"}
 
 
 def test_diffusers_reads_what_we_save(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import FORMATS, exported, shared_traces
+from exported import FORMATS, exported
 from numpy.typing import NDArray
 from parity import Agrees, relative
 
@@ -168,8 +168,7 @@ def test_a_checkpoint_is_exported_once_for_an_engine_that_needs_it(
 ) -> None:
     monkeypatch.setenv("ANAMORPH_CACHE", str(tmp_path))
     caplog.set_level("INFO", logger="anamorph.exporting")
-    with shared_traces():
-        pipe = load(sd1, backend={"unet": "onnxruntime", "default": "eager"})
+    pipe = load(sd1, backend={"unet": "onnxruntime", "default": "eager"})
     assert [placed.engine for placed in pipe.placement.values()] == ["eager", "eager", "onnxruntime"]
     assert "exporting to onnx once" in caplog.text
     folders = list((tmp_path / "exports").iterdir())

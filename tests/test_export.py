@@ -210,6 +210,7 @@ def test_an_export_beyond_its_tolerance_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.processes
 def test_a_static_export_in_float16_takes_its_size_alone(sd2: Path, tmp_path: Path) -> None:
     place = tmp_path / "static"
     checks = export(sd2, "onnxruntime", place, storage="float16", size=(16, 24), batch=1)
@@ -227,6 +228,7 @@ def test_a_static_export_in_float16_takes_its_size_alone(sd2: Path, tmp_path: Pa
         pipe(["a cat", "a dog"], height=16, width=24, **{**call, "seed": [0, 1]})
 
 
+@pytest.mark.processes
 def test_verify_names_the_part_that_differs(sd1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "artifact"
     shutil.copytree(exported(sd1, "onnxruntime"), place)

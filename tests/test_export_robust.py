@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exported import FORMATS, export, exported, shared_traces
+from exported import FORMATS, export, exported, trace_once
 from perturbed import copied, record_again, rewrite_manifest
 from scarce import full, sealable
 
@@ -23,7 +23,6 @@ from anamorph.exporters.folder import read_components
 from anamorph.exporters.openvino import write
 from anamorph.exporters.references import load
 from anamorph.exporters.storing import Storing
-from anamorph.exporters.trace import trace
 from anamorph.exporting import cache_folder, cached_export
 
 ENGINES = tuple(FORMATS)
@@ -63,7 +62,7 @@ def test_a_full_disk_is_one_sentence(
 ) -> None:
     largest = max(path.stat().st_size for path in exported(sd2, engine).rglob("*.*"))
     arguments = ["export", str(sd2), str(place / "out"), "--to", FORMATS[engine]]
-    with full(place, int(share * largest)), shared_traces():
+    with full(place, int(share * largest)):
         assert main(arguments) == 1
         said = capsys.readouterr().err.splitlines()[-1]
         assert "cannot write" in said
@@ -76,7 +75,7 @@ def test_openvino_s_own_failure_to_write_is_one_sentence(sd2: Path, place: Path)
     component = read_components(open_checkpoint(Source(str(sd2))))[0]
     interface = component.interface("vae_decoder")
     model = load(component)
-    program = trace(model, model.PARTS["vae_decoder"], interface)
+    program = trace_once(model, model.PARTS["vae_decoder"], interface)
     size = (exported(sd2, "onnxruntime") / "vae_decoder" / "model.onnx_data").stat().st_size
     with full(place, int(0.7 * size)), pytest.raises(OutputError, match="OpenVINO cannot write") as caught:
         write(program, interface, place / "vae_decoder", Storing())
@@ -88,7 +87,7 @@ def test_a_full_or_read_only_cache_is_one_sentence(
     sd2: Path, place: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANAMORPH_CACHE", str(place))
-    with full(place, 100_000), shared_traces():
+    with full(place, 100_000):
         with pytest.raises(OutputError, match="ANAMORPH_CACHE names another cache") as caught:
             StableDiffusionPipeline.from_pretrained(sd2, backend=engine)
         assert "\n" not in str(caught.value)

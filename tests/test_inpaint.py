@@ -144,7 +144,6 @@ def test_a_model_for_inpainting_opens_as_what_it_is_and_as_nothing_else(inpaint:
         ({"mask_image": [mask()] * 3}, "3 of mask_image for 2 pictures"),
         ({"mask_image": np.full((64, 64), 255.0)}, "values from 255 to 255"),
         ({"mask_image": np.zeros((1, 64, 64, 3))}, "expected one channel"),
-        ({"image": NOISE[:1]}, "give masked_image_latents"),
         ({"masked_image_latents": NOISE[:, :2]}, "masked_image_latents have shape"),
         ({"latents": NOISE[:1]}, "latents have shape"),
         ({"height": 65}, "height is 65"),

@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import noisy
 from exported import FORMATS, exported
 from pictures import picture
+from test_models_parts import EVERY
 from torch import Tensor, nn
 
 from anamorph import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionXLPipeline
 from anamorph.backends import offloading
 from anamorph.backends.eager import Eager
+from anamorph.components import even, interfaces
 from anamorph.errors import BackendError, InputError
+from anamorph.exporters.trace import probe, probe_sizes
 from anamorph.memory import Offload
 from anamorph.models import MODELS
 
@@ -111,6 +115,19 @@ def test_pictures_are_the_same_and_the_device_holds_less(sd1: Path, journeys: Jo
     assert np.abs(drawn(pipe) - expected).max() > 1e-2
 
 
+@pytest.mark.parametrize("kind", SWITCHES)
+def test_models_that_wait_can_be_called_by_hand(sd1: Path, journeys: Journeys, kind: str) -> None:
+    plain: Any = StableDiffusionImg2ImgPipeline.from_pretrained(sd1, backend="eager", device="cpu")
+    pipe, *_ = opened(StableDiffusionImg2ImgPipeline, sd1)
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor(500), torch.randn(1, 77, 32)
+    with torch.no_grad():
+        expected = plain.unet(*inputs).sample
+        assert not torch.allclose(pipe.unet(*inputs).sample, expected, atol=1e-2)
+        SWITCHES[kind](pipe)
+        assert torch.equal(pipe.unet(*inputs).sample, expected)
+    assert journeys.most
+
+
 def test_whole_models_take_turns(sd1: Path, journeys: Journeys) -> None:
     pipe, *_ = opened(StableDiffusionImg2ImgPipeline, sd1)
     pipe.enable_model_cpu_offload()
@@ -143,6 +160,32 @@ def test_two_text_encoders_and_a_prompt_of_numbers(sdxl: Path, journeys: Journey
     assert [part for part, placed in pipe.placement.items() if not placed.details] == ["text_encoder"]
 
 
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "CLIPVisionModel"])  # no pipeline opens it
+def test_every_model_fetches_all_that_it_computes_with(name: str, journeys: Journeys) -> None:
+    model = noisy(MODELS[name](**EVERY[name]), 1)
+    calls = []
+    for part, declare in interfaces(name, "part").items():
+        interface = even(declare(model.config), model.config)
+        inputs = probe(interface.required, probe_sizes(interface)[0])
+        values = [torch.from_numpy(inputs[port.name]) if port.name in inputs else None for port in interface.inputs]
+        calls.append((getattr(model, model.method(part)), values))
+    with torch.inference_mode():
+        expected = [[out.clone() for out in method(*values)] for method, values in calls]
+        halved(model)
+        for kind in ("model", "sequential", "block_level"):
+            offloading.offload(model, Offload(kind, DEVICE))
+            waits = offloading.offloaded(model)
+            assert waits is not None
+            for (method, values), before in zip(calls, expected, strict=True):
+                with waits.awake():
+                    found = method(*values)
+                assert all(torch.equal(a, b) for a, b in zip(found, before, strict=True))
+        offloading.offload(model, Offload(None))
+        changed = [torch.equal(out, b[0]) for (out, *_), b in zip((m(*v) for m, v in calls), expected, strict=True)]
+    assert not any(changed)
+    assert journeys.most
+
+
 def test_what_comes_next_is_fetched_while_the_last_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     events: list[str] = []
@@ -153,6 +196,10 @@ def test_what_comes_next_is_fetched_while_the_last_computes(monkeypatch: pytest.
 
     class Recorded(offloading.Lane):
         """A lane that says when journeys begin and when their end is waited for."""
+
+        def __init__(self, device: torch.device, *, lean: bool = False) -> None:
+            super().__init__(device)
+            events.append("lean" if lean else "locked")
 
         def bring(self, given: Sequence[Tensor]) -> list[Tensor]:
             weights = super().bring(given)
@@ -166,7 +213,8 @@ def test_what_comes_next_is_fetched_while_the_last_computes(monkeypatch: pytest.
                 events.append(f"{homes[id(weights[0])]} is there")
 
     monkeypatch.setattr(offloading, "Prefetch", Recorded)
-    offloading.offload(model, Offload("block_level", DEVICE, 1, stream=True))
+    offloading.offload(model, Offload("block_level", DEVICE, 1, stream=True, lean=True))
+    assert events == ["lean"]
     waits = offloading.offloaded(model)
     assert waits is not None
     homes.update({id(piece.homes[0]): names[id(piece.weights[0])] for piece in waits.pieces})
@@ -193,6 +241,10 @@ def test_wrong_wishes_are_refused(sd1: Path, journeys: Journeys) -> None:
         pipe.unet.enable_group_offload(DEVICE, offload_type="layers")
     with pytest.raises(InputError, match="offload_device is 'disk', expected cpu"):
         pipe.enable_group_offload(DEVICE, "disk", "leaf_level")
+    with pytest.raises(
+        InputError, match="offload_to_disk_path is not served; weights in their stored type stay mapped"
+    ):
+        pipe.enable_group_offload(DEVICE, "cpu", "leaf_level", offload_to_disk_path="x")
     with pytest.raises(InputError, match="exclude_modules names tokenizer; expected some of vae, text_encoder, unet"):
         pipe.enable_group_offload(DEVICE, num_blocks_per_group=1, exclude_modules=["tokenizer"])
     with pytest.raises(InputError, match="gpu_id is 1 and device 'cuda:0'; give the number once"):

@@ -178,6 +178,13 @@ def test_inpainting_equals_diffusers(
     agrees(INPAINT, compare(request.getfixturevalue(name), INPAINT, **changes))
 
 
+def test_a_refiner_paints_on_from_latents_as_in_diffusers(agrees: Agrees, sdxl: Path, nine: Path) -> None:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    agrees(INPAINT, compare(sdxl, INPAINT, image=latents, denoising_start=0.5))
+    with pytest.raises(InputError, match="image holds latents; give masked_image_latents, too"):
+        getattr(anamorph, INPAINT).from_pretrained(nine, backend="null")(**call(INPAINT, image=latents))
+
+
 def test_base_and_refiner_draw_one_picture_as_in_diffusers(sdxl: Path, refiner: Path) -> None:
     text = {"prompt": "a red cat", "num_inference_steps": 8}
     theirs = []

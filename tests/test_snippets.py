@@ -100,6 +100,8 @@ def test_rules_say_what_they_change() -> None:
     printed = "pipe.scheduler.compatibles\n[\n    diffusers.schedulers.a.B,\n    diffusers.schedulers.c.D,\n]"
     assert rules.adapted(Block("stable_diffusion", 1, "py", printed), "diffusers")[0] == "pipe.scheduler.compatibles\n"
     assert all(rule.why for rule in rules.RULES)
+    named = {chapter for rule in (*rules.RULES, *rules.LEFT_OUT) for chapter in rule.chapters}
+    assert {*named, *rules.GIVEN, *rules.FILES} <= set(rules.CHAPTERS)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +122,16 @@ def test_rules_say_what_they_change() -> None:
 def test_what_is_left_out_has_a_reason(language: str, code: str, why: str | None) -> None:
     reason = rules.why_left_out(Block("any", 1, language, code))
     assert reason is None if why is None else reason is not None and reason.startswith(why)
+
+
+def test_chapters_are_found_by_name(tmp_path: Path) -> None:
+    (tmp_path / "text.md").write_text(TEXT)
+    found = command.blocks_of(tmp_path / "text.md", ["other"])
+    assert [block.name for block in found["other"]] == ["other[1]", "other[2]"]
+    with pytest.raises(InputError, match="has no chapter third; it has first, other"):
+        command.blocks_of(tmp_path / "text.md", ["other", "third"])
+    with pytest.raises(InputError, match=r"nowhere\.md cannot be read: No such file"):
+        command.blocks_of(tmp_path / "nowhere.md", ["first"])
 
 
 def test_the_cache_is_the_hubs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

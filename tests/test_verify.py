@@ -67,7 +67,6 @@ WEIGHTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize(("engine", "part", "weight", "block"), WEIGHTS)
 def test_the_block_of_a_changed_weight_is_the_first_to_differ(
     sd2: Path, tmp_path: Path, engine: str, part: str, weight: str, block: str
@@ -81,7 +80,6 @@ def test_the_block_of_a_changed_weight_is_the_first_to_differ(
     assert names.index(block) == 0 or all(far <= BOUND for name, far in rows if names.index(name) < names.index(block))
 
 
-@pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("part", ["vae_encoder", "vae_decoder", "text_encoder", "unet"])
 def test_every_block_of_an_untouched_export_agrees(sd1: Path, tmp_path: Path, engine: str, part: str) -> None:
@@ -123,7 +121,6 @@ def test_the_first_divergence_follows_the_picture() -> None:
     assert str(divergence([rows[1]])) == "equal within tolerance"
 
 
-@pytest.mark.usefixtures("one_process")
 def test_a_picture_that_differs_alone_is_named_by_its_step(
     sd2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,7 +134,6 @@ def test_a_picture_that_differs_alone_is_named_by_its_step(
     assert not any("DIFFERS" in line for line in said if "block" in line)
 
 
-@pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_export_whose_checkpoint_has_moved_is_verified_with_it(
     sd2: Path, tmp_path: Path, engine: str, capsys: pytest.CaptureFixture[str]
@@ -175,6 +171,7 @@ def test_an_export_beyond_its_tolerance_names_the_block(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.processes
 def test_the_reference_picture_is_drawn_elsewhere_and_is_eager_s(
     sd2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

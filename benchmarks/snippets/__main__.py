@@ -23,7 +23,9 @@ from anamorph.files import replacing
 
 LIBRARIES = ("anamorph", "diffusers")
 SEEDED = re.compile(r"\bgenerator=|\bmanual_seed\(|\bget_inputs\(")
-"""What is found in blocks whose pictures do not hang on chance; pictures of later blocks may, too."""
+"""What is found in blocks whose pictures do not hang on chance."""
+SEEDED_BEFORE = ("write_own_pipeline[20]",)
+"""Others whose pictures do not, because a block before them seeds."""
 SECONDS = 900
 """Longest time that a chapter may take."""
 
@@ -89,7 +91,7 @@ def differences(kept: Path, found: Sequence[Block]) -> dict[str, float]:
     result = {}
     for block in found:
         both = [kept / library / block.chapter / f"{block.number}.npy" for library in LIBRARIES]
-        if SEEDED.search(block.code) and all(path.exists() for path in both):
+        if (SEEDED.search(block.code) or block.name in SEEDED_BEFORE) and all(path.exists() for path in both):
             ours, theirs = (np.load(path).astype(np.int16) for path in both)
             same_size = ours.shape == theirs.shape
             result[block.name] = float(np.abs(ours - theirs).max()) if same_size else float("inf")

@@ -95,7 +95,8 @@ def _stored(checkpoint: Checkpoint, row: Row) -> Row:
     if place is None:
         checkpoint.place(row.name)
         return row
-    stem = "model" if row.class_name.startswith("CLIP") or "SafetyChecker" in row.class_name else _DIFFUSERS
+    slot = checkpoint.components[row.name]
+    stem = _DIFFUSERS if slot is None or slot[0] == "diffusers" else "model"
     try:
         weights = find_weights(place, stem, checkpoint.variant)
     except CheckpointError:

@@ -75,7 +75,7 @@ class Limits:
 
     `factor` is the number of pixels per latent along one side, `side` the model's own size; `pooled` is the width of
     pooled texts, None where the denoiser takes none. Pictures come out `scale` times as large as the one that they
-    start from, where that is not None.
+    start from, where that is not None. An `inpainting` denoiser looks at what stays.
     """
 
     factor: int
@@ -86,6 +86,7 @@ class Limits:
     layers: int
     pooled: int | None = None
     scale: int | None = None
+    inpainting: bool = False
 
 
 def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFields) -> Job:
@@ -116,7 +117,10 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFiel
     overlay = _overlay(call, height, width)
     scale = limits.scale or 1
     fit = Fit(height // scale, width // scale, overlay.box if overlay else None, bicubic=limits.scale is not None)
-    sources = replace(_sources(call, brought, fit, shape, images), depth=_depth(call, needs, shape, images))
+    sources = _sources(call, brought, fit, shape, images)
+    if limits.inpainting and sources.mask is not None and sources.pictures is None and sources.masked_latents is None:
+        raise InputError("image holds latents; give masked_image_latents, too, at which this model looks")
+    sources = replace(sources, depth=_depth(call, needs, shape, images))
     latents = None if call["latents"] is None else _latents(call["latents"], "latents", (images, *shape))
     return Job(request, call["generator"], latents, embeds, sources, overlay)
 
@@ -271,8 +275,6 @@ def _sources(call: Arguments, brought: _Brought, fit: Fit, shape: tuple[int, int
     if image.count != mask.count and 1 not in (image.count, mask.count):
         raise InputError(f"there are {image.count} pictures and {mask.count} masks; give as many, or one of a kind")
     kept = call["masked_image_latents"]
-    if kept is None and pictures is None:
-        raise InputError("image holds latents; give masked_image_latents, too")
     if kept is not None:
         kept = to_numpy(kept)
         check_count("masked_image_latents", len(kept), images)

@@ -57,7 +57,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         expected = self.TASK.channels(latents)
         if channels in expected:
             return
-        if channels == 2 * latents + 1:
+        if self._inpainting:
             raise ConfigError(
                 f"this unet takes {channels} channels, which is a model for inpainting; open it with "
                 "StableDiffusionInpaintPipeline"
@@ -106,8 +106,13 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         factor, vae = self.vae_scale_factor, self._config(self.VAE)
         return Limits(
             factor, self._config("unet")["sample_size"] * factor, vae["in_channels"], latent_channels(vae),
-            *self._text_sizes(), None if self.TASK.scale is None else self.source_scale(factor),
+            *self._text_sizes(), None if self.TASK.scale is None else self.source_scale(factor), self._inpainting,
         )  # fmt: skip
+
+    @property
+    def _inpainting(self) -> bool:
+        """Whether the denoiser takes a mask and what stays as further channels."""
+        return bool(self._config("unet")["in_channels"] == 2 * latent_channels(self._config(self.VAE)) + 1)
 
     def _text_sizes(self) -> tuple[int, int, int | None]:
         """Width of encoded texts, layers that may be skipped, width of pooled texts where the denoiser takes any."""
@@ -145,7 +150,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         scene = Scene(
             request, guidance, job.sources, job.latents, table, noise,
             (channels, request.height // factor, request.width // factor), self.scaling,
-            unet["in_channels"] == 2 * channels + 1, arrays, self._encode_pictures,
+            self._inpainting, arrays, self._encode_pictures,
             self._models[self.VAE].component.class_name != "AutoencoderKL", self._schedulers,
         )  # fmt: skip
         start = self.TASK.start(scene)

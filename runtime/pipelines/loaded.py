@@ -109,14 +109,24 @@ class Loaded:
         offload_device: Any = "cpu",
         offload_type: str = "block_level",
         num_blocks_per_group: int | None = None,
-        *,
+        non_blocking: bool = False,
         use_stream: bool = False,
+        record_stream: bool = False,
+        low_cpu_mem_usage: bool = False,
+        offload_to_disk_path: str | None = None,
     ) -> None:
         """Let groups of layers wait in host memory and visit `onload_device` while they run; see `Offload`.
 
+        `num_blocks_per_group` belongs to "block_level"; `low_cpu_mem_usage` locks pages piece by piece. With
+        `use_stream` copies never block and weights are recorded, whatever `non_blocking` and `record_stream` say.
         Raises InputError: a wrong argument. Raises BackendError: the engine does not serve it, or has no such device.
         """
-        offloaded((self,), group(onload_device, offload_device, offload_type, num_blocks_per_group, use_stream))
+        del non_blocking, record_stream
+        wish = group(
+            onload_device, offload_device, offload_type, num_blocks_per_group, use_stream, low_cpu_mem_usage,
+            offload_to_disk_path,
+        )  # fmt: skip
+        offloaded((self,), wish)
 
     def spare(self, saving: Saving) -> str | None:
         """Ask the programs of all parts to take memory otherwise; None, or one sentence on why one does not."""
@@ -130,15 +140,21 @@ def noted(reason: str | None) -> None:
         warnings.warn(reason, stacklevel=4)
 
 
-def group(onload: Any, offload: Any, kind: str, blocks: int | None, stream: bool) -> Offload:
+def group(
+    onload: Any, offload: Any, kind: str, blocks: int | None, stream: bool, lean: bool, disk: str | None
+) -> Offload:
     """The arguments of diffusers' `enable_group_offload`, checked; raises InputError."""
     if str(offload) != "cpu":
         raise InputError(f"offload_device is {str(offload)!r}, expected cpu: weights wait in host memory")
+    if disk is not None:
+        raise InputError(
+            "offload_to_disk_path is not served; weights in their stored type stay mapped from their files"
+        )
     if kind == "block_level" and blocks is None:
         raise InputError("num_blocks_per_group is missing; offload_type block_level needs it")
     if kind not in ("block_level", "leaf_level"):
         raise InputError(f"offload_type is {kind!r}, expected block_level or leaf_level")
-    return Offload(kind, str(onload), blocks or 1, stream)
+    return Offload(kind, str(onload), blocks or 1, stream, lean)
 
 
 def offloaded(every: Sequence[Loaded], wish: Offload) -> None:

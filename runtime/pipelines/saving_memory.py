@@ -65,18 +65,26 @@ class SavingMemory:
         offload_device: Any = "cpu",
         offload_type: str = "block_level",
         num_blocks_per_group: int | None = None,
-        *,
+        non_blocking: bool = False,
         use_stream: bool = False,
+        record_stream: bool = False,
+        low_cpu_mem_usage: bool = False,
+        offload_to_disk_path: str | None = None,
         exclude_modules: str | Sequence[str] | None = None,
     ) -> None:
-        """Let groups of layers wait in host memory and visit `onload_device` while they run; see `memory.Offload`.
+        """Let groups of layers wait in host memory and visit `onload_device`; see `Loaded.enable_group_offload`.
 
+        `exclude_modules` stay where they are.
         Raises InputError: a wrong argument. Raises BackendError: an engine does not serve it, or has no such device.
         """
         excluded = (exclude_modules,) if isinstance(exclude_modules, str) else tuple(exclude_modules or ())
         if strange := [name for name in excluded if name not in self._models]:
             raise InputError(f"exclude_modules names {', '.join(strange)}; expected some of {', '.join(self._models)}")
-        wish = group(onload_device, offload_device, offload_type, num_blocks_per_group, use_stream)
+        del non_blocking, record_stream
+        wish = group(
+            onload_device, offload_device, offload_type, num_blocks_per_group, use_stream, low_cpu_mem_usage,
+            offload_to_disk_path,
+        )  # fmt: skip
         offloaded([loaded for name, loaded in self._models.items() if name not in excluded], wish)
 
     def remove_all_hooks(self) -> None:

@@ -197,7 +197,9 @@ def inpaint(scene: Scene) -> Start:
     start = scene.arrays.put(_pure(scene, noise) if latents is None else latents)
     mask = _small_mask(scene)
     kept = _kept(scene, draws)
-    every = {"mask": mask, "masked_image_latents": kept} if scene.inpainting_model else {"mask": mask}
+    every = (
+        {"mask": mask} if kept is None or not scene.inpainting_model else {"mask": mask, "masked_image_latents": kept}
+    )
     beside = {name: scene.arrays.put(np.concatenate([one] * scene.guidance.branches)) for name, one in every.items()}
     if scene.inpainting_model:
         return Start(start, beside, tuple(beside))
@@ -246,12 +248,13 @@ def _small_mask(scene: Scene) -> F32:
                     scene.request.images)  # fmt: skip
 
 
-def _kept(scene: Scene, draws: int | None) -> F32:
-    """Latents of what stays; their noise is drawn also where no model looks at them."""
+def _kept(scene: Scene, draws: int | None) -> F32 | None:
+    """Latents of what stays; their noise is drawn also where no model looks at them. None of a picture's latents."""
     sources, images = scene.sources, scene.request.images
     if sources.masked_latents is not None:
         return repeated(sources.masked_latents, images)
-    assert sources.pictures is not None
+    if sources.pictures is None:
+        return None
     assert sources.mask is not None
     masked = sources.pictures * (1 - sources.mask)
     if not scene.inpainting_model and not scene.exact:
