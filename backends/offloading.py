@@ -162,6 +162,8 @@ class Offloaded:
 
     def _fetch(self, piece: Piece) -> None:
         """Fetch a piece and, where another one followed it before and a stream can copy it meanwhile, send for that."""
+        if piece.present:  # another block of the group has fetched it
+            return
         piece.fetch()
         if self.wish.stream:
             if self.latest is not None:

@@ -14,10 +14,10 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from anamorph.backends.memory import free_memory
 from anamorph.errors import BackendError, BackendUnavailable
 
 SPARED = 1.0
@@ -114,10 +114,10 @@ def _limit(pid: int) -> None:
 
     Systems without /proc or prlimit end what takes too much themselves.
     """
-    with suppress(OSError, StopIteration, AttributeError, ValueError):
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        free = next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable:"))
-        limit = free - int(SPARED * GIB)
+    if (free := free_memory()) is None:
+        return
+    limit = free - int(SPARED * GIB)
+    with suppress(OSError, AttributeError, ValueError):
         resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
 
 

@@ -1,9 +1,9 @@
 """Proof that an artifact computes what PyTorch computes: compared with references in a process of its own.
 
-    python -m anamorph.exporters.certificate ARTIFACT CHECKPOINT REFERENCES [PART ...]
+    python -m anamorph.exporters.certificate ARTIFACT CHECKPOINT REFERENCES PRECISION [PART ...]
 
 opens every part through its engine, without PyTorch, and prints one JSON line per comparison; with names of parts it
-compares the outputs of their blocks instead.
+compares the outputs of their blocks in float32 instead.
 """
 
 import json
@@ -48,12 +48,12 @@ def no_engine(form: str) -> str | None:
     return None
 
 
-def compare(artifact: Artifact, references: Path) -> list[Measured]:
-    """Open the artifact in a fresh process and compare its parts and its picture with the references.
+def compare(artifact: Artifact, references: Path, precision: str) -> list[Measured]:
+    """Run the artifact in a fresh process and compare its parts and its picture with the references.
 
     Raises ArtifactError: that process failed.
     """
-    return _in_a_child(artifact, references)
+    return _in_a_child(artifact, references, precision)
 
 
 def compare_blocks(artifact: Artifact, references: Path, parts: Sequence[str]) -> list[Measured]:
@@ -61,12 +61,12 @@ def compare_blocks(artifact: Artifact, references: Path, parts: Sequence[str]) -
 
     Raises ArtifactError: that process failed.
     """
-    return _in_a_child(artifact, references, *parts) if parts else []
+    return _in_a_child(artifact, references, "float32", *parts) if parts else []
 
 
-def _in_a_child(artifact: Artifact, references: Path, *parts: str) -> list[Measured]:
+def _in_a_child(artifact: Artifact, references: Path, *options: str) -> list[Measured]:
     failure = "the exported folder could not be run in a fresh process"
-    printed = run_child(failure, "certificate", artifact.folder, artifact.checkpoint, references, *parts)
+    printed = run_child(failure, "certificate", artifact.folder, artifact.checkpoint, references, *options)
     rows = (json.loads(line) for line in printed.splitlines())
     return [Measured(**{**row, "difference": Difference(**row["difference"])}) for row in rows]
 
@@ -101,18 +101,18 @@ def open_unfinished(folder: Path, checkpoint: Path) -> Checkpoint:
     return opened if opened.artifact else replace(opened, artifact=read_artifact(opened.folder, checkpoint, DRAFT))
 
 
-def _compare(opened: Checkpoint, artifact: Artifact, references: Path) -> Iterator[Measured]:
+def _compare(opened: Checkpoint, artifact: Artifact, references: Path, precision: str) -> Iterator[Measured]:
     engine, _ = choose_backend(artifact.format)
     for name, part in artifact.parts.items():
         slot = opened.components[part.component]
         component = read_component(opened, part.component, (slot[1],) if slot else ())
-        session = engine.open(component, [name], Target("cpu", "float32"))[name].session()
+        session = engine.open(component, [name], Target("cpu", precision))[name].session()
         for probe in read_probes(references, name):
             where = _sizes(part, probe)
             for output, value in session(probe.inputs).items():
                 yield Measured(name, f"{output} {where}", output, difference(np.asarray(value), probe.outputs[output]))
     with np.load(references / "picture.npz") as stored:
-        for what, value in trajectory(pipeline(opened), references):
+        for what, value in trajectory(pipeline(opened, precision), references):
             yield Measured(PICTURE, what, "latents", difference(value, stored[what]))
 
 
@@ -135,13 +135,13 @@ def _sizes(part: Part, probe: Probe) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Compare and print; failures are one sentence on the error stream."""
-    folder, checkpoint, references, *parts = arguments
+    folder, checkpoint, references, precision, *parts = arguments
     try:
         opened = open_unfinished(Path(folder), Path(checkpoint))
         artifact = opened.artifact
         assert artifact is not None
         place = Path(references)
-        rows = _compare_blocks(artifact, place, parts) if parts else _compare(opened, artifact, place)
+        rows = _compare_blocks(artifact, place, parts) if parts else _compare(opened, artifact, place, precision)
         for row in rows:
             print(json.dumps(asdict(row)), flush=True)
     except AnamorphError as error:

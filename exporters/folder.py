@@ -16,6 +16,7 @@ from anamorph.components import UNEXPORTED, Component, vae_scale_factor
 from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, ConfigError, InputError
 from anamorph.exporters import certificate
+from anamorph.exporters.fitting import fitting_precision
 from anamorph.exporters.references import load, write_picture, write_probes
 from anamorph.exporters.trace import part_interface, trace, with_scalars
 from anamorph.exporting import LINKED, PICTURE, Check, ExportOptions, Report
@@ -91,7 +92,7 @@ class FolderExporter:
             probes = Path(references)
             artifact = self._write(checkpoint, interfaces, draft, probes, options, report)
             _write_draft(artifact)
-            checks = _certify(artifact, checkpoint, probes, report)
+            checks = _certify(artifact, checkpoint, [component for component, _ in interfaces], probes, report)
             (draft / DRAFT).rename(draft / MANIFEST)
             return checks
 
@@ -147,7 +148,8 @@ class FolderExporter:
             report("drawing a picture with PyTorch")
             write_picture(place, source, exported)
             report("comparing")
-            checks = list(_checks(exported, certificate.compare(exported, place)))
+            precision, _ = fitting_precision(read_components(source), exported.format)
+            checks = list(_checks(exported, certificate.compare(exported, place, precision), precision))
             differing = {check.part for check in checks if not check.passed}
             chosen = [name for name in exported.parts if blocks or name in differing]
             return [*checks, *_block_checks(exported, certificate.compare_blocks(exported, place, chosen))]
@@ -224,7 +226,9 @@ def _interfaces(checkpoint: Checkpoint, options: ExportOptions) -> list[tuple[Co
     return [(c, {part: interface(c, part) for part in c.parts}) for c in components]
 
 
-def _certify(artifact: Artifact, checkpoint: Checkpoint, probes: Path, report: Report) -> Sequence[Check]:
+def _certify(
+    artifact: Artifact, checkpoint: Checkpoint, components: Sequence[Component], probes: Path, report: Report
+) -> Sequence[Check]:
     """Compare in a fresh process; write the result into the manifest, or raise ArtifactError."""
     if (reason := certificate.no_engine(artifact.format)) is not None:
         status = f"{UNVERIFIED}: {reason}"
@@ -234,9 +238,10 @@ def _certify(artifact: Artifact, checkpoint: Checkpoint, probes: Path, report: R
         return []
     report("drawing a picture with PyTorch")
     write_picture(probes, checkpoint, artifact)
-    report("comparing in a fresh process")
-    measured = certificate.compare(artifact, probes)
-    checks = list(_checks(artifact, measured))
+    precision, limits = fitting_precision(components, artifact.format)
+    report(f"comparing in a fresh process{limits}")
+    measured = certificate.compare(artifact, probes, precision)
+    checks = list(_checks(artifact, measured, precision))
     if lost := [check for check in checks if not check.passed]:
         first, distance = lost[0], lost[0].difference.relative_l2
         raise ArtifactError(
@@ -244,23 +249,21 @@ def _certify(artifact: Artifact, checkpoint: Checkpoint, probes: Path, report: R
             f"allowed are {first.tolerance:.0e}{_first_block(artifact, probes, first.part)}; nothing was written"
         )
     parts = {
-        name: replace(part, status=VERIFIED, errors=certificate.worst(measured, name))
+        name: replace(part, status=VERIFIED + limits, errors=certificate.worst(measured, name))
         for name, part in artifact.parts.items()
     }
-    image = {"status": VERIFIED, "steps": [vars(d) for d in certificate.step_differences(measured)]}
+    image = {"status": VERIFIED + limits, "steps": [vars(d) for d in certificate.step_differences(measured)]}
     _write_draft(replace(artifact, parts=parts, image=image))
     return checks
 
 
-def _checks(artifact: Artifact, measured: Sequence[certificate.Measured]) -> Iterator[Check]:
-    for name, part in artifact.parts.items():
-        for row in measured:
-            if row.part == name:
-                yield Check(name, row.what, row.difference, TOLERANCE[part.storage][0])
-    storage = next(iter(artifact.parts.values())).storage
-    for row in measured:
-        if row.part == PICTURE:
-            yield Check(row.part, row.what, row.difference, TOLERANCE[storage][1])
+def _checks(artifact: Artifact, measured: Sequence[certificate.Measured], precision: str) -> Iterator[Check]:
+    """Rows of parts, then those of the picture, each with what its weights' storage and the execution explain."""
+    allowed = {name: max(TOLERANCE[part.storage], TOLERANCE[precision]) for name, part in artifact.parts.items()}
+    for name, (tolerance, _) in allowed.items():
+        yield from (Check(name, row.what, row.difference, tolerance) for row in measured if row.part == name)
+    _, tolerance = next(iter(allowed.values()))
+    yield from (Check(PICTURE, row.what, row.difference, tolerance) for row in measured if row.part == PICTURE)
 
 
 def _block_checks(artifact: Artifact, measured: Sequence[certificate.Measured]) -> Iterator[Check]:

@@ -21,11 +21,11 @@ PICTURE_CALL = "picture.json"
 """Where the call is kept among the references."""
 
 
-def pipeline(opened: Checkpoint, **wishes: Any) -> DiffusionPipeline:
-    """An opened folder as its pipeline in float32, without what no picture needs to be drawn."""
+def pipeline(opened: Checkpoint, precision: str = "float32", **wishes: Any) -> DiffusionPipeline:
+    """An opened folder as its pipeline, without what no picture needs to be drawn."""
     kind = DiffusionPipeline.registry[opened.class_name]
     left_out = {name: None for name in ("safety_checker", "depth_estimator", "feature_extractor") if name in kind.SLOTS}
-    return kind.from_checkpoint(opened, left_out, torch_dtype="float32", **wishes)
+    return kind.from_checkpoint(opened, left_out, torch_dtype=precision, **wishes)
 
 
 def trial(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from pictures import picture
 from PIL import Image
 
 from anamorph import DiffusionPipeline
-from anamorph.cli import OK, USAGE, main
+from anamorph.cli import OK, USAGE, main, parser
 from anamorph.image import read_request
+from anamorph.pipelines.auto import ALONE, FAMILIES, TASKS
 
 Capture = pytest.CaptureFixture[str]
 PROMPT = ["a red cat"]
@@ -136,6 +137,17 @@ def test_what_a_checkpoint_does_not_serve_is_one_sentence(
     assert said.count("\n") == 1
     assert code == (1 if "model for inpainting" in words else USAGE)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_task_of_every_class_can_be_named() -> None:
+    (command,) = (action for action in parser()._actions if action.dest == "command")
+    assert command.choices is not None
+    (option,) = (action for action in command.choices["generate"]._actions if action.dest == "task")  # type: ignore[call-overload]
+    assert set(option.choices) == {task.replace(" ", "-") for task in (*TASKS, *ALONE.values())}
+    named = {*ALONE, *(name for family in FAMILIES for name in family if name)}
+    assert named == {
+        name for name, kind in DiffusionPipeline.registry.items() if kind.__module__.startswith("anamorph.")
+    }
 
 
 def test_a_request_that_contradicts_its_picture_is_refused(

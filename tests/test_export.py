@@ -16,17 +16,23 @@ import onnx
 import openvino
 import pytest
 from exported import FORMATS, export, exported
+from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 
 import anamorph
 from anamorph import StableDiffusionPipeline
 from anamorph.artifact import FileRecord, interface_from_dict, interface_to_dict, read_artifact
-from anamorph.checkpoint import Source, open_checkpoint
+from anamorph.backends.openvino import OpenVino
+from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.cli import main
 from anamorph.drafts import drafted
 from anamorph.errors import AnamorphError, ArtifactError, InputError
+from anamorph.exporters import fitting
 from anamorph.exporters import folder as folders
+from anamorph.exporters.folder import read_components
+from anamorph.exporting import ExportOptions
 from anamorph.image import psnr
+from anamorph.plugins import get_exporter
 
 TEXT = ["last_hidden_state", "pooler_output", "hidden_states.0", "hidden_states.1", "hidden_states.2"]
 PORTS = {
@@ -339,3 +345,19 @@ def test_a_draft_that_fails_is_removed(tmp_path: Path) -> None:
     with pytest.raises(AnamorphError, match="boom"):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_certificate_is_measured_in_bfloat16_where_float32_would_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "bfloat16" not in OpenVino().precisions("cpu"):
+        pytest.skip("the processor has no bfloat16")
+    monkeypatch.setattr(fitting, "free_memory", lambda: 2**20)
+    opened = open_checkpoint(Source(str(BUNDLED)))
+    checks = get_exporter(("openvino",)).export(opened, tmp_path / "out", ExportOptions(), lambda _: None)
+    numbers = sum(tensor.size for path in BUNDLED.rglob("*.safetensors") for tensor in load_numpy(path).values())
+    status = f"verified in bfloat16: float32 would take about {16 * numbers / 2**30:.0f} GiB of memory"
+    assert {part.status for part in read_artifact(tmp_path / "out").parts.values()} == {status}
+    assert {check.tolerance for check in checks} == {5e-2, 3e-1}
+    assert max(check.difference.relative_l2 for check in checks) > 1e-3  # and not measured in float32
+    assert fitting.fitting_precision(read_components(opened), "onnx") == ("float32", "")  # it has no bfloat16

@@ -67,6 +67,7 @@ def test_pictures_are_those_of_diffusers(ddpm: Path, tmp_path: Path) -> None:
     ours: Any = DiffusionPipeline.from_pretrained(ddpm, custom_pipeline=written(tmp_path), trust_remote_code=True)
     assert type(ours.unet) is anamorph.UNet2DModel
     assert set(ours.components) == {"unet", "scheduler"}
+    assert repr(ours) == "Registered(\n  unet: UNet2DModel\n  scheduler: DDPMScheduler\n)"
     (values, pictures), (expected, others) = (p(2, generator=torch.Generator().manual_seed(3)) for p in (ours, theirs))
     assert np.abs(values - expected).max() <= 1e-5
     for mine, other in zip(pictures, others, strict=True):

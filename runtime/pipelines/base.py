@@ -268,7 +268,9 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
 
     def __repr__(self) -> str:
         lines = [f"  {placement}" for placement in self.placement.values()]
-        return "\n".join([f"{type(self).__name__}(", *lines, f"  scheduler: {type(self.scheduler).__name__}", ")"])
+        others = (name for name, slot in self.SLOTS.items() if slot.kind == "scheduler")
+        lines += [f"  {name}: {type(getattr(self, name)).__name__}" for name in (*others, *self._registered)]
+        return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 
 
 def check_output(job: Job, output_type: str) -> None:
