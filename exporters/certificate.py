@@ -111,6 +111,7 @@ def _compare(opened: Checkpoint, artifact: Artifact, references: Path, precision
             where = _sizes(part, probe)
             for output, value in session(probe.inputs).items():
                 yield Measured(name, f"{output} {where}", output, difference(np.asarray(value), probe.outputs[output]))
+        del session  # the picture opens all parts again, and a large model fits only once
     with np.load(references / "picture.npz") as stored:
         for what, value in trajectory(pipeline(opened, precision), references):
             yield Measured(PICTURE, what, "latents", difference(value, stored[what]))
