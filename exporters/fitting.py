@@ -8,14 +8,14 @@ from anamorph.components import Component
 from anamorph.plugins import choose_backend
 from anamorph.weights import find_weights
 
-COPIES = 4
-"""Memory of an engine over its weights in float32: OpenVINO took 3.8 of Stable Diffusion 1.5's, with its own layout."""
+COPIES = 2
+"""Memory of an engine over its weights in float32: OpenVINO took 1.9 of Stable Diffusion 1.5's, with its own layout."""
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
 
 def fitting_precision(components: Sequence[Component], form: str) -> tuple[str, str]:
     """The precision in which the engine for a format runs these models here, and what the certificate says of it."""
-    needed = COPIES * 4 * sum(map(_parameters, components))
+    needed = 4 * COPIES * sum(map(_parameters, components))
     free = free_memory()
     engine, _ = choose_backend(form)
     if free is None or needed <= free or BFLOAT16 not in engine.precisions("cpu"):
