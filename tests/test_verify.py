@@ -188,7 +188,7 @@ def test_the_reference_picture_is_drawn_elsewhere_and_is_eager_s(
 
 @pytest.mark.parametrize(("module", "arguments", "reason"), [
     ("references", ("{place}", "", "{place}"), "model_index.json"),
-    ("certificate", ("{place}", "{place}", "{place}"), "model_index.json"),
+    ("certificate", ("{place}", "{place}", "{place}", "float32"), "model_index.json"),
     ("nothing", (), "No module named"),
 ])  # fmt: skip
 def test_a_process_that_fails_is_one_sentence(
@@ -205,4 +205,4 @@ def test_a_stranger_s_file_in_the_working_folder_is_not_imported(
     (tmp_path / "json.py").write_text("raise SystemExit('imported')")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match=r"model_index\.json"):
-        run_child("it failed", "certificate", tmp_path, tmp_path, tmp_path)
+        run_child("it failed", "certificate", tmp_path, tmp_path, tmp_path, "float32")
