@@ -5,7 +5,7 @@ PYTEST := $(BIN)/pytest -n auto --dist worksteal --durations=15
 STAMP := .venv/installed
 PEERS := diffusers optimum-onnx optimum-intel openvino-genai
 
-.PHONY: demo test coverage types peers interop clean
+.PHONY: demo test coverage compiled types peers interop clean
 
 demo: $(STAMP)
 	$(BIN)/anamorph demo --out out/demo.png
@@ -19,6 +19,11 @@ test: $(STAMP)
 # Apart from `test`: watching every line takes nearly as long as running it.
 coverage: $(STAMP)
 	$(PYTEST) --cov=anamorph --cov-report=term:skip-covered
+
+# Every pipeline by torch.compile, too: each takes its C++ compiler a minute.
+compiled: $(STAMP)
+	ANAMORPH_COMPILED=1 $(BIN)/pytest -k compile tests/test_tasks_exported.py tests/test_sdxl_exported.py \
+		tests/test_conditioned.py tests/test_unconditional.py
 
 # Type checkers cannot follow the editable finder, so what ships is installed into a folder and checked there.
 types: $(STAMP)

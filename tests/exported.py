@@ -29,6 +29,9 @@ from anamorph.plugins import get_exporter
 
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 """Engine -> the format that it opens."""
+COMPILED = "ANAMORPH_COMPILED"
+"""Environment variable: if it is set, every pipeline is also drawn by torch.compile, which takes minutes."""
+ENGINES = [*FORMATS, *(["compile"] if COMPILED in os.environ else [])]
 
 _traces: dict[Any, Any] = {}
 _trace = folder.trace
@@ -97,7 +100,9 @@ def once(place: Path, make: Callable[[Path], Any]) -> Path:
 
 @functools.cache
 def exported(checkpoint: Path, engine: str) -> Path:
-    """The checkpoint's artifact for one engine, dynamic and in float32; not to be changed."""
+    """The checkpoint's artifact for one engine, dynamic and in float32, or what it opens; not to be changed."""
+    if engine not in FORMATS:
+        return checkpoint
     short = hashlib.sha256(str(checkpoint).encode()).hexdigest()[:8]
 
     def make(out: Path) -> None:

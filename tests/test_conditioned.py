@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import CLIP, UNET, VAE, noisy, tiny_clip, tiny_tokenizer, write_vocabulary
-from exported import FORMATS, exported, once, shared_place
+from exported import ENGINES, exported, once, shared_place
 from parity import IMAGE_BOUND, LATENT_BOUND, Agrees, listened, ours, worst
 from pictures import picture
 from test_models_unet import UPSCALER
@@ -144,10 +144,10 @@ def test_the_comparison_notices_a_slightly_different_call(kind: str, here: dict[
     assert pixels > IMAGE_BOUND
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_engine_draws_the_same(agrees: Agrees, kind: str, engine: str) -> None:
-    pipe = anamorph.DiffusionPipeline.from_pretrained(exported(checkpoint(kind), engine))
+    pipe = anamorph.DiffusionPipeline.from_pretrained(exported(checkpoint(kind), engine), backend=engine)
     assert {placed.engine for placed in pipe.placement.values()} == {engine}
     agrees(kind, worst(ours(pipe, (3, 4), **call(kind)), ours(opened(kind), (3, 4), **call(kind))), engine)
 

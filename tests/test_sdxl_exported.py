@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import FORMATS, exported
+from exported import ENGINES, FORMATS, exported
 from parity import Agrees, relative
 from pictures import beside_eager, mask, picture
 
@@ -21,7 +21,7 @@ CALL: dict[str, Any] = {"prompt": ["a red cat", "a dog"], "negative_prompt": "bl
 SOURCE: dict[str, Any] = {"image": picture(16, 16), "strength": 0.7}
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_every_task_equals_eager(agrees: Agrees, sdxl: Path, engine: str) -> None:
     sizes = {"original_size": (30, 20), "crops_coords_top_left": (3, 4), "prompt_2": "of a cat"}
     inpainting = {**SOURCE, "mask_image": mask(16, 16), "height": 16, "width": 16}
@@ -33,13 +33,13 @@ def test_every_task_equals_eager(agrees: Agrees, sdxl: Path, engine: str) -> Non
         agrees(kind.__name__, beside_eager(sdxl, engine, kind, **CALL, **changes), engine)
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_refiner_equals_eager(agrees: Agrees, refiner: Path, engine: str) -> None:
     kind = StableDiffusionXLImg2ImgPipeline
     agrees(kind.__name__, beside_eager(refiner, engine, kind, **CALL, **SOURCE, aesthetic_score=7.0), engine)
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_distilled_model_equals_eager(agrees: Agrees, distilled: Path, engine: str) -> None:
     kind = StableDiffusionXLPipeline
     found = beside_eager(distilled, engine, kind, anamorph.LCMScheduler, **CALL, guidance_scale=8.5)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exported import FORMATS
+from exported import ENGINES
 from parity import Agrees
 from pictures import beside_eager, mask, picture
 
@@ -22,7 +22,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("name", "kind", "call"), CASES, ids=[f"{name}-{kind}" for name, kind, _ in CASES])
 def test_every_task_equals_eager(
     agrees: Agrees, name: str, kind: str, call: dict[str, Any], engine: str, request: pytest.FixtureRequest

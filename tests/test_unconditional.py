@@ -13,7 +13,7 @@ import torch
 import transformers
 from checkpoints import UNET, VAE, noisy
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
-from exported import FORMATS, exported, once, shared_place
+from exported import ENGINES, exported, once, shared_place
 from parity import IMAGE_BOUND, LATENT_BOUND, Agrees, listened, ours, worst
 from test_models_autoencoders import VQ
 from test_models_pictures import BERT
@@ -132,11 +132,11 @@ def test_noise_of_a_learned_variance_equals_diffusers(agrees: Agrees, tmp_path: 
     agrees("DDPMPipeline", worst(ours(opened("DDPMPipeline", tmp_path), (3, 4), **call), expected))
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["DDPMPipeline", "DiTPipeline", "LDMTextToImagePipeline"])
 def test_every_engine_draws_the_same(agrees: Agrees, folders: dict[str, Path], kind: str, engine: str) -> None:
     folder, seeds = folders[KINDS[kind]], (3, 4)
-    pipe = DiffusionPipeline.from_pretrained(exported(folder, engine))
+    pipe = DiffusionPipeline.from_pretrained(exported(folder, engine), backend=engine)
     assert type(pipe).__name__ == kind
     assert {placed.engine for placed in pipe.placement.values()} == {engine}
     eager = ours(opened(kind, folder), seeds, **CALLS[kind])
