@@ -103,17 +103,20 @@ def open_unfinished(folder: Path, checkpoint: Path) -> Checkpoint:
 
 def _compare(opened: Checkpoint, artifact: Artifact, references: Path, precision: str) -> Iterator[Measured]:
     engine, _ = choose_backend(artifact.format)
+    pipe = pipeline(opened, precision, backend=engine.name)  # first: a large model fits into memory only once
     for name, part in artifact.parts.items():
-        slot = opened.components[part.component]
-        component = read_component(opened, part.component, (slot[1],) if slot else ())
-        session = engine.open(component, [name], Target("cpu", precision))[name].session()
+        if name in pipe.placement:
+            session = pipe.program(name).session()
+        else:
+            slot = opened.components[part.component]
+            component = read_component(opened, part.component, (slot[1],) if slot else ())
+            session = engine.open(component, [name], Target("cpu", precision))[name].session()
         for probe in read_probes(references, name):
             where = _sizes(part, probe)
             for output, value in session(probe.inputs).items():
                 yield Measured(name, f"{output} {where}", output, difference(np.asarray(value), probe.outputs[output]))
-        del session  # the picture opens all parts again, and a large model fits only once
     with np.load(references / "picture.npz") as stored:
-        for what, value in trajectory(pipeline(opened, precision), references):
+        for what, value in trajectory(pipe, references):
             yield Measured(PICTURE, what, "latents", difference(value, stored[what]))
 
 
