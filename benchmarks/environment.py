@@ -19,11 +19,9 @@ SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_til
         "bf16", "sve")  # fmt: skip
 """Instruction sets that decide which kernels an engine takes."""
 PACKAGES = ["anamorph", "numpy", "torch", "onnxruntime", "openvino", "diffusers", "transformers"]
-DRIFT = 0.10
-"""Share by which the sentinel may be slower or faster than usual."""
 FOREIGN = 0.05
 """Share of all cores that other processes may take during a burst."""
-SIDE, TURNS = 768, 5
+SIDE, TURNS = 768, 15
 REST = 0.03
 """Seconds before the sentinel runs, in which threads that wait for more work by turning in circles fall asleep."""
 
@@ -111,9 +109,9 @@ class Sentinel:
         return statistics.median(times)
 
 
-def drifted(readings: Sequence[float], usual: float) -> bool:
-    """Whether the sentinel, read before and after a sample, was further from its usual seconds than counts."""
-    return any(abs(reading / usual - 1) > DRIFT for reading in readings)
+def drifted(readings: Sequence[float], usual: float, allowed: float) -> bool:
+    """Whether the sentinel, read before and after a sample, was further from its usual seconds than is allowed."""
+    return any(abs(reading / usual - 1) > allowed for reading in readings)
 
 
 def disturbed(foreign: float | None) -> str | None:

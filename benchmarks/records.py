@@ -64,15 +64,18 @@ class Measured:
 
     usual: float = math.nan
     """The sentinel's usual seconds beside this work, see `Result.weigh`; as long as they are not known, all count."""
+    drift: float = 0.0
+    """Share by which they may be missed."""
 
     @property
     def valid(self) -> list[Row]:
         """The bursts that count, each with the samples during which the machine ran at its usual speed."""
-        kept = [
-            {**burst, "samples": [one for one in burst["samples"] if not drifted(one["sentinel"], self.usual)]}
-            for burst in self.bursts
-            if burst["void"] is None
-        ]
+
+        def steady(sample: Row) -> bool:
+            return not drifted(sample["sentinel"], self.usual, self.drift)
+
+        counting = (burst for burst in self.bursts if burst["void"] is None)
+        kept = [{**burst, "samples": list(filter(steady, burst["samples"]))} for burst in counting]
         return [burst for burst in kept if burst["samples"]]
 
     @property
@@ -110,6 +113,7 @@ class Result:
         readings = [reading for sample in samples for reading in sample["sentinel"]]
         for measured in same:
             measured.usual = statistics.median(readings) if readings else math.nan
+            measured.drift = self.run["plan"]["drift"]
 
 
 def read(path: Path) -> Result:

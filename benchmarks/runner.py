@@ -16,7 +16,7 @@ from typing import Any
 
 from anamorph.backends.cores import physical_cores
 from anamorph.benchmarks import parity
-from anamorph.benchmarks.arms import command, form_of
+from anamorph.benchmarks.arms import PEERS, command, form_of
 from anamorph.benchmarks.environment import Sentinel, busy_s, disturbed, energy_uj, environment, fingerprint
 from anamorph.benchmarks.process import Process, run_python
 from anamorph.benchmarks.records import Journal, Measured, Result, read
@@ -24,6 +24,7 @@ from anamorph.benchmarks.scenarios import Cell, Scenario
 from anamorph.benchmarks.statistics import settled
 from anamorph.errors import AnamorphError, BackendError, InputError
 from anamorph.exporting import CACHE
+from anamorph.plugins import get_backend
 
 Say = Callable[[str], None]
 REFERENCE = ("eager", "float32")
@@ -127,8 +128,10 @@ class Group:
             active = [cell for cell in active if not self._ended(cell)]
 
     def _prepare(self) -> None:
-        """Fill the caches of all engines at once, one on each core; what fails here fails again in its turn."""
-        firsts = {(cell.engine, cell.static): cell for cell in reversed(self.cells) if cell.engine != REFERENCE[0]}
+        """Make the exports that engines need, one on each core; what fails here fails again in its turn."""
+        own = [cell for cell in self.cells if cell.engine not in PEERS]
+        exporting = [cell for cell in own if "checkpoint" not in get_backend(cell.engine).formats]
+        firsts = {(cell.engine, cell.static): cell for cell in reversed(exporting)}
 
         def fill(cell: Cell) -> None:
             with suppress(AnamorphError), self._opened(cell, self._cache(cell)) as (process, _):

@@ -97,10 +97,12 @@ class Plan:
     timeout_s: float = 1800.0
     total_s: float = 604800.0
     """Seconds for the whole scenario, after which no turn begins."""
+    drift: float = 0.1
+    """Share by which the sentinel beside a sample may be slower or faster than usual."""
     shared_exports: bool = False
     """Whether arms of one format share their export, which is then cold for the first alone."""
     prepare: bool = False
-    """Whether caches are filled first, for several engines at once, so that no cold start is measured."""
+    """Whether exports are made first, for several engines at once, so that no cold start of these is measured."""
     parity_steps: int = 3
 
 

@@ -38,7 +38,9 @@ def fake(behaviour: str) -> list[str]:
 @pytest.fixture(name="quiet")
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fakes for arms, peaks and the watch over the machine, which is busy with tests."""
-    monkeypatch.setattr(runner, "command", lambda cell: fake({"eager": "good"}.get(cell.engine, cell.engine)))
+    monkeypatch.setattr(
+        runner, "command", lambda cell: fake({"eager": "good", "openvino": "good"}.get(cell.engine, cell.engine))
+    )
     monkeypatch.setattr(runner, "run_python", lambda *_: {"peak": PEAK, "torch_build": []})
     monkeypatch.setattr(runner, "disturbed", lambda _: None)
     monkeypatch.setattr(environment.Sentinel, "measure", lambda _: 1.0)
@@ -62,11 +64,11 @@ def test_every_named_set_expands_and_says_what_it_holds() -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_caches_are_filled_before_anything_is_measured_where_the_plan_says_so(tmp_path: Path) -> None:
-    measured(tmp_path / "r.jsonl", "eager", "good", plan=replace(QUICK, prepare=True))
+def test_exports_are_made_before_anything_is_measured_where_the_plan_says_so(tmp_path: Path) -> None:
+    measured(tmp_path / "r.jsonl", "eager", "openvino", plan=replace(QUICK, prepare=True))
     rows = [json.loads(text) for text in (tmp_path / "r.jsonl").read_text().splitlines()]
     found = [(row["key"].split("-")[0], row["cache"]) for row in rows if row["kind"] == "burst"]
-    assert found == [("eager", "cold"), ("good", "warm"), *[("eager", "warm"), ("good", "warm")] * 2]
+    assert found == [("eager", "cold"), ("openvino", "warm"), *[("eager", "warm"), ("openvino", "warm")] * 2]
 
 
 @pytest.mark.usefixtures("quiet")
@@ -205,7 +207,7 @@ def test_samples_count_while_the_machine_runs_at_its_usual_speed() -> None:
     assert cell.usual == 1.0
     assert [len(burst) for burst in cell.samples()] == [3, 5]
     assert line(cell, {}).void == 7
-    assert "drifted" in str(line(replace(cell, bursts=cell.bursts[1:2], usual=1.0), {}).refusal)
+    assert "drifted" in str(line(replace(cell, bursts=cell.bursts[1:2], usual=1.0, drift=0.1), {}).refusal)
 
 
 def test_a_burst_beside_busy_processes_does_not_count() -> None:
@@ -266,7 +268,7 @@ def known(scale: float, processes: int = 6, seed: int = 0, engine: str = "eager"
     found = Measured(Cell(engine=engine), parity={"passed": True, "note": "", "stages": {}})
     found.bursts = [burst(*(scale * random.lognormal(0, 0.01, 5))) for _ in range(processes)]
     about = dict.fromkeys(("processor", "instruction_sets", "cores", "affinity", "versions", "gpu"), "same")
-    return Result({"environment": about}, {found.cell.key: found})
+    return Result({"environment": about, "plan": {"drift": 0.1}}, {found.cell.key: found})
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.05, "slower"), (0.9, "faster"), (1.0, "same"), (1.015, "unclear")])
