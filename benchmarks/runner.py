@@ -200,7 +200,8 @@ class Group:
             "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
         }  # fmt: skip
         folder, export_s = self._folder(cell, exports)
-        with Process(command(cell), variables, self.plan.timeout_s) as process:
+        left = max(1.0, self.run.ends - time.monotonic())
+        with Process(command(cell), variables, min(self.plan.timeout_s, left)) as process:
             sized = replace(cell, height=self.size[0], width=self.size[1])
             answer = process.ask("open", cell=asdict(sized), folder=str(folder), threads=threads, cache=str(exports),
                                  scheduler=self.scheduler)  # fmt: skip
