@@ -23,8 +23,8 @@ def copied(weight: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
 class Lane:
     """How weights travel: in the queue of the computation that waits for them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, ahead: bool = False) -> None:
+        self.device, self.ahead = device, ahead
 
     def home(self, weight: Tensor) -> Tensor:
         """Where a weight waits in host memory."""
@@ -32,7 +32,7 @@ class Lane:
 
     def bring(self, homes: Sequence[Tensor]) -> list[Tensor]:
         """Begin to copy weights to the device."""
-        return [copied(home, self.device, non_blocking=False) for home in homes]
+        return [copied(home, self.device, non_blocking=self.ahead) for home in homes]
 
     def arrived(self, weights: Sequence[Tensor]) -> None:
         """What follows on the device may use these weights."""
@@ -42,7 +42,7 @@ class Prefetch(Lane):
     """How weights travel in a CUDA stream of their own, from page-locked memory, while others compute."""
 
     def __init__(self, device: torch.device, *, lean: bool = False) -> None:
-        super().__init__(device)
+        super().__init__(device, ahead=True)
         self.lean = lean
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -52,7 +52,7 @@ class Prefetch(Lane):
     def bring(self, homes: Sequence[Tensor]) -> list[Tensor]:
         with torch.cuda.stream(self.stream):
             locked = [home.pin_memory() for home in homes] if self.lean else homes
-            return [copied(home, self.device, non_blocking=True) for home in locked]
+            return [copied(home, self.device, non_blocking=self.ahead) for home in locked]
 
     def arrived(self, weights: Sequence[Tensor]) -> None:
         computing = torch.cuda.current_stream(self.device)
@@ -140,7 +140,7 @@ class Offloaded:
         self.wish, self.device = wish, torch.device(named.type, named.index or 0)
         self.turn = _turns.setdefault(str(self.device), Turn()) if wish.kind == "model" else None
         self.lock = threading.RLock() if self.turn is None else self.turn.lock
-        lane = Prefetch(self.device, lean=wish.lean) if wish.stream else Lane(self.device)
+        lane = Prefetch(self.device, lean=wish.lean) if wish.stream else Lane(self.device, ahead=wish.ahead)
         self.handles: list[Any] = []
         self.pieces: list[Piece] = []
         self.following: dict[Piece, Piece] = {}

@@ -35,7 +35,8 @@ class Offload:
 
     `kind` is "model" (the whole component, until the next one is called), "block_level" (`blocks` neighbours of a list
     of blocks at a time), "leaf_level" or "sequential" (layer by layer). With `stream`, the next weights are copied
-    while the last ones compute, from page-locked memory, which is taken piece by piece where it shall be `lean`.
+    while the last ones compute, from page-locked memory, which is taken piece by piece where it shall be `lean`. With
+    `ahead`, the host does not wait for a copy's end; streams never do.
 
     Raises InputError: the kind is unknown, or the number of blocks is not positive.
     """
@@ -45,6 +46,7 @@ class Offload:
     blocks: int = 1
     stream: bool = False
     lean: bool = False
+    ahead: bool = False
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in KINDS:

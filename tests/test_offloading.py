@@ -38,10 +38,11 @@ class Journeys:
     def __init__(self) -> None:
         self.there: dict[int, int] = {}
         self.most = 0
+        self.waited: set[bool] = set()
 
     def copied(self, weight: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
         assert str(device) == DEVICE
-        del non_blocking
+        self.waited.add(not non_blocking)
         return weight * 2
 
 
@@ -238,6 +239,14 @@ def test_what_comes_next_is_fetched_while_the_last_computes(blocks: int, monkeyp
     assert ", ".join(events) == ORDERS[blocks]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_host_waits_for_copies_unless_told_otherwise(sd1: Path, journeys: Journeys, ahead: bool) -> None:
+    pipe, *_ = opened(StableDiffusionImg2ImgPipeline, sd1)
+    pipe.enable_group_offload(DEVICE, offload_type="leaf_level", non_blocking=ahead)
+    pipe.encode(["a cat"])
+    assert journeys.waited == {not ahead}
+
+
 def test_wrong_wishes_are_refused(sd1: Path, journeys: Journeys) -> None:
     pipe, *_ = opened(StableDiffusionImg2ImgPipeline, sd1)
     with pytest.raises(InputError, match="num_blocks_per_group is missing; offload_type block_level needs it"):
@@ -250,6 +259,9 @@ def test_wrong_wishes_are_refused(sd1: Path, journeys: Journeys) -> None:
         InputError, match="offload_to_disk_path is not served; weights in their stored type stay mapped"
     ):
         pipe.enable_group_offload(DEVICE, "cpu", "leaf_level", offload_to_disk_path="x")
+    for name in ("record_stream", "low_cpu_mem_usage"):
+        with pytest.raises(InputError, match=f"{name} has no meaning without use_stream=True; leave it out"):
+            pipe.enable_group_offload(DEVICE, offload_type="leaf_level", **{name: True})
     with pytest.raises(InputError, match="exclude_modules names tokenizer; expected some of vae, text_encoder, unet"):
         pipe.enable_group_offload(DEVICE, num_blocks_per_group=1, exclude_modules=["tokenizer"])
     with pytest.raises(InputError, match="gpu_id is 1 and device 'cuda:0'; give the number once"):

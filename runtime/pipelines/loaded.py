@@ -117,14 +117,13 @@ class Loaded:
     ) -> None:
         """Let groups of layers wait in host memory and visit `onload_device` while they run; see `Offload`.
 
-        `num_blocks_per_group` belongs to "block_level"; `low_cpu_mem_usage` locks pages piece by piece. With
-        `use_stream` copies never block and weights are recorded, whatever `non_blocking` and `record_stream` say.
+        `num_blocks_per_group` belongs to "block_level"; `low_cpu_mem_usage` locks pages piece by piece, and
+        `record_stream` is part of `use_stream`, whose copies never block.
         Raises InputError: a wrong argument. Raises BackendError: the engine does not serve it, or has no such device.
         """
-        del non_blocking, record_stream
         wish = group(
-            onload_device, offload_device, offload_type, num_blocks_per_group, use_stream, low_cpu_mem_usage,
-            offload_to_disk_path,
+            onload_device, offload_device, offload_type, num_blocks_per_group, non_blocking, use_stream, record_stream,
+            low_cpu_mem_usage, offload_to_disk_path,
         )  # fmt: skip
         offloaded((self,), wish)
 
@@ -141,8 +140,9 @@ def noted(reason: str | None) -> None:
 
 
 def group(
-    onload: Any, offload: Any, kind: str, blocks: int | None, stream: bool, lean: bool, disk: str | None
-) -> Offload:
+    onload: Any, offload: Any, kind: str, blocks: int | None, ahead: bool, stream: bool, record: bool, lean: bool,
+    disk: str | None,
+) -> Offload:  # fmt: skip
     """The arguments of diffusers' `enable_group_offload`, checked; raises InputError."""
     if str(offload) != "cpu":
         raise InputError(f"offload_device is {str(offload)!r}, expected cpu: weights wait in host memory")
@@ -150,11 +150,14 @@ def group(
         raise InputError(
             "offload_to_disk_path is not served; weights in their stored type stay mapped from their files"
         )
+    for name, given in (("record_stream", record), ("low_cpu_mem_usage", lean)):
+        if given and not stream:
+            raise InputError(f"{name} has no meaning without use_stream=True; leave it out")
     if kind == "block_level" and blocks is None:
         raise InputError("num_blocks_per_group is missing; offload_type block_level needs it")
     if kind not in ("block_level", "leaf_level"):
         raise InputError(f"offload_type is {kind!r}, expected block_level or leaf_level")
-    return Offload(kind, str(onload), blocks or 1, stream, lean)
+    return Offload(kind, str(onload), blocks or 1, stream, lean, ahead)
 
 
 def offloaded(every: Sequence[Loaded], wish: Offload) -> None:

@@ -80,10 +80,9 @@ class SavingMemory:
         excluded = (exclude_modules,) if isinstance(exclude_modules, str) else tuple(exclude_modules or ())
         if strange := [name for name in excluded if name not in self._models]:
             raise InputError(f"exclude_modules names {', '.join(strange)}; expected some of {', '.join(self._models)}")
-        del non_blocking, record_stream
         wish = group(
-            onload_device, offload_device, offload_type, num_blocks_per_group, use_stream, low_cpu_mem_usage,
-            offload_to_disk_path,
+            onload_device, offload_device, offload_type, num_blocks_per_group, non_blocking, use_stream, record_stream,
+            low_cpu_mem_usage, offload_to_disk_path,
         )  # fmt: skip
         offloaded([loaded for name, loaded in self._models.items() if name not in excluded], wish)
 
