@@ -18,7 +18,6 @@ from anamorph.exporting import LINKED, Check, ExportOptions
 from anamorph.pipelines.loading import precision_name
 from anamorph.plugins import get_exporter
 
-
 NUMBER = re.compile(r"\.\d+ at ")
 """The number of an output of which a part has one per layer."""
 
