@@ -19,6 +19,7 @@ from anamorph.errors import ArtifactError
 from anamorph.interface import Interface
 from anamorph.linked import Linked
 from anamorph.plugins import hookimpl
+from anamorph.rewrites import noted
 
 PROVIDER = "CPUExecutionProvider"
 BFLOAT16 = 16
@@ -108,6 +109,7 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
         raise ArtifactError(f"{path} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]}") from None
     threads = engine.get_session_options().intra_op_num_threads
     details = {"provider": engine.get_providers()[0], "threads": str(threads)}
+    details |= noted(artifact.parts[part].rewrites)
     placement = Placement(part, "onnxruntime", target.device, "float32", details)
     inputs = {port.name: _port(port) for port in engine.get_inputs()}
     outputs = {port.name for port in engine.get_outputs()}

@@ -22,6 +22,7 @@ from anamorph.errors import ArtifactError, BackendError
 from anamorph.interface import Interface, size_of
 from anamorph.linked import Linked
 from anamorph.plugins import hookimpl
+from anamorph.rewrites import noted
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 EXACT = "float32"
@@ -142,7 +143,7 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
         compiled = core().compile_model(model, DEVICE, _settings(target.precision))
     except RuntimeError as error:
         raise ArtifactError(f"{path} cannot be opened by OpenVINO: {str(error).strip().splitlines()[-1]}") from None
-    placement = _placement(compiled, part, target)
+    placement = _placement(compiled, part, target, noted(artifact.parts[part].rewrites))
     served = agreed(path, interface, inputs, outputs, SCALAR)
     return _settled(OpenVinoProgram(compiled, served, placement, NumpyArrays(), weights, angles))
 
@@ -183,14 +184,14 @@ def _port(port: Any) -> GraphPort:
     return GraphPort(TYPES.get(kind, kind), tuple(sizes))
 
 
-def _placement(compiled: Any, part: str, target: Target) -> Placement:
+def _placement(compiled: Any, part: str, target: Target, notes: Mapping[str, str]) -> Placement:
     runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     names = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
     if (precision := names.get(runs, runs)) != target.precision:
         raise BackendError(f"OpenVINO compiled {part} for {precision} instead of {target.precision}; update openvino")
     threads = compiled.get_property("INFERENCE_NUM_THREADS")
     mode = compiled.get_property("EXECUTION_MODE_HINT")
-    details = {"mode": str(mode).rsplit(".", 1)[-1].lower(), "threads": str(threads)}
+    details = {"mode": str(mode).rsplit(".", 1)[-1].lower(), "threads": str(threads), **notes}
     return Placement(part, "openvino", target.device, precision, details)
 
 

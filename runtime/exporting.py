@@ -12,6 +12,7 @@ from anamorph.artifact import NATIVE, PORTABLE, Difference
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.errors import InputError, OutputError
 from anamorph.files import digest
+from anamorph.rewrites import NONE, Wish, wanted
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +32,15 @@ class ExportOptions:
     `storage`: type of the weights on disk, or "linked" to leave them in the checkpoint (pickles are copied).
     `size`: the only height and width (pixels), `batch`: the only number of pictures of a call; None leaves them open.
     `signature`: "portable" takes the inputs that other tools feed, "native" also our optional ones.
-    Raises InputError: a value is none of these, or linked weights are wanted in a portable folder.
+    `rewrites` (native signature) are those to compute by; None takes those that are on for the format by themselves.
+    Raises InputError: a value is none of these, or linked weights or rewrites are wanted in a portable folder.
     """
 
     storage: str = "float32"
     size: tuple[int, int] | None = None
     batch: int | None = None
     signature: str = PORTABLE
+    rewrites: Wish = None
 
     def __post_init__(self) -> None:
         if self.storage not in (*STORAGE, LINKED):
@@ -46,8 +49,14 @@ class ExportOptions:
             raise InputError(f"signature is {self.signature!r}, expected {PORTABLE} or {NATIVE}")
         if self.storage == LINKED and self.signature == PORTABLE:
             raise InputError("a portable folder holds its own weights; linked ones need the native signature")
+        if self.signature == PORTABLE and self.rewrites not in (None, NONE):
+            raise InputError("a portable folder computes as other tools expect; rewrites need the native signature")
         if self.batch is not None and self.batch < 1:
             raise InputError(f"batch is {self.batch}, expected 1 or more")
+
+    def wanted(self, form: str) -> tuple[str, ...]:
+        """Names of the rewrites that are meant for a format; raises InputError: one is unknown."""
+        return () if self.signature == PORTABLE else wanted(self.rewrites, form)
 
 
 @dataclass(frozen=True)
@@ -109,13 +118,14 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("anamorph"))
 
 
-def cached_export(checkpoint: Checkpoint, exporter: Exporter) -> Checkpoint:
+def cached_export(checkpoint: Checkpoint, exporter: Exporter, rewrites: Wish = None) -> Checkpoint:
     """The checkpoint's artifact in the cache, exported now if it is not there; says in the log which.
 
     Raises what `Exporter.export` raises.
     """
-    options = ExportOptions(storage=LINKED, signature=NATIVE)
-    versions = "".join(f"{key}={value};" for key, value in sorted(exporter.fingerprint().items()))
+    options = ExportOptions(storage=LINKED, signature=NATIVE, rewrites=rewrites)
+    decided = {**exporter.fingerprint(), "rewrites": " ".join(options.wanted(exporter.format))}
+    versions = "".join(f"{key}={value};" for key, value in sorted(decided.items()))
     content = _content(checkpoint)
     name = f"{content[:32]}-{exporter.format}-{options.storage}-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
     place = cache_folder() / "exports" / name
