@@ -39,9 +39,28 @@ def is_preparing(part: str) -> bool:
     return part.endswith(SUFFIX)
 
 
+def native_of(rewrites: Sequence[str]) -> tuple[str, ...]:
+    """Those of the rewrites that change what a part takes, and not only how it computes."""
+    return tuple(name for name in rewrites if name in NATIVE_REWRITES)
+
+
+def is_branched(port: Port) -> bool:
+    """Whether a port holds every branch of guidance apart, [branches, N, ...]."""
+    return _begins(port, BRANCHES)
+
+
+def in_steps(port: Port) -> bool:
+    """Whether a port holds something for each step, [T, ...]."""
+    return _begins(port, STEPS)
+
+
+def _begins(port: Port, axis: Axis) -> bool:
+    return bool(port.axes) and isinstance(first := port.axes[0], Axis) and first.name == axis.name
+
+
 def splits(rewrites: Sequence[str]) -> bool:
     """Whether any of these rewrites changes what a denoiser takes."""
-    return any(name in NATIVE_REWRITES for name in rewrites)
+    return bool(native_of(rewrites))
 
 
 def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) -> tuple[Interface, ...]:
@@ -176,7 +195,7 @@ def prefix_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
     """Why branches of guidance share nothing, or None."""
     if (reason := unshaped(class_name, config)) is not None:
         return reason
-    if (joined := _time_conditions(config)):
+    if joined := _time_conditions(config):
         return f"its time embedding depends on {joined[0]}, which differs between branches"
     if projection(config) not in (None, "text_proj"):
         return "its attentions look at pictures"

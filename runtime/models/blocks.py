@@ -40,9 +40,10 @@ class Residual:
 class ResnetBlock2D(nn.Module):
     """(shortcut(x) + conv(act(norm(conv(act(norm(x))) + time)))) / scale on [B, C_in, h, w] -> [B, C_out, h, w].
 
-    `time` is what the model's blocks share, [1 or B, time_width], or what they have made of it before. With `scale_shift` it gives scale s and shift t of
-    the second norm, norm(h) (1 + s) + t (Dhariwal and Nichol 2021, arXiv:2105.05233, section 3). `resample` changes
-    the resolution of both branches; a block that has it may want a 1x1 shortcut between equal channels, too.
+    `time` is what the model's blocks share, [1 or B, time_width], or what they have made of it before. With
+    `scale_shift` it gives scale s and shift t of the second norm, norm(h) (1 + s) + t (Dhariwal and Nichol 2021,
+    arXiv:2105.05233, section 3). `resample` changes the resolution of both branches; a block that has it may want a
+    1x1 shortcut between equal channels, too.
     Source: Ho et al. 2020 (arXiv:2006.11239), appendix B.
     """
 

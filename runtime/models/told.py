@@ -62,13 +62,11 @@ class Conditions:
     inside: Sequence[Tensor] = ()
 
     def joined(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """The states of the way down with the residuals of a ControlNet; raises InputError where these are too many or few."""
+        """The states of the way down with a ControlNet's residuals; raises InputError: these are too many or too few."""
         if not self.down:
             return list(states)
         if len(states) != len(self.down):
-            raise InputError(
-                f"down_block_additional_residuals holds {len(self.down)} tensors, expected {len(states)}"
-            )
+            raise InputError(f"down_block_additional_residuals holds {len(self.down)} tensors, expected {len(states)}")
         pairs = zip(states, self.down, strict=True)
         return [state if residual is None else state + residual for state, residual in pairs]
 

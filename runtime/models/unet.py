@@ -1,6 +1,6 @@
 """The denoisers of the Stable Diffusion family: a UNet whose levels also look at the text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, SupportsFloat, overload
 
@@ -29,7 +29,7 @@ from anamorph.models.told import Conditions, Text, Time, Times, dealt, give_plac
 from anamorph.models.unet_blocks import check_even, down_ways, timesteps, up_sizes, up_ways
 from anamorph.models.unet_build import middle, style_of, waves
 from anamorph.models.unet_config import DEFAULTS, ONLY, check_unet
-from anamorph.native import BRANCHES, KEYS, TEXT_KEYS, TEXT_VALUES, TIME_ROW, TIMES, is_preparing, split, splits
+from anamorph.native import KEYS, TEXT_KEYS, TEXT_VALUES, TIME_ROW, TIMES, is_branched, is_preparing, split, splits
 
 
 class UNet2DConditionModel(Model):
@@ -102,6 +102,15 @@ class UNet2DConditionModel(Model):
 
     method.__doc__ = Model.method.__doc__
 
+    def rewrite(self, names: Iterable[str]) -> None:
+        super().rewrite(names)
+        if splits(self.rewrites):  # read here, so that compilers of `step` meet names and no interfaces
+            stepping, *once = split(unet_interface(self.config), self.config, self.rewrites)
+            self._stepping = tuple((port.name, is_branched(port)) for port in stepping.inputs[1:])
+            self._once = tuple(port.name for each in once for port in each.inputs)
+
+    rewrite.__doc__ = Model.rewrite.__doc__
+
     def denoise(self, sample: Tensor, timestep: Tensor, *inputs: Tensor | None) -> tuple[Tensor]:
         """One call of the denoiser: [B, C, h, w], t (scalar or [B]), then what `condition_ports` and `residual_ports`
         list, the latter None or left out where there is no control -> ([B, C_out, h, w],).
@@ -118,8 +127,7 @@ class UNet2DConditionModel(Model):
 
         Each layer projects all steps, or the whole text, in one product; the layers' weights stay as they are stored.
         """
-        ports = split(unet_interface(self.config), self.config, self.rewrites)[1].inputs
-        given = {port.name: value for port, value in zip(ports, inputs, strict=True)}
+        given = dict(zip(self._once, inputs, strict=True))
         states, extra = given.get("encoder_hidden_states"), self._extra(given)
         outputs: list[Tensor] = []
         if TIMES in self.rewrites:
@@ -139,10 +147,9 @@ class UNet2DConditionModel(Model):
         Where branches share the prefix, samples are [N, C, h, w] and what differs between branches is
         [branches, N, ...], and so is the prediction.
         """
-        ports = split(unet_interface(self.config), self.config, self.rewrites)[0].inputs[1:]
-        pairs = [(port, value) for port, value in zip(ports, inputs, strict=False) if value is not None]
-        branches = next((value.shape[0] for port, value in pairs if BRANCHES in port.axes), None)
-        given = {port.name: value.flatten(0, 1) if BRANCHES in port.axes else value for port, value in pairs}
+        named = [(*port, value) for port, value in zip(self._stepping, inputs, strict=False) if value is not None]
+        branches = next((value.shape[0] for _, branched, value in named if branched), None)
+        given = {name: value.flatten(0, 1) if branched else value for name, branched, value in named}
         states, extra = given.get("encoder_hidden_states"), self._extra(given)
         time: Time
         if TIMES in self.rewrites:
