@@ -35,8 +35,8 @@ from anamorph.schedulers import load_scheduler
 PACKAGES = ["anamorph", "numpy", "torch", "onnxruntime", "openvino"]
 LIBRARIES = {"eager": "torch", "compile": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 """What an engine imports when it opens something; imported early, so that loading is timed without it."""
-NAMES = {"text_encoder": "text", "text_encoder_2": "text", "unet_prepare": "text", "unet": "denoiser", "transformer": "denoiser",
-         "vae_decoder": "vae", "vae_encoder": "encode"}  # fmt: skip
+NAMES = {"text_encoder": "text", "text_encoder_2": "text", "unet_prepare": "text", "unet": "denoiser",
+         "transformer": "denoiser", "vae_decoder": "vae", "vae_encoder": "encode"}  # fmt: skip
 """Parts -> phases."""
 TIMESTEP = 500.0
 KINDS: dict[str, type[DiffusionPipeline]] = {

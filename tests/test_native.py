@@ -168,8 +168,10 @@ def test_residuals_of_a_controlnet_may_differ_between_branches(engine: str, tmp_
     *down, mid = (torch.from_numpy(one).flatten(0, 1) for one in residuals)
     doubled = torch.from_numpy(np.concatenate([sample] * 2))
     with torch.inference_mode():
-        exact = theirs(doubled, 801.0, torch.from_numpy(told["encoder_hidden_states"]),
-                       down_block_additional_residuals=down, mid_block_additional_residual=mid).sample.numpy()  # fmt: skip
+        text = torch.from_numpy(told["encoder_hidden_states"])
+        exact = theirs(
+            doubled, 801.0, text, down_block_additional_residuals=down, mid_block_additional_residual=mid
+        ).sample.numpy()
     plain = predictions(made, sample, told, 2)[0]
     named = {port.name: made.arrays.put(value) for port, value in zip(ports, residuals, strict=True)}
     step = made.step
@@ -240,7 +242,7 @@ def test_pictures_in_windows_of_steps_equal_diffusers(sd1: Path, engine: str, mo
 def test_texts_that_a_callback_replaces_are_prepared_again(sd1: Path, engine: str) -> None:
     seen: list[tuple[int, ...]] = []
 
-    def replace(pipe: Any, step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+    def replace(_pipe: Any, step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
         seen.append(tuple(values["prompt_embeds"].shape))
         return {"prompt_embeds": 0.5 * values["prompt_embeds"]} if step == 1 else {}
 
@@ -265,7 +267,7 @@ def test_masks_that_a_callback_replaces_may_differ_between_branches(inpaint: Pat
     call = {"prompt": "a cat", "image": picture, "mask_image": mask, "num_inference_steps": 3, "seed": 0,
             "output_type": "np", "height": 64, "width": 64}  # fmt: skip
 
-    def half(pipe: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+    def half(_pipe: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
         changed = values["mask"].clone()
         changed[0] *= 0.5
         return {"mask": changed}

@@ -62,7 +62,7 @@ class Conditions:
     inside: Sequence[Tensor] = ()
 
     def joined(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """The states of the way down with a ControlNet's residuals; raises InputError: these are too many or too few."""
+        """The states of the way down with a ControlNet's residuals; raises InputError: too many or too few."""
         if not self.down:
             return list(states)
         if len(states) != len(self.down):
