@@ -199,4 +199,5 @@ def prefix_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
         return f"its time embedding depends on {joined[0]}, which differs between branches"
     if projection(config) not in (None, "text_proj"):
         return "its attentions look at pictures"
-    return None if config["down_block_types"][0] in LOOKING else "its first block does not look at the text"
+    looks = any(kind in LOOKING for kind in config["down_block_types"])
+    return None if looks else "no block of its way down looks at the text"

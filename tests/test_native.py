@@ -39,6 +39,10 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2, "transformer_layers_per_block": (1, 2, 3),
         "resnet_time_scale_shift": "scale_shift", "encoder_hid_dim": 16, "encoder_hid_dim_type": "text_proj",
     },
+    "late": {
+        "block_out_channels": (32, 32, 64), "down_block_types": ("DownBlock2D", *CROSS),
+        "up_block_types": (*PLAIN, "UpBlock2D"), "layers_per_block": (2, 1, 1),
+    },
     "xl": {
         "down_block_types": CROSS[::-1], "up_block_types": PLAIN[::-1], "transformer_layers_per_block": (1, 2),
         "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
@@ -48,7 +52,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "classes": {"class_embed_type": "timestep", "class_embeddings_concat": True, "mid_block_type": "UNetMidBlock2D"},
     "pooled": {"addition_embed_type": "text", "addition_embed_type_num_heads": 4, "mid_block_type": None},
 }  # fmt: skip
-SHARING = ("sd1", "linear", "deep")
+SHARING = ("sd1", "linear", "deep", "late")
 """Those whose time embedding depends on the time alone."""
 
 
@@ -134,7 +138,7 @@ def test_every_choice_of_rewrites_predicts_as_diffusers_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("engine", FORMATS)
-@pytest.mark.parametrize("name", ["deep", "xl"])
+@pytest.mark.parametrize("name", ["deep", "late", "xl"])
 def test_graphs_predict_as_diffusers_does_at_every_size(name: str, engine: str, tmp_path: Path) -> None:
     unet, theirs = model(name)
     made = on_graphs(engine, unet, combinations(name)[-1], tmp_path)
@@ -204,11 +208,11 @@ def test_preconditions_are_read_from_the_configuration(name: str) -> None:
     assert unmet("unet", "UNet2DModel", config) is not None
 
 
-def test_branches_share_nothing_where_the_first_block_or_the_time_looks_at_the_text() -> None:
+def test_branches_share_nothing_where_the_time_looks_at_the_text_or_no_block_does() -> None:
     config = {**UNet2DConditionModel.DEFAULTS, **UNET}
     for change in (
         {"addition_embed_type": "text_time"}, {"time_cond_proj_dim": 8}, {"class_embed_type": "timestep"},
-        {"down_block_types": CROSS[::-1]}, {"only_cross_attention": (True, False)},
+        {"down_block_types": ("DownBlock2D",) * 2}, {"only_cross_attention": (True, False)},
     ):  # fmt: skip
         assert REWRITES[PREFIX].unmet("unet", "UNet2DConditionModel", {**config, **change}) is not None
 

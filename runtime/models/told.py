@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from anamorph.conditions import added_names, projection
+from anamorph.config import Config
 from anamorph.errors import InputError
 
 
@@ -60,6 +62,31 @@ class Conditions:
     down: Sequence[Tensor | None] = ()
     mid: Tensor | None = None
     inside: Sequence[Tensor] = ()
+
+    def check(self, config: Config, text: Tensor | None) -> None:
+        """Raise InputError where a condition is missing, or given to a model that does not take it."""
+        names = added_names(config)
+        classes = config.class_embed_type is not None or config.num_class_embeds is not None
+        taken = {
+            "encoder_hidden_states": (text is not None, projection(config) != "image_proj"),
+            "class_labels": (self.class_labels is not None, classes),
+            **{f"added_cond_kwargs[{name!r}]": (True, False) for name in self.added},
+            **{f"added_cond_kwargs[{name!r}]": (name in self.added, True) for name in names},
+        }
+        for name, (given, wanted) in taken.items():
+            if wanted and not given:
+                raise InputError(f"this UNet needs {name}, which is missing; pass it")
+            # Where a picture takes the text's place, diffusers passes a text all the same.
+            if given and not wanted and name != "encoder_hidden_states":
+                raise InputError(f"this UNet takes no {name}; its configuration has no place for it, leave it out")
+        if self.timestep_cond is not None and config.time_cond_proj_dim is None:
+            raise InputError("this UNet takes no timestep_cond: its configuration has no time_cond_proj_dim")
+        blocks = len(config.down_block_types)
+        if self.inside and len(self.inside) not in (blocks, blocks + 1):
+            raise InputError(
+                f"down_intrablock_additional_residuals holds {len(self.inside)} tensors, expected one per block of "
+                f"the way down ({blocks}), and perhaps one for the middle"
+            )
 
     def joined(self, states: Sequence[Tensor]) -> list[Tensor]:
         """The states of the way down with a ControlNet's residuals; raises InputError: too many or too few."""

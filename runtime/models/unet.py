@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anamorph.components import unet_interface
-from anamorph.conditions import added_names, condition_ports, projection, residual_ports
+from anamorph.conditions import added_names, condition_ports, residual_ports
 from anamorph.config import Config
 from anamorph.errors import InputError
 from anamorph.models.activations import ACTIVATIONS
@@ -69,6 +69,9 @@ class UNet2DConditionModel(Model):
         self.even = any(kind.family == "k" or kind.resample == "resnet" for kind in up)
         # How many states of the way down each block of the way up takes.
         self.taken: tuple[int, ...] = tuple(block.taken for block in self.up_blocks)  # type: ignore[misc]
+        # How many of these states come before the first attention to the text.
+        first_look = next((index for index, kind in enumerate(down) if kind.cross), len(down))
+        self.before = 1 + sum(len(level.depths) + 1 for level in down_levels(full)[:first_look])
         groups = full.norm_num_groups
         self.conv_norm_out = None if groups is None else nn.GroupNorm(groups, first, eps=full.norm_eps)
         self.conv_out = same_size(first, full.out_channels, full.conv_out_kernel)
@@ -148,7 +151,8 @@ class UNet2DConditionModel(Model):
         [branches, N, ...], and so is the prediction.
         """
         named = [(*port, value) for port, value in zip(self._stepping, inputs, strict=False) if value is not None]
-        branches = next((value.shape[0] for _, branched, value in named if branched), None)
+        counts = [value.shape[0] for _, branched, value in named if branched]
+        branches = counts[0] if counts else None
         given = {name: value.flatten(0, 1) if branched else value for name, branched, value in named}
         states, extra = given.get("encoder_hidden_states"), self._extra(given)
         time: Time
@@ -255,34 +259,11 @@ class UNet2DConditionModel(Model):
             mid_block_additional_residual,
             down_intrablock_additional_residuals or (),
         )
-        self._check_call(encoder_hidden_states, extra)
+        extra.check(self.config, encoder_hidden_states)
         time = self._time(timesteps(timestep, sample), encoder_hidden_states, extra, sample.dtype)
         mask = mask_bias(encoder_attention_mask, sample.dtype)
         predicted = self._predict(sample, time, self._text(encoder_hidden_states, extra, mask), extra)
         return UNet2DConditionOutput(predicted) if return_dict else (predicted,)
-
-    def _check_call(self, text: Tensor | None, extra: Conditions) -> None:
-        """Raise InputError where a condition is missing, or given to a model that does not take it."""
-        taken = {
-            "encoder_hidden_states": (text is not None, projection(self.config) != "image_proj"),
-            "class_labels": (extra.class_labels is not None, self.class_embedding is not None),
-            **{f"added_cond_kwargs[{name!r}]": (True, False) for name in extra.added},
-            **{f"added_cond_kwargs[{name!r}]": (name in extra.added, True) for name in added_names(self.config)},
-        }
-        for name, (given, wanted) in taken.items():
-            if wanted and not given:
-                raise InputError(f"this UNet needs {name}, which is missing; pass it")
-            # Where a picture takes the text's place, diffusers passes a text all the same.
-            if given and not wanted and name != "encoder_hidden_states":
-                raise InputError(f"this UNet takes no {name}; its configuration has no place for it, leave it out")
-        if extra.timestep_cond is not None and self.config.time_cond_proj_dim is None:
-            raise InputError("this UNet takes no timestep_cond: its configuration has no time_cond_proj_dim")
-        blocks = len(self.down_blocks)
-        if extra.inside and len(extra.inside) not in (blocks, blocks + 1):
-            raise InputError(
-                f"down_intrablock_additional_residuals holds {len(extra.inside)} tensors, expected one per block of "
-                f"the way down ({blocks}), and perhaps one for the middle"
-            )
 
     def _predict(self, sample: Tensor, time: Time, text: Text, extra: Conditions) -> Tensor:
         if self.even:
@@ -295,7 +276,7 @@ class UNet2DConditionModel(Model):
         if self.mid_block is not None:
             x = self.mid_block(x, time, text)
         x = x if inside[-1] is None else x + inside[-1]
-        skips = extra.joined([dealt(skips[0], text.branches), *skips[1:]])
+        skips = extra.joined([*(dealt(state, text.branches) for state in skips[: self.before]), *skips[self.before :]])
         x = x if extra.mid is None else x + extra.mid
         for block, count, size in zip(self.up_blocks, self.taken, up_sizes(sample, skips, self.taken), strict=True):
             x = block(x, skips[len(skips) - count :], time, text, size)

@@ -13,7 +13,7 @@ from anamorph.interface import Interface
 from anamorph.native import in_steps, is_branched
 
 WINDOW = 64
-"""Steps whose time projections are held at a time; SDXL's take 7 MB for each picture and branch."""
+"""Steps whose time projections are held at a time; SDXL's take 3.5 MB for each picture and branch."""
 
 Predict = Callable[[int, Array], Array]
 """From the number of a step and its scaled samples [M, C, ...] to predictions [branches M, C_out, ...]."""
