@@ -15,7 +15,7 @@ from anamorph.backends.cores import physical_cores
 from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
 from anamorph.backends.openvino_angles import cut_angles
 from anamorph.backends.openvino_files import check_ir
-from anamorph.backends.openvino_weights import put_weights
+from anamorph.backends.openvino_weights import multiply_narrow, put_weights
 from anamorph.components import Component
 from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
 from anamorph.errors import ArtifactError, BackendError
@@ -138,6 +138,8 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
         inputs = {min(port.names, key=lambda name: name not in declared): _port(port) for port in model.inputs}
         outputs = {name for port in model.outputs for name in port.names}
         angles = cut_angles(model) if target.precision != EXACT else None
+        if target.precision == "bfloat16":
+            multiply_narrow(model)
         if angles is not None:
             angles = core().compile_model(angles, DEVICE, _settings(EXACT))
         compiled = core().compile_model(model, DEVICE, _settings(target.precision))
