@@ -166,7 +166,7 @@ def test_wishes_that_cannot_be_met_are_refused(sd2: Path, tmp_path: Path) -> Non
         load(sd2, backend="eager", rewrites="faster")
     with pytest.raises(InputError, match="as it was exported"):
         load(native(sd2, "onnxruntime"), rewrites="none")
-    with pytest.raises(InputError, match=r"applies to no part .*takes the model as it is"):
+    with pytest.raises(InputError, match=r"applies to no part .*takes models as they are"):
         load(sd2, backend="null", rewrites=PHASES)
     alone = tmp_path / "alone"
     unet, vae = ({"block_out_channels": (32,), "down_block_types": (d,), "up_block_types": (u,)} for d, u in (

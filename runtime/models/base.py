@@ -221,7 +221,7 @@ class Model(nn.Module):
         self.rewrites = tuple(names)
         for module in self.modules():
             if hasattr(module, "REWRITE"):
-                module.rewritten = module.REWRITE in self.rewrites  # type: ignore[assignment,operator]
+                module.rewritten = module.REWRITE in self.rewrites  # type: ignore[assignment]
 
     def set_attention_slice(self, slice_size: int | str | None = "auto") -> None:
         """See `slice_attention`."""
