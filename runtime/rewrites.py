@@ -99,7 +99,7 @@ def check_met(wish: Wish, applied: Iterable[str], parts: Sequence[tuple[str, str
         if name not in done:
             reasons = {part: REWRITES[name].unmet(part, kind, config) for part, kind, config in parts}
             why = "; ".join(
-                f"{part}: {said or 'its engine takes the model as it is'}" for part, said in reasons.items()
+                f"{part}: {said or 'its engine takes models as they are'}" for part, said in reasons.items()
             )
             raise InputError(f"the rewrite {name} applies to no part ({why}); leave it out")
 
