@@ -50,7 +50,7 @@ def open_linked(files: Mapping[str, Path], constants: Mapping[str, Constant]) ->
     entries: dict[str, Entry] = {}
     for path in files.values():
         entries |= safetensors_entries(path)
-    maps = {path: np.memmap(path, np.uint8, mode="c") for path in files.values()}
+    maps = {path: np.memmap(path, np.uint8, mode="r") for path in files.values()}
     return dict(_linked(entries, maps, constants))
 
 
