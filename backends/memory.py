@@ -1,7 +1,9 @@
-"""How much memory is left, and giving mapped pages back."""
+"""How much memory is left, and giving back what is not used."""
 
 import ctypes
+import gc
 import mmap
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,3 +33,14 @@ def give_back(file: Path) -> None:
             if name == str(file.resolve()) and rights.startswith("r--"):
                 begin, end = (int(address, 16) for address in place.split("-"))
                 library.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
+
+
+def release_memory() -> None:
+    """Collect what refers to itself and give freed memory back to the system.
+
+    The C library keeps freed blocks below others that are still used: after a model of 10 GB has been traced, 6 of
+    them stayed with a process that no longer needed any.
+    """
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)  # glibc's; other C libraries have none

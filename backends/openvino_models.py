@@ -20,7 +20,7 @@ from anamorph.backends.memory import give_back
 from anamorph.backends.numpy_program import GraphPort, agreed, imported
 from anamorph.backends.openvino_angles import cut_angles
 from anamorph.backends.openvino_files import check_ir
-from anamorph.backends.openvino_weights import forget_files, put_mapped_weights, put_weights
+from anamorph.backends.openvino_weights import forget_files, multiply_narrow, put_mapped_weights, put_weights
 from anamorph.engine import Target
 from anamorph.entries import ANY, Entry, Key, discard, find, keep
 from anamorph.errors import ArtifactError, BackendError
@@ -117,6 +117,8 @@ class Source:
             names = {port: next(name for name in port.names if name in sizes.shapes) for port in model.inputs}
             model.reshape({port: list(sizes.shapes[name]) for port, name in names.items()})
         angles = cut_angles(model) if self.target.precision != EXACT else None
+        if self.target.precision == "bfloat16":
+            multiply_narrow(model)
         if angles is not None:
             forget_files(angles)
             angles = core().compile_model(angles, DEVICE, settings_for(EXACT))

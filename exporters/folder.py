@@ -1,6 +1,5 @@
 """From a checkpoint to a certified folder: part by part, then compared, then moved into place."""
 
-import gc
 import importlib.metadata
 import json
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anamorph.artifact import DRAFT, MANIFEST, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
+from anamorph.backends.memory import release_memory
 from anamorph.checkpoint import Checkpoint
 from anamorph.components import UNEXPORTED, Component, vae_scale_factor
 from anamorph.drafts import drafted
@@ -119,7 +119,7 @@ class FolderExporter:
                 (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")
                 write_probes(probes, name, interface, module, written.taps)
             del module
-            gc.collect()  # traced graphs refer to themselves, and to the weights
+            release_memory()  # traced graphs refer to themselves, and to the weights
         _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
         for name, tokenizer in _tokenizers(checkpoint).items():
             if (missing := self.kind.write_tokenizer(tokenizer, draft / name)) is not None:

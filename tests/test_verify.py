@@ -16,6 +16,7 @@ from anamorph import StableDiffusionPipeline
 from anamorph.artifact import NATIVE, Difference, read_artifact
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.cli import main
+from anamorph.cli.export import table
 from anamorph.cli.verify import divergence
 from anamorph.errors import ArtifactError
 from anamorph.exporters import certificate, folder
@@ -206,3 +207,19 @@ def test_a_stranger_s_file_in_the_working_folder_is_not_imported(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match=r"model_index\.json"):
         run_child("it failed", "certificate", tmp_path, tmp_path, tmp_path, "float32")
+
+
+def test_a_certificate_shows_the_worst_layer_and_each_that_differs() -> None:
+    allowed, sizes = 1e-4, "at batch 1, sequence 77"
+    distances = {"hidden_states.0": 2e-6, "hidden_states.1": 3e-6, "hidden_states.2": 0.5, "pooler_output": 1e-6}
+    checks = [
+        Check("text_encoder", f"{name} {sizes}", Difference(distance, 0.0), allowed)
+        for name, distance in distances.items()
+    ]
+    lines = table(checks).splitlines()[1:]
+    shown = [(line.split()[1], line.split()[4], line.endswith("DIFFERS")) for line in lines]
+    assert shown == [
+        ("3.0e-06", "hidden_states.*", False),
+        ("5.0e-01", "hidden_states.2", True),
+        ("1.0e-06", "pooler_output", False),
+    ]

@@ -18,7 +18,10 @@ def arguments(command: argparse.ArgumentParser) -> None:
     """Add the actions and their options."""
     actions = command.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
     run = actions.add_parser("run", help="measure a scenario; a stopped run goes on where it was")
-    run.add_argument("scenario", help="quick, seeds, memory, cold-start, attention, stable-diffusion, or a TOML file")
+    run.add_argument(
+        "scenario",
+        help="quick, seeds, memory, cold-start, attention, stable-diffusion, stable-diffusion-xl, or a TOML file",
+    )
     _measuring(run)
     quick = actions.add_parser("quick", help="the bundled model on all engines here, in three minutes")
     _measuring(quick)
