@@ -16,7 +16,7 @@ from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, chec
 from anamorph.backends.onnx_files import external_locations, with_outputs
 from anamorph.components import Component
 from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
-from anamorph.entries import ANY, Key, discard, find, keep
+from anamorph.entries import ANY, Entry, Key, discard, find, keep
 from anamorph.errors import ArtifactError, OutputError
 from anamorph.interface import Interface
 from anamorph.linked import Linked
@@ -138,7 +138,8 @@ def _cached(artifact: Artifact, part: str, path: Path) -> tuple[Any | None, str]
             raise OutputError(f"ONNX Runtime cannot write to {draft} ({_first_line(error)}); free the disk") from None
 
     key = _key(artifact, part)
-    for origin, look in ((FOUND, lambda: find(key)), (COMPILED, lambda: keep(key, optimise))):
+    ways: dict[str, Callable[[], Entry | None]] = {FOUND: lambda: find(key), COMPILED: lambda: keep(key, optimise)}
+    for origin, look in ways.items():
         if (entry := look()) is None:
             continue
         options = _options()

@@ -85,7 +85,11 @@ class Program(Protocol):
 class Graph:
     """What programs that run a finished graph share: how they take memory was settled when it was made."""
 
-    placement: Placement
+    if TYPE_CHECKING:
+
+        @property
+        def placement(self) -> Placement:
+            """Where it runs."""
 
     def spare(self, saving: Saving) -> str | None:
         """See `Program.spare`."""
