@@ -14,6 +14,7 @@ from anamorph.engine import Backend, Placement, Program, Target, check_target
 from anamorph.interface import Interface
 from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
 from anamorph.plugins import hookimpl
+from anamorph.rewrites import fitting, noted
 from anamorph.weights import find_weights
 
 if TYPE_CHECKING:
@@ -48,13 +49,17 @@ class TorchProgram:
     interface: Interface
     savings: tuple[type[Saving], ...]
     """What it can be asked for after it was opened."""
+    rewrites: tuple[str, ...] = ()
+    """Those of the module's that concern this part."""
 
     @property
     def placement(self) -> Placement:
         """Read back from the module at each time of asking."""
         precision = str(self.module.dtype).removeprefix("torch.")
         waits = waiting_of(self.module)
-        notes = {} if waits is None else {"offload": str(waits.wish.kind)}
+        notes = noted(self.rewrites)
+        if waits is not None:
+            notes["offload"] = str(waits.wish.kind)
         if (stranger := called(self.module)) is not None:
             notes["calling"] = type(stranger).__name__
         return Placement(self.part, self.engine, str(self._device), precision, notes)
@@ -152,10 +157,11 @@ class Eager:
         module = load_module(component, target)
         return {
             part: TorchProgram(
-                self.function(module, part), module, part, self.name, component.interface(part), self.savings
+                self.function(module, part), module, part, self.name, component.interface(part), self.savings,
+                fitting(module.rewrites, part, component.class_name, component.config),
             )
             for part in parts
-        }
+        }  # fmt: skip
 
     def function(self, module: Any, part: str) -> Callable[..., tuple[Any, ...]]:
         """The callable that serves one part."""
@@ -177,6 +183,7 @@ def load_module(component: Component, target: Target) -> Any:
             return known if waiting_of(known) else known.to(target.device)
         model = MODELS[component.class_name]
         module = model.from_pretrained(component.stored, torch_dtype=dtype, variant=component.variant)
+        module.rewrite(component.rewrites)
         _opened[key] = module
     module = module.to(device=target.device, dtype=dtype).eval()
     if target.device == "cpu" and dtype == torch.float32:  # oneDNN's own layout is as fast; weights can stay mapped
@@ -189,10 +196,10 @@ _opened: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
 
 def _same_weights(component: Component, target: Target) -> Hashable:
-    """Equal where the same files, unchanged, are opened on the same target."""
+    """Equal where the same files, unchanged, are opened on the same target to be computed in the same way."""
     files = find_weights(component.stored, component.stem, component.variant).files
     stamps = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    return component.class_name, component.config.to_json(), target, stamps
+    return component.class_name, component.config.to_json(), component.rewrites, target, stamps
 
 
 @hookimpl

@@ -22,6 +22,7 @@ from anamorph.interface import Interface
 from anamorph.linked import Linked
 from anamorph.machine import package_version
 from anamorph.plugins import hookimpl
+from anamorph.rewrites import noted
 
 PROVIDER = "CPUExecutionProvider"
 BFLOAT16 = 16
@@ -117,7 +118,7 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             raise ArtifactError(f"{path} cannot be opened by ONNX Runtime: {_first_line(error)}") from None
     threads = engine.get_session_options().intra_op_num_threads
-    details = {"provider": engine.get_providers()[0], "threads": str(threads)}
+    details = {"provider": engine.get_providers()[0], "threads": str(threads), **noted(artifact.parts[part].rewrites)}
     placement = Placement(part, "onnxruntime", target.device, "float32", details, (f"{origin}, for all sizes",))
     inputs = {port.name: _port(port) for port in engine.get_inputs()}
     outputs = {port.name for port in engine.get_outputs()}

@@ -20,6 +20,7 @@ from anamorph.entries import Key
 from anamorph.interface import Interface, size_of
 from anamorph.memory import OwnSizes, Saving
 from anamorph.plugins import hookimpl
+from anamorph.rewrites import noted
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class OpenVinoProgram(Graph):
     def placement(self) -> Placement:
         """Read back from OpenVINO."""
         target = self.source.target
-        details = dict(promised(target.precision))
+        details = {**promised(target.precision), **noted(self.source.artifact.parts[self.source.part].rewrites)}
         precision = details.pop("precision")
         return Placement(self.source.part, "openvino", target.device, precision, details, tuple(self.buckets.history))
 

@@ -24,6 +24,7 @@ from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import settle_variant
 from anamorph.pipelines.slots import KINDS, Tokenizer, models, read_slot
+from anamorph.rewrites import check_met, fitting
 from anamorph.schedulers.registry import FILE
 from anamorph.weights import find_weights
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"float32": (1e-4, 1e-4), LINKED: (1e-4, 1e-4), "float16": (1e-2, 1e-1), "bfloat16": (5e-2, 3e-1)}
 """Storage -> largest relative L2 difference of a part's output, and of the latents after any step of a picture."""
-LAYOUT = 4
+LAYOUT = 5
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
 
 
@@ -84,6 +85,7 @@ class FolderExporter:
         if target.exists():
             raise InputError(f"{target} exists already; remove it or name another folder")
         interfaces = _interfaces(checkpoint, options)
+        _check_rewrites(interfaces, options, self.format)
         with drafted(target) as draft, tempfile.TemporaryDirectory(prefix="anamorph-") as references:
             if draft is None:
                 report(f"another process has just written {target}")
@@ -106,16 +108,20 @@ class FolderExporter:
         report: Report,
     ) -> Artifact:
         parts: dict[str, Part] = {}
+        wanted = options.wanted(self.format)
         for component, functions in interfaces:
             module = load(component)
             storing = _storing(checkpoint, component, module, options, report)
             for name, interface in functions.items():
                 report(f"exporting {name}")
                 place = draft / (name if len(functions) > 1 else component.name)
+                rewrites = fitting(wanted, name, component.class_name, component.config)
+                module.rewrite(rewrites)
                 program = trace(module, module.method(name), interface)
+                module.rewrite(())  # what it is compared with computes as the model is written
                 written = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, storing)
                 del program
-                parts[name] = _part(component, written, place, draft, interface, storing)
+                parts[name] = replace(_part(component, written, place, draft, interface, storing), rewrites=rewrites)
                 (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")
                 write_probes(probes, name, interface, module, written.taps)
             del module
@@ -224,6 +230,15 @@ def _interfaces(checkpoint: Checkpoint, options: ExportOptions) -> list[tuple[Co
         return part_interface(component, part, options, factor, branches)
 
     return [(c, {part: interface(c, part) for part in c.parts}) for c in components]
+
+
+def _check_rewrites(
+    interfaces: Sequence[tuple[Component, Mapping[str, Interface]]], options: ExportOptions, form: str
+) -> None:
+    """Raise InputError where a rewrite that is wished for by its name applies to nothing."""
+    parts = [(part, c.class_name, c.config) for c, functions in interfaces for part in functions]
+    wanted = options.wanted(form)
+    check_met(options.rewrites, [name for part in parts for name in fitting(wanted, *part)], parts)
 
 
 def _certify(

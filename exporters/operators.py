@@ -206,6 +206,13 @@ def _select(call: "Call") -> str:
     )
 
 
+@rule("aten.unbind.int")
+def _unbind(call: "Call") -> list[str]:
+    axis, count = call["dim"] % len(call.shape("self")), len(call.result)
+    builder, x = call.builder, call.tensor("self")
+    return [builder.op("Gather", x, builder.constant(index, np.int64), axis=axis) for index in range(count)]
+
+
 @rule("aten.cat.default")
 def _cat(call: "Call") -> str:
     return call.builder.op("Concat", *call.tensors("tensors"), axis=call["dim"])

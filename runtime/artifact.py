@@ -50,7 +50,8 @@ class Part:
     there, in the files `linked` (relative to the checkpoint). `storage` is the type of the weights on disk, "linked"
     where they are the checkpoint's own. `status` is "verified", "failed" or "unverified: why"; `errors` are
     the largest differences per output that were measured when it was written, with float32 execution. `taps` names
-    the value of the graph that each block of the model ends with, in the order in which they are computed.
+    the value of the graph that each block of the model ends with, in the order in which they are computed. `rewrites`
+    are those by which the graph computes; see `anamorph.rewrites`.
     """
 
     component: str
@@ -63,6 +64,7 @@ class Part:
     taps: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Constant] = field(default_factory=dict)
     linked: Mapping[str, FileRecord] = field(default_factory=dict)
+    rewrites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ def _part(value: Mapping[str, Any]) -> Part:
         {str(block): str(name) for block, name in value["taps"].items()},
         {str(name): _constant(constant) for name, constant in value["constants"].items()},
         _files(value["linked"]),
+        tuple(str(name) for name in value["rewrites"]),
     )
 
 

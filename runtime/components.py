@@ -43,6 +43,8 @@ class Component:
     checkpoint: Checkpoint | None = None
     refining: bool = False
     """Whether it belongs to SDXL's refiner, whose denoiser's configuration does not tell."""
+    rewrites: tuple[str, ...] = ()
+    """By which an engine that runs models shall compute it."""
 
     @property
     def artifact(self) -> Artifact | None:

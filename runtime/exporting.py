@@ -15,6 +15,7 @@ from anamorph.cache import CACHE, cache_folder
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.digests import digest
 from anamorph.errors import ArtifactError, CheckpointError, InputError, OutputError
+from anamorph.rewrites import NONE, Wish, wanted
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +33,15 @@ class ExportOptions:
     `storage`: type of the weights on disk, or "linked" to leave them in the checkpoint (pickles are copied).
     `size`: the only height and width (pixels), `batch`: the only number of pictures of a call; None leaves them open.
     `signature`: "portable" takes the inputs that other tools feed, "native" also our optional ones.
-    Raises InputError: a value is none of these, or linked weights are wanted in a portable folder.
+    `rewrites` (native signature) are those to compute by; None takes those that are on for the format by themselves.
+    Raises InputError: a value is none of these, or linked weights or rewrites are wanted in a portable folder.
     """
 
     storage: str = "float32"
     size: tuple[int, int] | None = None
     batch: int | None = None
     signature: str = PORTABLE
+    rewrites: Wish = None
 
     def __post_init__(self) -> None:
         if self.storage not in (*STORAGE, LINKED):
@@ -47,8 +50,14 @@ class ExportOptions:
             raise InputError(f"signature is {self.signature!r}, expected {PORTABLE} or {NATIVE}")
         if self.storage == LINKED and self.signature == PORTABLE:
             raise InputError("a portable folder holds its own weights; linked ones need the native signature")
+        if self.signature == PORTABLE and self.rewrites not in (None, NONE):
+            raise InputError("a portable folder computes as other tools expect; rewrites need the native signature")
         if self.batch is not None and self.batch < 1:
             raise InputError(f"batch is {self.batch}, expected 1 or more")
+
+    def wanted(self, form: str) -> tuple[str, ...]:
+        """Names of the rewrites that are meant for a format; raises InputError: one is unknown."""
+        return () if self.signature == PORTABLE else wanted(self.rewrites, form)
 
 
 @dataclass(frozen=True)
@@ -101,29 +110,32 @@ class Exporter(Protocol):
         """
 
 
-CACHED = ExportOptions(storage=LINKED, signature=NATIVE)
-"""What exports in the cache are."""
-
-
-def export_place(checkpoint: Checkpoint, exporter: Exporter) -> Path:
+def export_place(checkpoint: Checkpoint, exporter: Exporter, options: ExportOptions) -> Path:
     """Where the checkpoint's artifact lies in the cache, if it is there."""
-    versions = "".join(f"{key}={value};" for key, value in sorted(exporter.fingerprint().items()))
+    decided = {**exporter.fingerprint(), "rewrites": " ".join(options.wanted(exporter.format))}
+    versions = "".join(f"{key}={value};" for key, value in sorted(decided.items()))
     content = _content(checkpoint)
-    name = f"{content[:32]}-{exporter.format}-{CACHED.storage}-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
+    name = f"{content[:32]}-{exporter.format}-{options.storage}-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
     return cache_folder() / "exports" / name
 
 
-def cached_export(checkpoint: Checkpoint, exporter: Exporter) -> Checkpoint:
+def cached_options(rewrites: Wish = None) -> ExportOptions:
+    """What exports in the cache are."""
+    return ExportOptions(storage=LINKED, signature=NATIVE, rewrites=rewrites)
+
+
+def cached_export(checkpoint: Checkpoint, exporter: Exporter, rewrites: Wish = None) -> Checkpoint:
     """The checkpoint's artifact in the cache, exported now if it is not there or damaged; says in the log which.
 
     Raises what `Exporter.export` raises.
     """
-    place = export_place(checkpoint, exporter)
+    options = cached_options(rewrites)
+    place = export_place(checkpoint, exporter, options)
     if place.is_dir() and (found := _opened(place, checkpoint)) is not None:
         log.info("%s: taking the %s export in %s", checkpoint.folder, exporter.format, place)
         return found
     log.info("%s: exporting to %s once, into %s", checkpoint.folder, exporter.format, place)
-    _export_into_cache(checkpoint, exporter, place, CACHED)
+    _export_into_cache(checkpoint, exporter, place, options)
     return open_checkpoint(Source(str(place)), made_from=checkpoint.folder)
 
 

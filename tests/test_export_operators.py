@@ -81,6 +81,7 @@ CASES: dict[str, tuple[Model, tuple[Tensor, ...]]] = {
     "convolution without bias": (
         Model(lambda conv, x: conv(x), nn.Conv2d(4, 3, (1, 3), bias=False)), (normal(1, 4, 5, 5),)
     ),
+    "taken apart": (Model(lambda x: (sum(x.unbind(1)), torch.stack(x.unbind(-1)[::-1]))), (normal(2, 3, 4),)),
     "linear without bias": (Model(lambda linear, x: linear(x), nn.Linear(5, 7, bias=False)), (normal(2, 3, 5),)),
     "one linear layer used twice": (Model(lambda linear, x: linear(linear(x)), nn.Linear(5, 5)), (normal(2, 5),)),
     "group norm of rows": (Model(lambda norm, x: norm(x), nn.GroupNorm(2, 6, eps=1e-3)), (normal(2, 6, 5),)),

@@ -119,6 +119,13 @@ def _generate(commands: "Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("--negative-2", metavar="TEXT", help="the negative text for a second encoder")
     command.add_argument("--steps", type=int, help="denoising steps (default: 20, or what a distilled model wants)")
     command.add_argument("--guidance", type=float, help="guidance scale (default: 7.5; 4 for the bundled model)")
+    command.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("START", "END"),
+        help="guide this part of the steps alone, 0 to 1: the others take half the time (default: all)",
+    )
     _sources(command)
     command.add_argument(
         "--strength", type=float, help="how much of the picture is drawn anew, 0 to 1 (default: 0.8; 1 with a mask)"
@@ -163,6 +170,19 @@ def _engine(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", help="such as cpu or cuda (default: the engine's first)")
     command.add_argument("--dtype", help="execution precision: fp32, bf16 or fp16 (default: the engine's first)")
+    _rewrites(command, "the engine")
+
+
+def _rewrites(command: argparse.ArgumentParser, where: str) -> None:
+    from anamorph.rewrites import REWRITES
+
+    known = "; ".join(f"{rewrite.name}: {rewrite.meaning}" for rewrite in REWRITES.values())
+    command.add_argument(
+        "--rewrites",
+        metavar="NAMES",
+        help=f"ways to compute the same with less work: all exact ones, none, or names with commas between them "
+        f"(default: those that pay with {where}). {known}",
+    )
 
 
 def _demo(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -258,6 +278,7 @@ def _export(commands: "Commands[argparse.ArgumentParser]") -> None:
         action="store_true",
         help="write graphs alone and leave the weights in the checkpoint, which must stay (native signature)",
     )
+    _rewrites(command, "the format, for the native signature")
     command.add_argument("--static", metavar="HxW", help="take this size alone, in pixels (default: any size)")
     command.add_argument("--batch", type=int, metavar="N", help="take N pictures at a time alone (default: any number)")
     command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")

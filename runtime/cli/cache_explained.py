@@ -13,11 +13,12 @@ from anamorph.components import Component
 from anamorph.engine import Backend, Keeping, Target
 from anamorph.entries import ANY, every, nearest
 from anamorph.errors import AnamorphError
-from anamorph.exporting import Exporter, export_place
+from anamorph.exporting import Exporter, cached_options, export_place
 from anamorph.pipelines import DiffusionPipeline
 from anamorph.pipelines.loading import CHECKPOINT, Wishes
 from anamorph.pipelines.slots import models, parts_of, read_slot
 from anamorph.plugins import get_exporter
+from anamorph.rewrites import Wish
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ def explained(options: argparse.Namespace) -> Iterator[Explained]:
     checkpoint = open_checkpoint(Source(str(BUNDLED if folder is None else folder), variant=options.variant))
     slots = DiffusionPipeline._class_for(checkpoint.class_name, str(checkpoint.folder)).SLOTS
     parts = parts_of(slots)
-    wishes = Wishes.of(backend_option(options.backend), options.device, options.dtype, [*models(slots), *parts])
+    wishes = Wishes.of(
+        backend_option(options.backend), options.device, options.dtype, options.rewrites, [*models(slots), *parts]
+    )
     components = {name: read_slot(checkpoint, name, slot) for name, slot in models(slots).items()}
     for part, name in parts.items():
         if (component := components[name]) is None:
@@ -43,10 +46,10 @@ def explained(options: argparse.Namespace) -> Iterator[Explained]:
         backend = wishes.backend_of(component, part)
         target = wishes.target_of(component.name, part, backend)
         told = f"{backend.name} on {target.device} in {target.precision}"
-        yield Explained(part, told, list(_lines(component, part, backend, target)))
+        yield Explained(part, told, list(_lines(component, part, backend, target, wishes.rewrites)))
 
 
-def _lines(component: Component, part: str, backend: Backend, target: Target) -> Iterator[str]:
+def _lines(component: Component, part: str, backend: Backend, target: Target, rewrites: Wish) -> Iterator[str]:
     artifact = component.artifact
     if artifact is None and CHECKPOINT in backend.formats:
         yield f"{backend.name} opens the checkpoint itself; nothing is exported"
@@ -54,7 +57,7 @@ def _lines(component: Component, part: str, backend: Backend, target: Target) ->
     if artifact is None:
         assert component.checkpoint is not None
         exporter = get_exporter(backend.formats)
-        place = export_place(component.checkpoint, exporter)
+        place = export_place(component.checkpoint, exporter, cached_options(rewrites))
         artifact = _artifact(place, component.checkpoint.folder)
         if artifact is None:
             yield f"export: not found, it will be made; {_nearest_export(component.checkpoint, exporter)}"

@@ -61,6 +61,7 @@ def open_pipeline(
         backend=backend_option(options.backend),
         device=options.device,
         torch_dtype=options.dtype,
+        rewrites=options.rewrites,
         variant=variant,
     )
     if options.backend is None and pipe.origin is not None:

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--link keeps the checkpoint's own type of weights; leave out --dtype or --link")
     storage = LINKED if options.link else precision_name(options.dtype or "fp32")
     signature = NATIVE if options.link else options.signature
-    wishes = ExportOptions(storage, static_size(options.static), options.batch, signature)
+    wishes = ExportOptions(storage, static_size(options.static), options.batch, signature, options.rewrites)
     exporter = get_exporter([options.to])
     model = str(BUNDLED) if options.model == "bundled" else folder_of(options.model)
     checkpoint = open_checkpoint(Source(str(model), variant=options.variant))

@@ -21,7 +21,7 @@ STEPS, USUAL_STEPS = 20, 50
 PLAIN = {
     "negative_prompt": "negative", "prompt_2": "prompt_2", "negative_prompt_2": "negative_2",
     "guidance_scale": "guidance", "image_guidance_scale": "image_guidance", "noise_level": "noise_level",
-    "strength": "strength", "class_labels": "class_label",
+    "strength": "strength", "class_labels": "class_label", "guidance_interval": "guidance_interval",
 }  # fmt: skip
 """Argument of a pipeline -> option of the command line."""
 

@@ -36,6 +36,7 @@ class Model(nn.Module):
     (patterns of linear weights that older files hold as 1x1 convolutions), `PARTS` (part -> name of the method,
     tensors in and a tuple of tensors out, that engines and exporters call), and may override `rename`. No module
     may own a buffer that is not stored: models are built without memory first and then given the stored tensors.
+    Layers that know a rewrite name it as `REWRITE` and obey `rewritten`.
     """
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
@@ -45,6 +46,8 @@ class Model(nn.Module):
     STEM: ClassVar[str] = "diffusion_pytorch_model"
     HARMLESS: ClassVar[tuple[str, ...]] = ()
     POINTWISE: ClassVar[tuple[str, ...]] = ()
+    rewrites: tuple[str, ...] = ()
+    """Rewrites by which it computes; see `anamorph.rewrites`."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -212,6 +215,13 @@ class Model(nn.Module):
             save_file(state, draft, metadata={"format": "pt"})
         with replacing(place / "config.json") as draft:
             draft.write_text(self.config.to_json(), encoding="utf-8")
+
+    def rewrite(self, names: Iterable[str]) -> None:
+        """Compute by these rewrites and no others from now on; weights stay as they are."""
+        self.rewrites = tuple(names)
+        for module in self.modules():
+            if hasattr(module, "REWRITE"):
+                module.rewritten = module.REWRITE in self.rewrites  # type: ignore[assignment]
 
     def set_attention_slice(self, slice_size: int | str | None = "auto") -> None:
         """See `slice_attention`."""

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anamorph.models.activations import ACTIVATIONS
+from anamorph.models.phases import doubled
+from anamorph.rewrites import PHASES
 
 Resample = Callable[[Tensor], Tensor]
 MOST_GROUPS = 32
@@ -104,13 +106,18 @@ class Downsample2D(nn.Module):
 class Upsample2D(nn.Module):
     """Nearest neighbours and a convolution: [B, C, h, w] -> [B, C, 2h, 2w], or to `size` where it is given."""
 
+    REWRITE = PHASES
+    rewritten = False
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        doubled: Tensor = self.conv(grow(x) if size is None else F.interpolate(x, size=list(size)))
-        return doubled
+        if size is None and self.rewritten:
+            return doubled(x, self.conv)
+        grown: Tensor = self.conv(grow(x) if size is None else F.interpolate(x, size=list(size)))
+        return grown
 
 
 def grow(x: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ class Called(nn.Module):
     returns a tuple whose first value is the prediction, or an object that has it as `sample`.
     """
 
+    rewrites: tuple[str, ...] = ()
+
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.module = module

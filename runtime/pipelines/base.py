@@ -28,6 +28,7 @@ from anamorph.pipelines.saving import save
 from anamorph.pipelines.saving_memory import SavingMemory, check_resident
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import Slots, check_given, models, parts_of
+from anamorph.rewrites import NOTE, Wish, check_met
 from anamorph.schedulers import Scheduler
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         backend: str | Mapping[str, str] = "auto",
         device: Any = None,
         torch_dtype: Any = None,
+        rewrites: Wish = None,
         origin: Checkpoint | None = None,
         **named: Any,
     ) -> None:
@@ -83,7 +85,7 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
             raise InputError(f"{type(self).__name__} needs {', '.join(missing)}; pass every component")
         self.origin = origin
         self.options = {name: given.get(name, default) for name, default in self.OPTIONS.items()}
-        self._given = (backend, device, torch_dtype)
+        self._given = (backend, device, torch_dtype, rewrites)
         self._models: dict[str, Loaded] = {}
         for name, slot in self.SLOTS.items():
             value = given.get(name)
@@ -91,6 +93,7 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
                 setattr(self, name, value)
             elif value is not None:
                 self._models[name] = self._open(name, value)
+        self._check_rewrites()
         if "safety_checker" in self._models and self.feature_extractor is None:
             raise InputError("a safety_checker without a feature_extractor; pass both, or safety_checker=None")
         if self.options.get("requires_safety_checker") and "safety_checker" not in self._models:
@@ -113,8 +116,15 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         component = as_component(name, value, slot.classes, refining, self._models.get(name))
         wanted = [part for part, owner in parts.items() if owner == name]
         if isinstance(component, Loaded):
-            return completed(component, wanted)
+            return completed(component, wanted, self._given[-1])
         return open_component(component, wanted, Wishes.of(*self._given, [*models(self.SLOTS), *parts]), slot.wide)
+
+    def _check_rewrites(self) -> None:
+        """Raise InputError where a rewrite that was wished for by its name is not in force."""
+        placed = self.placement.values()
+        applied = [name for one in placed for name in one.details.get(NOTE, "").split()]
+        parts = [(part, one.component.class_name, one.config) for one in self._models.values() for part in one.programs]
+        check_met(self._given[-1], applied, parts)
 
     def __getattr__(self, name: str) -> Any:
         """A model by its name, which may be a component of another pipeline; None where its place is empty.
@@ -236,8 +246,8 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
 
     def to(self, device: Any = None, torch_dtype: Any = None) -> Self:
         """Open the models again on another device or in another precision; returns the pipeline itself."""
-        backend, old_device, old_dtype = self._given
-        self._given = (backend, device or old_device, torch_dtype or old_dtype)
+        backend, old_device, old_dtype, rewrites = self._given
+        self._given = (backend, device or old_device, torch_dtype or old_dtype, rewrites)
         check_resident(list(self._models.values()))
         self._move_registered(device, torch_dtype)
         self._models = {

@@ -135,12 +135,13 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         table = self.TASK.table(table_of(self.scheduler, request, self.TASK.distilled))
         # A model that has guidance among its inputs is not guided from outside.
         guidance = Guidance() if self._distilled(unet) else self.TASK.guidance(request)
+        guidance = guidance.within(request.guidance_interval, len(table.rows))
         factor = self.vae_scale_factor
-        sizes = {"latent_height": request.height // factor, "latent_width": request.width // factor,
-                 "batch": guidance.branches * request.images}  # fmt: skip
-        what = (f"{request.images} of {request.height}x{request.width} pixels ({factor} to a latent, "
-                f"{guidance.branches} branches)")  # fmt: skip
-        check_axes(self.program("unet"), sizes, what)
+        sides = {"latent_height": request.height // factor, "latent_width": request.width // factor}
+        for branches in guidance.counts:
+            what = (f"{request.images} of {request.height}x{request.width} pixels ({factor} to a latent, "
+                    f"{branches} branches)")  # fmt: skip
+            check_axes(self.program("unet"), {**sides, "batch": branches * request.images}, what)
         noise, arrays = job.noise, self.program("unet").arrays
         wording = Wording(bool(request.prompt_weighting), bool(request.long_prompts))
         asking = Asking(job, guidance, partial(self._encode, wording=wording), len(self.encoders), unet, self.options)
@@ -214,9 +215,9 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     def upcast_vae(self) -> None:
         """Let the autoencoder compute in float32 from now on, whatever the other models do."""
-        backend, device, dtype = self._given
+        backend, device, dtype, rewrites = self._given
         wishes = dict(dtype) if isinstance(dtype, Mapping) else {"default": dtype}
-        self._given = (backend, device, {**wishes, self.VAE: "float32"})
+        self._given = (backend, device, {**wishes, self.VAE: "float32"}, rewrites)
         loaded = self._models[self.VAE]
         self._models[self.VAE] = replace(self._open(self.VAE, loaded.component), sparing=loaded.sparing)
 

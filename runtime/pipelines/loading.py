@@ -17,6 +17,7 @@ from anamorph.exporting import cached_export
 from anamorph.pipelines.loaded import Loaded, Shown
 from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
 from anamorph.profiles import DEFAULT, stored
+from anamorph.rewrites import Wish, fitting, wanted
 from anamorph.weights import find_weights
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,11 @@ class Wishes:
     backend: Mapping[str, str]
     device: Mapping[str, str | None]
     precision: Mapping[str, str | None]
+    rewrites: Wish = None
+    """Not per part: each rewrite knows its own."""
 
     @classmethod
-    def of(cls, backend: Any, device: Any, torch_dtype: Any, names: Sequence[str]) -> "Wishes":
+    def of(cls, backend: Any, device: Any, torch_dtype: Any, rewrites: Wish, names: Sequence[str]) -> "Wishes":
         """Normalise the arguments of `from_pretrained`.
 
         Raises InputError: a mapping names no component of the pipeline, or a precision is unknown.
@@ -50,6 +53,7 @@ class Wishes:
             _per_component(backend, "auto", names, "backend"),
             {key: None if value is None else str(value) for key, value in devices.items()},
             {key: None if value is None else precision_name(value) for key, value in dtypes.items()},
+            rewrites,
         )
 
     def backend_of(self, component: Component, part: str) -> Backend:
@@ -81,7 +85,7 @@ class Wishes:
 def single_wish(wishes: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
     """Engine, device and precision for all components alike; raises InputError where they are to differ."""
     backend, device, torch_dtype = (wishes[name] for name in ("backend", "device", "torch_dtype"))
-    one = Wishes.of(backend, device, torch_dtype, ())
+    one = Wishes.of(backend, device, torch_dtype, wishes["rewrites"], ())
     return one.backend["default"], one.device["default"], one.precision["default"]
 
 
@@ -125,28 +129,30 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
         groups.setdefault((backend.name, target), (backend, []))[1].append(part)
     programs: dict[str, Program] = {}
     for (_, target), (backend, names) in groups.items():
-        programs |= backend.open(_readable(component, backend), names, target)
+        programs |= backend.open(_readable(component, backend, wishes.rewrites), names, target)
     return Loaded(component, programs, notes)
 
 
-def completed(loaded: Loaded, parts: Sequence[str]) -> Loaded:
+def completed(loaded: Loaded, parts: Sequence[str], rewrites: Wish = None) -> Loaded:
     """A component that another pipeline opened, with `parts` beside what it has; they go where its first part runs."""
     missing = [part for part in parts if part not in loaded.programs]
     if not missing:
         return loaded
     placed = next(iter(loaded.programs.values())).placement
     backend = get_backend(placed.engine)
-    more = backend.open(_readable(loaded.component, backend), missing, Target(placed.device, placed.precision))
+    readable = _readable(loaded.component, backend, rewrites)
+    more = backend.open(readable, missing, Target(placed.device, placed.precision))
     return replace(loaded, programs={**loaded.programs, **more})
 
 
-def _readable(component: Component, backend: Backend) -> Component:
+def _readable(component: Component, backend: Backend, rewrites: Wish) -> Component:
     """The component in a form that the engine opens: itself, or its export in the user's cache.
 
-    Raises BackendError: the engine opens neither this nor what could be made of it.
+    Raises BackendError: the engine opens neither this nor what could be made of it. Raises InputError: rewrites are
+    wished for, but it is a graph already.
     """
     if component.content in backend.formats:
-        return component
+        return _rewritten(component, backend, rewrites)
     opens = ", ".join(backend.formats)
     if component.artifact is not None:
         raise BackendError(
@@ -158,8 +164,24 @@ def _readable(component: Component, backend: Backend) -> Component:
             f"engine {backend.name} opens {opens}, but {component.name} is a module; save the pipeline with "
             "save_pretrained and load that folder"
         )
-    exported = cached_export(component.checkpoint, get_exporter(backend.formats))
+    exported = cached_export(component.checkpoint, get_exporter(backend.formats), rewrites)
     return read_component(exported, component.name, (component.class_name,))
+
+
+def _rewritten(component: Component, backend: Backend, rewrites: Wish) -> Component:
+    """The component, to be computed by these rewrites; a module that a caller built stays as it is."""
+    if component.artifact is not None and rewrites is not None:
+        raise InputError(
+            f"{component.artifact.folder} is an exported folder, which computes as it was exported; leave rewrites "
+            "out, or export the checkpoint with them"
+        )
+    if component.artifact is not None or component.module is not None:
+        return component
+    names = wanted(rewrites, backend.name)
+    applied = {
+        name for part in component.parts for name in fitting(names, part, component.class_name, component.config)
+    }
+    return replace(component, rewrites=tuple(name for name in names if name in applied))
 
 
 def as_component(

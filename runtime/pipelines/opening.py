@@ -10,6 +10,7 @@ from anamorph.pipelines.custom import custom_class
 from anamorph.pipelines.loading import settle_variant
 from anamorph.pipelines.registered import built
 from anamorph.pipelines.slots import Slots, check_given, check_slots, read_slot
+from anamorph.rewrites import Wish
 from anamorph.tokenizer import ClipTokenizer
 from anamorph.weights import check_form, find_weights
 
@@ -36,6 +37,7 @@ class Opening:
         backend: str | Mapping[str, str] = "auto",
         device: Any = None,
         torch_dtype: Any = None,
+        rewrites: Wish = None,
         variant: str | None = None,
         revision: str | None = None,
         cache_dir: str | None = None,
@@ -50,8 +52,9 @@ class Opening:
         `backend`, `device` and `torch_dtype` may be mappings from component or part names (and "default") to
         values. `components` replace the checkpoint's own (`scheduler=`, `vae=`, ...; `safety_checker=None`) and its
         settings. `use_safetensors=True` refuses pickles, which are otherwise taken where there is nothing else.
-        `custom_pipeline` names a Python file that defines the class, which runs only with
-        `trust_remote_code=True`.
+        `rewrites` are names out of `anamorph.rewrites.REWRITES`, "all" exact ones or "none"; None takes those that are
+        on for the engine by themselves. `custom_pipeline` names a Python file that defines the class, which runs only
+        with `trust_remote_code=True`.
 
         Raises CheckpointError: files are missing, damaged or do not fit. Raises ConfigError: a configuration is
         not served. Raises BackendError: an engine, device or precision is not there. Raises InputError: an
@@ -64,8 +67,9 @@ class Opening:
         else:
             kind = cls._class_for(checkpoint.class_name, str(checkpoint.folder))
         return kind.from_checkpoint(
-            checkpoint, components, use_safetensors, backend=backend, device=device, torch_dtype=torch_dtype
-        )
+            checkpoint, components, use_safetensors, backend=backend, device=device, torch_dtype=torch_dtype,
+            rewrites=rewrites,
+        )  # fmt: skip
 
     @classmethod
     def from_checkpoint(
@@ -141,8 +145,8 @@ class Opening:
         check_given(kind.__name__, kind.SLOTS, tuple(kind.OPTIONS), components)
         shared = {name: value for name, value in pipeline.components.items() if name in kind.SLOTS}
         settings = {name: value for name, value in pipeline.options.items() if name in kind.OPTIONS}
-        backend, device, torch_dtype = pipeline._given
+        backend, device, torch_dtype, rewrites = pipeline._given
         return kind(
             **{**settings, **shared, **components}, backend=backend, device=device, torch_dtype=torch_dtype,
-            origin=pipeline.origin,
+            rewrites=rewrites, origin=pipeline.origin,
         )  # fmt: skip

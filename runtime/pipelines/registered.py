@@ -89,6 +89,8 @@ def built(
     engine, device, precision = single_wish(wishes)
     if engine not in ("auto", "eager") or checkpoint.artifact is not None:
         raise BackendError(f"{kind.__name__} registers PyTorch's models; name a checkpoint, and leave the backend out")
+    if wishes["rewrites"] is not None:
+        raise InputError(f"{kind.__name__} registers PyTorch's models, which run as they are; leave rewrites out")
     found: dict[str, Any] = {}
     for name, one in wanted.items():
         if name in given or (one.default is not one.empty and name not in checkpoint.components):

@@ -54,6 +54,7 @@ class Request:
     prompt_weighting: bool | None = None
     long_prompts: bool | None = None
     original_inference_steps: int | None = None
+    guidance_interval: tuple[float, float] | None = None
 
     @property
     def images(self) -> int:
@@ -126,6 +127,20 @@ def check_numbers(guidance_scale: float, num_images_per_prompt: int, guidance_re
         raise InputError(f"guidance_scale is {guidance_scale}, expected a finite number of 0 or more")
     if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
         raise InputError(f"num_images_per_prompt is {num_images_per_prompt!r}, expected 1 or more")
+
+
+def as_interval(value: Sequence[float] | None) -> tuple[float, float] | None:
+    """A beginning and an end of 0..1; raises InputError: something else."""
+    if value is None:
+        return None
+    numbers = tuple(value) if isinstance(value, list | tuple) else ()
+    if (
+        len(numbers) != 2
+        or not all(isinstance(one, int | float) for one in numbers)
+        or not 0 <= numbers[0] < numbers[1] <= 1
+    ):
+        raise InputError(f"guidance_interval is {value!r}, expected two numbers with 0 <= start < end <= 1")
+    return float(numbers[0]), float(numbers[1])
 
 
 def steps_left(steps: int, strength: float) -> int:

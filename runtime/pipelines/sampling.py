@@ -1,7 +1,7 @@
 """The denoising loop: one generator for every task and every engine."""
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anamorph.arrays import Array, Arrays
@@ -21,15 +21,41 @@ class Guidance:
     u + s_i (i - u) + s_t (c - i) (Brooks et al. 2023, eq. 3); without any, the only branch passes unchanged.
     `rescale` in 0..1 mixes in the same output with the deviation of the most conditioned branch,
     r out std(c) / std(out) + (1 - r) out, against overexposure (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+    `span` are the first guided row of a table and the first after it that is not; None: all are.
     """
 
     scales: tuple[float, ...] = ()
     rescale: float = 0.0
+    span: tuple[int, int] | None = None
 
     @property
     def branches(self) -> int:
         """How many times each picture is in the denoiser's batch."""
         return len(self.scales) + 1
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Every number of branches that some row computes."""
+        return (self.branches,) if self.span is None else (self.branches, 1)
+
+    def within(self, interval: tuple[float, float] | None, rows: int) -> "Guidance":
+        """The same from `start` to `end` of a table alone, 0..1: rows floor(start rows) to floor(end rows) - 1.
+
+        Source: Kynkaanniemi et al. 2024 (arXiv:2404.07724), section 3, with parts of the way instead of noise levels.
+        Raises InputError: there is no guidance at all, or none in that interval.
+        """
+        if interval is None:
+            return self
+        if not self.scales:
+            raise InputError("guidance_interval says when to guide, but this call is not guided; leave it out")
+        begin, end = (int(part * rows) for part in interval)
+        if begin == end:
+            raise InputError(f"guidance_interval {list(interval)} holds none of {rows} steps; widen it")
+        return replace(self, span=(begin, end))
+
+    def at(self, row: int) -> "Guidance":
+        """What counts for a row: the same, or the most conditioned branch alone."""
+        return self if self.span is None or self.span[0] <= row < self.span[1] else Guidance()
 
     def combine(self, out: Array) -> Array:
         """[branches * N, ...] -> [N, ...], the least conditioned branch first."""
@@ -142,19 +168,21 @@ def denoise(plan: Plan, session: Session, arrays: Arrays) -> Generator[Step, Cha
     check = FiniteCheck(arrays, "unet")
     x, conditions, beside, history = plan.latents, dict(plan.conditions), dict(plan.beside), ()
     for n, row in enumerate(table.rows):
+        now = guidance.at(n)
+        told, joined = (_last(now, values, len(x)) for values in (conditions, beside))
         sample = x if row.scale == 1.0 else row.scale * x
-        sample = arrays.concat([sample] * guidance.branches) if guidance.scales else sample
+        sample = arrays.concat([sample] * now.branches) if now.scales else sample
         if plan.joined:
-            sample = arrays.concat([sample, *(beside[name] for name in plan.joined)], 1)
+            sample = arrays.concat([sample, *(joined[name] for name in plan.joined)], 1)
         inputs = {
             "sample": sample,
             "timestep": arrays.put(np.array(row.timestep, dtype=np.float32)),
-            **conditions,
+            **told,
         }
         out = session(inputs)["out_sample"]
         check.add(out, f"step {n + 1} of {len(table.rows)} (timestep {row.timestep:g})")
         noise = arrays.put(plan.noise.normal(tuple(x.shape[1:]))) if row.draws else None
-        x, history = advance(table, n, x, guidance.combine(out), history, noise)
+        x, history = advance(table, n, x, now.combine(out), history, noise)
         if plan.after is not None:
             x = plan.after(n, x, beside)
         changes = yield Step(n, len(table.rows), row.timestep, x, {**conditions, **beside})
@@ -164,3 +192,8 @@ def denoise(plan: Plan, session: Session, arrays: Arrays) -> Generator[Step, Cha
                 (beside if name in beside else conditions)[name] = value
     check.settle()
     return x
+
+
+def _last(guidance: Guidance, values: Mapping[str, Array], count: int) -> Mapping[str, Array]:
+    """Arrays for as many branches as are computed: all, or the last one's `count` pictures."""
+    return values if guidance.scales else {name: value[-count:] for name, value in values.items()}

@@ -25,8 +25,9 @@ OPTIONS: Mapping[str, Any] = {"requires_safety_checker": False}
 GUIDED = "num_inference_steps timesteps sigmas guidance_scale negative_prompt num_images_per_prompt eta generator"
 EMBEDDED = "prompt_embeds negative_prompt_embeds output_type return_dict"
 WATCHED = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs"
+WHEN = "guidance_interval"
 OURS = "prompt_weighting long_prompts seed"
-"""What diffusers' calls do not take."""
+"""What diffusers' calls do not take, beside `WHEN`, which only guided ones take."""
 
 
 class StableDiffusionPipeline(LatentDiffusion):
@@ -34,7 +35,7 @@ class StableDiffusionPipeline(LatentDiffusion):
 
     SLOTS: ClassVar[Slots] = DRAWING
     OPTIONS: ClassVar[Mapping[str, Any]] = OPTIONS
-    TAKES = Signature.of(f"prompt height width {GUIDED} latents {EMBEDDED} guidance_rescale {WATCHED} * {OURS}")
+    TAKES = Signature.of(f"prompt height width {GUIDED} latents {EMBEDDED} guidance_rescale {WATCHED} * {WHEN} {OURS}")
     TASK = Task(from_noise)
 
 
@@ -43,7 +44,9 @@ class StableDiffusionImg2ImgPipeline(LatentDiffusion):
 
     SLOTS: ClassVar[Slots] = EDITING
     OPTIONS: ClassVar[Mapping[str, Any]] = OPTIONS
-    TAKES = Signature.of(f"prompt image strength {GUIDED} {EMBEDDED} {WATCHED} * guidance_rescale {OURS}", strength=0.8)
+    TAKES = Signature.of(
+        f"prompt image strength {GUIDED} {EMBEDDED} {WATCHED} * guidance_rescale {WHEN} {OURS}", strength=0.8
+    )
     TASK = Task(from_picture, ("image",))
 
 
@@ -54,7 +57,7 @@ class StableDiffusionInpaintPipeline(LatentDiffusion):
     OPTIONS: ClassVar[Mapping[str, Any]] = OPTIONS
     TAKES = Signature.of(
         "prompt image mask_image masked_image_latents height width padding_mask_crop strength "
-        f"{GUIDED} latents {EMBEDDED} {WATCHED} * guidance_rescale {OURS}",
+        f"{GUIDED} latents {EMBEDDED} {WATCHED} * guidance_rescale {WHEN} {OURS}",
         strength=1.0,
     )
     TASK = Task(inpaint, ("image", "mask_image"), channels=plain_or_inpainting)

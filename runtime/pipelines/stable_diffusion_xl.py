@@ -47,7 +47,10 @@ TOLD = (
     "negative_crops_coords_top_left negative_target_size"
 )
 SCORED = "aesthetic_score negative_aesthetic_score"
-WATCHED = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs * prompt_weighting long_prompts seed"
+WATCHED = (
+    "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs * guidance_interval prompt_weighting "
+    "long_prompts seed"
+)
 
 
 class StableDiffusionXLPipeline(LatentDiffusion):

@@ -14,7 +14,7 @@ from anamorph.errors import ConfigError, InputError
 from anamorph.pipelines.arguments import Job, seeds_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.decoding import decoded
-from anamorph.pipelines.request import Request, check_numbers
+from anamorph.pipelines.request import Request, as_interval, check_numbers
 from anamorph.pipelines.sampling import Guidance, Plan, check_axes
 from anamorph.pipelines.scaling import Scaling
 from anamorph.pipelines.signature import Arguments, Signature
@@ -106,7 +106,8 @@ class DiTPipeline(DiffusionPipeline):
     }
     OPTIONS: ClassVar[Mapping[str, Any]] = {"id2label": None}
     TAKES = Signature.of(
-        f"class_labels guidance_scale generator num_inference_steps output_type return_dict * {WATCHED}",
+        "class_labels guidance_scale generator num_inference_steps output_type return_dict * guidance_interval "
+        f"{WATCHED}",
         guidance_scale=4.0,
     )
     DENOISER: ClassVar[str] = "transformer"
@@ -133,17 +134,21 @@ class DiTPipeline(DiffusionPipeline):
         request = Request(
             ("",) * len(labels), None, side, side, call["num_inference_steps"], float(call["guidance_scale"]),
             seeds=seeds_of(call, len(labels)), class_labels=labels,
+            guidance_interval=as_interval(call["guidance_interval"]),
         )  # fmt: skip
         return Job(request, call["generator"])
 
     def plan(self, job: Job) -> Plan:
         request, program, config = job.request, self.program("transformer"), self._config("transformer")
         channels, side = config["in_channels"], config["sample_size"]
-        table, guidance = _table(self, request), classifier_free(request)
+        table = _table(self, request)
+        guidance = classifier_free(request).within(request.guidance_interval, len(table.rows))
         if (config["out_channels"] or channels) == 2 * channels and table.variance is None:
             table = replace(table, variance="unused")  # a model may predict what this scheduler does not ask for
-        sizes = {"batch": guidance.branches * request.images}
-        check_axes(program, sizes, f"{request.images} pictures ({guidance.branches} branches)")
+        for branches in guidance.counts:
+            check_axes(
+                program, {"batch": branches * request.images}, f"{request.images} pictures ({branches} branches)"
+            )
         noise, labels = job.noise, np.array(request.class_labels, np.int64)
         none = np.full_like(labels, config["num_embeds_ada_norm"])
         asked = np.concatenate([*[none] * (guidance.branches - 1), labels])

@@ -1,0 +1,113 @@
+"""Rewrites: other ways to compute what a model computes, each with a name, its preconditions and where it is on.
+
+A rewrite is applied to a model before it is traced, compiled or run, so that every engine and every format has it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from anamorph.errors import InputError
+
+ALL, NONE = "all", "none"
+Wish = str | Sequence[str] | None
+"""What callers ask for: names (also as one text with commas), "all" exact ones, "none", or None for those that are on
+by themselves."""
+Unmet = Callable[[str, str, Mapping[str, Any]], str | None]
+"""From a part, its model's class and configuration: None, or why the rewrite does not apply, as half a sentence."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One rewrite. `exact`: it changes nothing but the order of additions.
+
+    `on` names the formats and the engines that run models for which it is on by itself: where it was measured to be
+    exact and no slower.
+    """
+
+    name: str
+    meaning: str
+    exact: bool
+    unmet: Unmet
+    on: frozenset[str]
+
+
+def _doubles(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
+    """Whether a convolution follows nearest neighbours somewhere: in autoencoders' decoders and UNets' ways up."""
+    if class_name in ("AutoencoderKL", "VQModel"):
+        levels = config["block_out_channels"] if part.endswith("decoder") else ()
+        return None if len(levels) > 1 else "nothing in it doubles a resolution"
+    ways = config.get("up_block_types", ())[:-1] if "UNet" in class_name else ()
+    plain = [way for way in ways if way in PLAIN_UP]
+    return None if plain else "nothing in it doubles a resolution by nearest neighbours and a convolution"
+
+
+PLAIN_UP = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D")
+"""Blocks of a UNet's way up that double by nearest neighbours and a 3x3 convolution."""
+
+PHASES = "phase-convolutions"
+REWRITES: Mapping[str, Rewrite] = {
+    rewrite.name: rewrite
+    for rewrite in (
+        Rewrite(
+            PHASES,
+            "a 3x3 convolution of pixels that are each doubled becomes four 2x2 convolutions of the small picture",
+            True,
+            _doubles,
+            frozenset({"onnx", "openvino"}),
+        ),
+    )
+}
+"""Name -> rewrite."""
+
+
+def wanted(wish: Wish, place: str) -> tuple[str, ...]:
+    """Names of the rewrites that a wish means for a format or an engine that runs models.
+
+    Raises InputError: a name is unknown.
+    """
+    if wish is None:
+        return tuple(rewrite.name for rewrite in REWRITES.values() if place in rewrite.on)
+    if wish == ALL:
+        return tuple(rewrite.name for rewrite in REWRITES.values() if rewrite.exact)
+    names = named(wish)
+    if strange := [name for name in names if name not in REWRITES]:
+        known = ", ".join((ALL, NONE, *REWRITES))
+        raise InputError(f"there is no rewrite {strange[0]!r}; expected {known}")
+    return tuple(name for name in REWRITES if name in names)
+
+
+def named(wish: Wish) -> tuple[str, ...]:
+    """The rewrites that a wish insists on by their names."""
+    if wish is None or wish in (ALL, NONE):
+        return ()
+    return tuple(name.strip() for name in (wish.split(",") if isinstance(wish, str) else wish))
+
+
+def fitting(names: Iterable[str], part: str, class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of the rewrites whose preconditions hold for a part."""
+    return tuple(name for name in names if REWRITES[name].unmet(part, class_name, config) is None)
+
+
+def check_met(wish: Wish, applied: Iterable[str], parts: Sequence[tuple[str, str, Mapping[str, Any]]]) -> None:
+    """Compare what a wish insists on with what was applied; `parts` are those of the pipeline, for the reasons.
+
+    Raises InputError: a rewrite that is wished for by its name applies to none of them.
+    """
+    done = set(applied)
+    for name in named(wish):
+        if name not in done:
+            reasons = {part: REWRITES[name].unmet(part, kind, config) for part, kind, config in parts}
+            why = "; ".join(
+                f"{part}: {said or 'its engine takes models as they are'}" for part, said in reasons.items()
+            )
+            raise InputError(f"the rewrite {name} applies to no part ({why}); leave it out")
+
+
+NOTE = "rewrites"
+"""The detail of a placement that names the rewrites by which a part computes."""
+
+
+def noted(names: Sequence[str]) -> dict[str, str]:
+    """That detail, where there are any."""
+    return {NOTE: " ".join(names)} if names else {}
