@@ -72,9 +72,9 @@ def open_pipeline(
     return pipe
 
 
-def load_pipeline(model: str | None, options: argparse.Namespace) -> LatentDiffusion:
+def load_pipeline(model: str | None, options: argparse.Namespace, variant: str | None = None) -> LatentDiffusion:
     """Open a text-to-image checkpoint on the wished engine."""
-    pipe = open_pipeline(DiffusionPipeline, model, options)
+    pipe = open_pipeline(DiffusionPipeline, model, options, variant)
     if not isinstance(pipe, LatentDiffusion) or pipe.TASK.needs:
         raise InputError(f"{type(pipe).__name__} makes no pictures from prompts; name a text-to-image checkpoint")
     return pipe
