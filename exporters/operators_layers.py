@@ -26,20 +26,6 @@ def _conv(call: "Call") -> str:
     )
 
 
-@rule("aten.conv_transpose2d.input")
-def _conv_transpose(call: "Call") -> str:
-    inputs = [call.tensor("input"), call.tensor("weight")]
-    if call["bias"] is not None:
-        inputs.append(call.tensor("bias"))
-    padding, stride, dilation, further = (
-        _each(call[name], 2) for name in ("padding", "stride", "dilation", "output_padding")
-    )
-    return call.builder.op(
-        "ConvTranspose", *inputs, strides=stride, pads=[*padding, *padding], dilations=dilation, group=call["groups"],
-        output_padding=further,
-    )  # fmt: skip
-
-
 def _each(value: list[int], sides: int) -> list[int]:
     """One number for each side; a single one counts for all."""
     return list(value) * sides if len(value) == 1 else list(value)

@@ -125,7 +125,7 @@ def fitting(names: Iterable[str], part: str, class_name: str, config: Mapping[st
     return tuple(name for name in names if REWRITES[name].unmet(part, class_name, config) is None)
 
 
-def check_met(wish: Wish, applied: Iterable[str], parts: Iterable[tuple[str, str, Mapping[str, Any]]]) -> None:
+def check_met(wish: Wish, applied: Iterable[str], parts: Sequence[tuple[str, str, Mapping[str, Any]]]) -> None:
     """Compare what a wish insists on with what was applied; `parts` are those of the pipeline, for the reasons.
 
     Raises InputError: a rewrite that is wished for by its name applies to none of them.
@@ -133,9 +133,9 @@ def check_met(wish: Wish, applied: Iterable[str], parts: Iterable[tuple[str, str
     done = set(applied)
     for name in named(wish):
         if name not in done:
-            reasons = {part: REWRITES[name].unmet(part, *rest) for part, *rest in parts}
+            reasons = {part: REWRITES[name].unmet(part, kind, config) for part, kind, config in parts}
             why = "; ".join(
-                f"{part}: {reason or 'its engine takes the model as it is'}" for part, reason in reasons.items()
+                f"{part}: {said or 'its engine takes models as they are'}" for part, said in reasons.items()
             )
             raise InputError(f"the rewrite {name} applies to no part ({why}); leave it out")
 

@@ -81,16 +81,6 @@ CASES: dict[str, tuple[Model, tuple[Tensor, ...]]] = {
     "convolution without bias": (
         Model(lambda conv, x: conv(x), nn.Conv2d(4, 3, (1, 3), bias=False)), (normal(1, 4, 5, 5),)
     ),
-    "transposed convolution": (
-        Model(
-            lambda conv, x: conv(x),
-            nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=(1, 0), groups=2),
-        ),
-        (normal(2, 4, 7, 9),),
-    ),
-    "transposed convolution without bias": (
-        Model(lambda conv, x: conv(x), nn.ConvTranspose2d(4, 3, (1, 3), bias=False)), (normal(1, 4, 5, 5),)
-    ),
     "taken apart": (Model(lambda x: (sum(x.unbind(1)), torch.stack(x.unbind(-1)[::-1]))), (normal(2, 3, 4),)),
     "linear without bias": (Model(lambda linear, x: linear(x), nn.Linear(5, 7, bias=False)), (normal(2, 3, 5),)),
     "one linear layer used twice": (Model(lambda linear, x: linear(linear(x)), nn.Linear(5, 5)), (normal(2, 5),)),

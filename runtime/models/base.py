@@ -220,7 +220,7 @@ class Model(nn.Module):
         self.rewrites = tuple(names)
         for module in self.modules():
             if hasattr(module, "REWRITE"):
-                module.rewritten = module.REWRITE in self.rewrites
+                module.rewritten = module.REWRITE in self.rewrites  # type: ignore[assignment]
 
     def set_attention_slice(self, slice_size: int | str | None = "auto") -> None:
         """See `slice_attention`."""

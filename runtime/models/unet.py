@@ -165,7 +165,7 @@ class UNet2DConditionModel(Model):
         else:
             text = self._text(states, extra)
         predicted = self._predict(sample, time, replace(text, branches=branches), extra)
-        return (predicted if branches is None else predicted.unflatten(0, (branches, sample.shape[0])),)
+        return (predicted if branches is None else torch.unflatten(predicted, 0, (branches, sample.shape[0])),)
 
     def _extra(self, given: Mapping[str, Tensor]) -> Conditions:
         """The conditions among the inputs of a part."""

@@ -179,11 +179,12 @@ def denoise(plan: Plan, denoiser: Denoiser) -> Generator[Step, Changes | None, A
         now = guidance.at(n)
         shared = now.branches if alike and denoiser.shares else 1
         if now.branches not in prepared:
-            prepared[now.branches] = denoiser.prepare(timesteps, _last(now, conditions, len(x)), shared)
+            told = conditions if now is guidance else _last(conditions, len(x))
+            prepared[now.branches] = denoiser.prepare(timesteps, told, shared)
         sample = x if row.scale == 1.0 else row.scale * x
         sample = arrays.concat([sample] * (now.branches // shared)) if now.branches > shared else sample
         if plan.joined:
-            joined = _last(now, beside, len(x))
+            joined = beside if now is guidance else _last(beside, len(x))
             sample = arrays.concat([sample, *(joined[name][: len(sample)] for name in plan.joined)], 1)
         out = prepared[now.branches](n, sample)
         check.add(out, f"step {n + 1} of {len(table.rows)} (timestep {row.timestep:g})")
@@ -204,6 +205,6 @@ def denoise(plan: Plan, denoiser: Denoiser) -> Generator[Step, Changes | None, A
     return x
 
 
-def _last(guidance: Guidance, values: Mapping[str, Array], count: int) -> Mapping[str, Array]:
-    """Arrays for as many branches as are computed: all, or the last one's `count` pictures."""
-    return values if guidance.scales else {name: value[-count:] for name, value in values.items()}
+def _last(values: Mapping[str, Array], count: int) -> dict[str, Array]:
+    """Arrays of the most conditioned branch alone, which are those of `count` pictures."""
+    return {name: value[-count:] for name, value in values.items()}
