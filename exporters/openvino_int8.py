@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.artifact import Artifact
-from anamorph.backends.openvino import SCALAR, core
+from anamorph.backends.openvino_models import SCALAR, core
 from anamorph.backends.openvino_weights import put_weights
 from anamorph.exporters.calibration import OUTPUT, Sample
 from anamorph.exporters.openvino import NAME
@@ -93,7 +93,8 @@ def _fed(sample: Sample) -> dict[str, NDArray[Any]]:
 
 def _name_layers(model: Any, weights: Iterable[str]) -> list[str]:
     """Call each product by the path of its layer, and the second one of a layer by a number more; returns the names."""
-    known, found = frozenset(weights), []
+    known = frozenset(weights)
+    found: list[str] = []
     for node in model.get_ordered_ops():
         if node.get_type_name() in PRODUCTS and (weight := _weight(node.input_value(1).get_node(), known)) is not None:
             layer = weight.rsplit(".", 1)[0]
@@ -104,8 +105,9 @@ def _name_layers(model: Any, weights: Iterable[str]) -> list[str]:
 
 def _weight(node: Any, known: frozenset[str]) -> str | None:
     """The weight that a value follows from, or None where it follows from what the model is given, too."""
+    waiting = [node]
     seen: set[str] = set()
-    waiting, found = [node], set()
+    found: set[str] = set()
     while waiting:
         node = waiting.pop()
         named = known & {*node.output(0).get_names(), node.get_friendly_name()}
