@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnx import TensorProto
 
 from anamorph.errors import BackendError
 from anamorph.exporters.storing import TYPES
@@ -75,17 +76,19 @@ for _name, _kind in (("eq", "Equal"), ("bitwise_and", "And"), ("__and__", "And")
 def _operand(call: "Call", name: str) -> str:
     """A tensor, a size, or a number in the type of the result."""
     value = call[name]
-    if isinstance(value, int | float):
-        return call.builder.constant(value, str(call.result.dtype).removeprefix("torch."))
-    return value.name if isinstance(value, Size) else call.tensor(name)
+    return _number(call, value, call.result.dtype) if isinstance(value, int | float | Size) else call.tensor(name)
+
+
+def _number(call: "Call", value: "int | float | Size", dtype: Any) -> str:
+    if not isinstance(value, Size):
+        return call.builder.constant(value, str(dtype).removeprefix("torch."))
+    return value.name if TYPES[dtype] == TensorProto.INT64 else call.builder.op("Cast", value.name, to=TYPES[dtype])
 
 
 def _compared(kind: str) -> Rule:
     def apply(call: "Call") -> str:
-        other = call["other"]
-        dtype = str(call.arguments["self"].meta["val"].dtype).removeprefix("torch.")
-        value = other.name if isinstance(other, Size) else call.builder.constant(other, dtype)
-        return call.builder.op(kind, call.tensor("self"), value)
+        dtype = call.arguments["self"].meta["val"].dtype
+        return call.builder.op(kind, call.tensor("self"), _number(call, call["other"], dtype))
 
     return apply
 

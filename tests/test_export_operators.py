@@ -84,7 +84,8 @@ CASES: dict[str, tuple[Model, tuple[Tensor, ...]]] = {
     "smallest first": (Model(lambda x: x.argsort(-1).argsort(-1)), (normal(3, 7),)),
     "largest numbers of rows": (Model(lambda x: (x.amax(-1), x.amax(0, keepdim=True))), (normal(3, 7),)),
     "one or the other": (
-        Model(lambda x, y: torch.where((x >= 3) & (x == y), x, 9 * y)), (torch.arange(6), torch.tensor([0, 2, 2, 3, 9, 5]))
+        Model(lambda x, y: torch.where((x >= 3) & (x == y), x, 9 * y)),
+        (torch.arange(6), torch.tensor([0, 2, 2, 3, 9, 5])),
     ),
     "taken apart": (Model(lambda x: (sum(x.unbind(1)), torch.stack(x.unbind(-1)[::-1]))), (normal(2, 3, 4),)),
     "linear without bias": (Model(lambda linear, x: linear(x), nn.Linear(5, 7, bias=False)), (normal(2, 3, 5),)),

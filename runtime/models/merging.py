@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anamorph.errors import InputError
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -25,8 +27,13 @@ def merged(tokens: Tensor, height: int, width: int) -> Merged:
     One pixel of each 2x2 cell receives; of the other three quarters, the third whose cosine to its nearest receiver is
     the largest joins that one, and each receiver becomes the mean of itself and those that joined.
     Source: Bolya and Hoffman 2023 (arXiv:2303.17604), section 4, with a ratio of one half and without chance; Bolya et
-    al. 2022 (arXiv:2210.09461), section 3.
+    al. 2022 (arXiv:2210.09461), section 3. Raises InputError: a side is odd.
     """
+    if isinstance(height, int) and isinstance(width, int) and (height % 2 or width % 2):
+        raise InputError(
+            f"token merging pairs the sides of latents, which are {height}x{width}; draw a size of even latents, or "
+            "leave the rewrite out"
+        )
     cells = _cells(tokens, height, width)  # [B, h w / 4, 4, C]
     receivers, others = cells[:, :, 0], cells[:, :, 1:].flatten(1, 2)
     count = receivers.shape[1]
