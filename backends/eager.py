@@ -97,7 +97,7 @@ class TorchProgram:
             self.module.set_attention_slice(saving.size)
         elif isinstance(saving, Offload):
             offload(self.module, saving)
-        else:
+        elif isinstance(saving, ChannelsLast):
             waits = waiting_of(self.module)
             offload(self.module, Offload(None))
             self.module.to(memory_format=torch.channels_last if saving.on else torch.contiguous_format)

@@ -2,10 +2,12 @@
 
 import ctypes
 import gc
+import mmap
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-INFO = Path("/proc/meminfo")
+INFO, MAPS = Path("/proc/meminfo"), Path("/proc/self/maps")
 
 
 def free_memory() -> int | None:
@@ -15,6 +17,22 @@ def free_memory() -> int | None:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
+
+
+def give_back(file: Path) -> None:
+    """Let the system have the pages of a file that this process has mapped and read, where it tells of them.
+
+    They are read again when they are needed. Mappings that may be written to are left alone, as they may have been.
+    """
+    with suppress(OSError):
+        lines = MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        library = ctypes.CDLL(None)
+        for place, rights, *_, name in (
+            line.split(maxsplit=5) for line in lines if line.endswith(f" {file.resolve()}")
+        ):
+            if name == str(file.resolve()) and rights.startswith("r--"):
+                begin, end = (int(address, 16) for address in place.split("-"))
+                library.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
 def release_memory() -> None:

@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
+from anamorph.backends.buckets import COMPILED, FOUND
 from anamorph.backends.cores import physical_cores
 from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
 from anamorph.backends.onnx_files import external_locations, with_outputs
 from anamorph.components import Component
 from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
-from anamorph.errors import ArtifactError
+from anamorph.entries import ANY, Entry, Key, discard, find, keep
+from anamorph.errors import ArtifactError, OutputError
 from anamorph.interface import Interface
 from anamorph.linked import Linked
+from anamorph.machine import package_version
 from anamorph.plugins import hookimpl
 from anamorph.rewrites import noted
 
@@ -26,6 +29,15 @@ BFLOAT16 = 16
 """ONNX's number of this type (onnx.proto, TensorProto.DataType)."""
 TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 """ONNX Runtime's names of types -> those of an interface."""
+OPTIMISED, WEIGHTS = "model.onnx", "weights.bin"
+SAVING = {
+    "session.optimized_model_external_initializers_file_name": WEIGHTS,
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    "session.save_external_prepacked_constant_initializers": "1",
+}
+"""How an optimised model is stored: its weights beside it, also as kernels pack them: all are mapped."""
+LAYOUT = 1
+"""Raised whenever the same graph is optimised in another way, so that older entries of the cache are not taken."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,9 @@ class OnnxRuntime:
         artifact = artifact_of(component, self.name, self.formats)
         return {part: _open(artifact, part, target) for part in parts}
 
+    def key(self, artifact: Artifact, part: str, target: Target) -> Key:  # noqa: ARG002 - there is one target
+        return _key(artifact, part)
+
 
 def inner_values(
     artifact: Artifact, part: str, names: Sequence[str]
@@ -90,31 +105,79 @@ def inner_values(
 
 def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] = ()) -> OnnxProgram:
     """Open a part; `further` values of its graph become outputs."""
-    onnxruntime = imported("onnxruntime", "onnx")
     path = artifact.open_part(part)
     _check_locations(artifact, part, path)
-    linked = artifact.open_weights(part)
-    options = onnxruntime.SessionOptions()
-    options.add_external_initializers(list(linked), [_value(weight) for weight in linked.values()])
+    declared = artifact.parts[part].interface
+    inner = [name for name in further if name not in {port.name for port in declared.outputs}]
+    engine, origin = (None, COMPILED) if inner else _cached(artifact, part, path)
+    linked: Mapping[str, Linked] = {}
+    if engine is None:
+        linked = artifact.open_weights(part)
+        try:
+            engine = _session(path, linked, _options(), inner)
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+            raise ArtifactError(f"{path} cannot be opened by ONNX Runtime: {_first_line(error)}") from None
+    threads = engine.get_session_options().intra_op_num_threads
+    details = {"provider": engine.get_providers()[0], "threads": str(threads), **noted(artifact.parts[part].rewrites)}
+    placement = Placement(part, "onnxruntime", target.device, "float32", details, (f"{origin}, for all sizes",))
+    inputs = {port.name: _port(port) for port in engine.get_inputs()}
+    outputs = {port.name for port in engine.get_outputs()}
+    return OnnxProgram(engine, agreed(path, declared, inputs, outputs), placement, NumpyArrays(), linked)
+
+
+def _cached(artifact: Artifact, part: str, path: Path) -> tuple[Any | None, str]:
+    """The session of a part's optimised model, made now if it is not in the cache; None where that does not take it."""
+
+    def optimise(draft: Path) -> None:
+        options = _options()
+        options.optimized_model_filepath = str(draft / OPTIMISED)
+        for name, value in SAVING.items():
+            options.add_session_config_entry(name, value)
+        try:
+            _session(path, artifact.open_weights(part), options)
+        except Exception as error:  # of the disk or of the model: that is opened once more, without the cache
+            raise OutputError(f"ONNX Runtime cannot write to {draft} ({_first_line(error)}); free the disk") from None
+
+    key = _key(artifact, part)
+    ways: dict[str, Callable[[], Entry | None]] = {FOUND: lambda: find(key), COMPILED: lambda: keep(key, optimise)}
+    for origin, look in ways.items():
+        if (entry := look()) is None:
+            continue
+        options = _options()
+        options.graph_optimization_level = imported("onnxruntime", "onnx").GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return _session(entry.folder / OPTIMISED, {}, options), origin
+        except Exception as error:
+            discard(entry.folder, f"ONNX Runtime does not take {entry.folder} ({_first_line(error)})")
+    return None, COMPILED
+
+
+def _key(artifact: Artifact, part: str) -> Key:
+    """What the entry of an optimised model in the cache depends on; it serves all sizes."""
+    files = artifact.parts[part]
+    settings = {"threads": physical_cores(), "provider": PROVIDER, "layout": LAYOUT}
+    return Key.of(part, package_version("onnxruntime"), files.files, files.linked, ANY, "float32", settings)
+
+
+def _options() -> Any:
+    options = imported("onnxruntime", "onnx").SessionOptions()
     options.intra_op_num_threads = physical_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors are raised; its warnings about unused initialisers help nobody
-    inner = [name for name in further if name not in {port.name for port in artifact.parts[part].interface.outputs}]
+    return options
+
+
+def _session(path: Path, linked: Mapping[str, Linked], options: Any, inner: Sequence[str] = ()) -> Any:
+    """Open a model file; `inner` values of its graph become outputs."""
+    options.add_external_initializers(list(linked), [_value(weight) for weight in linked.values()])
     if inner:  # a model that comes as bytes does not know where its weights lie
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     model = with_outputs(path, inner) if inner else str(path)
-    try:
-        engine = onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
-    except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-        raise ArtifactError(f"{path} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]}") from None
-    threads = engine.get_session_options().intra_op_num_threads
-    details = {"provider": engine.get_providers()[0], "threads": str(threads)}
-    details |= noted(artifact.parts[part].rewrites)
-    placement = Placement(part, "onnxruntime", target.device, "float32", details)
-    inputs = {port.name: _port(port) for port in engine.get_inputs()}
-    outputs = {port.name for port in engine.get_outputs()}
-    interface = agreed(path, artifact.parts[part].interface, inputs, outputs)
-    return OnnxProgram(engine, interface, placement, NumpyArrays(), linked)
+    return imported("onnxruntime", "onnx").InferenceSession(model, options, providers=[PROVIDER])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _port(port: Any) -> GraphPort:

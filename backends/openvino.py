@@ -1,81 +1,106 @@
 """OpenVINO on the processor, in float32 or bfloat16: pinned, because left alone it chooses bfloat16 by itself."""
 
-import functools
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
-from anamorph.backends.cores import physical_cores
-from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
-from anamorph.backends.openvino_angles import cut_angles
-from anamorph.backends.openvino_files import check_ir
-from anamorph.backends.openvino_weights import multiply_narrow, put_weights
+from anamorph.backends.buckets import Buckets, Sizes
+from anamorph.backends.numpy_program import artifact_of, checked, prepared
+from anamorph.backends.openvino_models import DEVICE, SCALAR, Compiled, Source, core, promised
 from anamorph.components import Component
 from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
-from anamorph.errors import ArtifactError, BackendError
+from anamorph.entries import Key
 from anamorph.interface import Interface, size_of
-from anamorph.linked import Linked
+from anamorph.memory import OwnSizes, Saving
 from anamorph.plugins import hookimpl
 from anamorph.rewrites import noted
-
-HINTS = {"float32": "f32", "bfloat16": "bf16"}
-EXACT = "float32"
-DEVICE = "CPU"
-TYPES = {"f32": "float32", "i64": "int64"}
-"""OpenVINO's names of types -> those of an interface."""
-SCALAR = (1,)
-"""The shape of single numbers in OpenVINO's files, as other tools feed them."""
 
 
 @dataclass(frozen=True)
 class OpenVinoProgram(Graph):
-    """One compiled model; each session has an infer request of its own, because a request holds its outputs."""
+    """A part with its compiled models, made when sizes are first called.
 
-    compiled: Any
+    Each session has infer requests of its own, because a request holds its outputs.
+    """
+
+    source: Source
     interface: Interface
-    placement: Placement
+    buckets: Buckets[Compiled]
     arrays: NumpyArrays
-    weights: Mapping[str, Linked]
-    """Kept, because OpenVINO reads linked weights where they are mapped."""
-    angles: Any | None = None
-    """What computes angles of the compiled model in float32; see `openvino_angles`."""
+
+    @property
+    def placement(self) -> Placement:
+        """Read back from OpenVINO."""
+        target = self.source.target
+        details = {**promised(target.precision), **noted(self.source.artifact.parts[self.source.part].rewrites)}
+        precision = details.pop("precision")
+        return Placement(self.source.part, "openvino", target.device, precision, details, tuple(self.buckets.history))
 
     def session(self) -> "OpenVinoSession":
         """A caller with buffers of its own."""
-        angles = None if self.angles is None else self.angles.create_infer_request()
-        return OpenVinoSession(self, self.compiled.create_infer_request(), angles)
+        return OpenVinoSession(self)
+
+    def spare(self, saving: Saving) -> str | None:
+        """Take the number of sizes that have a model of their own; see `Program.spare`."""
+        if not isinstance(saving, OwnSizes):
+            return super().spare(saving)
+        self.buckets.spare(saving)
+        return None
 
 
 @dataclass(frozen=True)
 class OpenVinoSession:
-    """Runs one infer request; results are copies, because the next call overwrites the request's own."""
+    """Runs infer requests; results are copies, because the next call overwrites the request's own."""
 
     program: OpenVinoProgram
-    request: Any
-    angles: Any | None
+    requests: WeakKeyDictionary[Compiled, "Requests"] = field(default_factory=WeakKeyDictionary)
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         interface = self.program.interface
-        values, sizes = prepared(interface, inputs)
+        values, axes = prepared(interface, inputs)
         given = {name: value.reshape(value.shape or SCALAR) for name, value in values.items()}
+        shapes = {name: value.shape for name, value in given.items()}
+        made = self.program.buckets.take(Sizes(shapes, list(inputs), axes))
+        if made not in self.requests:
+            self.requests[made] = Requests.of(made)
+        request = self.requests[made].run(given)
+        outputs = {port.name: np.array(request.get_tensor(port.name).data) for port in interface.outputs}
+        return checked(interface, axes, outputs)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Infer requests for a model, and for what computes its angles."""
+
+    main: Any
+    angles: Any | None
+
+    @classmethod
+    def of(cls, made: Compiled) -> "Requests":
+        """New ones."""
+        return cls(made.main.create_infer_request(), made.angles and made.angles.create_infer_request())
+
+    def run(self, given: Mapping[str, NDArray[Any]]) -> Any:
+        """Run both; the main request holds the outputs until it runs again."""
         if self.angles is not None:
-            given |= _inferred(self.angles, given)
-        _inferred(self.request, given)
-        outputs = {port.name: np.array(self.request.get_tensor(port.name).data) for port in interface.outputs}
-        return checked(interface, sizes, outputs)
+            _infer(self.angles, given)
+            ports = self.angles.model_outputs
+            given = {**given, **{name: self.angles.get_tensor(name).data for port in ports for name in port.names}}
+        _infer(self.main, given)
+        return self.main
 
 
-def _inferred(request: Any, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Run a request with those of the values that it takes; its outputs, on memory that its next call overwrites."""
+def _infer(request: Any, given: Mapping[str, NDArray[Any]]) -> None:
+    """Run a request with those of the values that it takes."""
     taken = {name for port in request.model_inputs for name in port.names}
     request.infer({name: value for name, value in given.items() if name in taken}, share_inputs=True)
-    return {name: request.get_tensor(name).data for port in request.model_outputs for name in port.names}
 
 
 class OpenVino:
@@ -103,119 +128,55 @@ class OpenVino:
         artifact = artifact_of(component, self.name, self.formats)
         return {part: _open(artifact, part, target) for part in parts}
 
-
-@functools.cache
-def core() -> Any:
-    """OpenVINO's entry point; one per process, because each loads the plug-ins of all devices."""
-    return imported("openvino", "openvino").Core()
+    def key(self, artifact: Artifact, part: str, target: Target) -> Key:
+        return Source(artifact, part, target).key(None)
 
 
 def inner_values(
     artifact: Artifact, part: str, names: Sequence[str]
 ) -> Callable[[Mapping[str, Array]], dict[str, NDArray[Any]]]:
     """A part as a function from its inputs to values inside its graph, in float32."""
-    session = _open(artifact, part, Target(), names).session()
+    program = _open(artifact, part, Target(), names)
+    program.spare(OwnSizes(0))
+    session = program.session()
 
     def run(inputs: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
         session(inputs)
-        return {name: np.array(session.request.get_tensor(name).data) for name in names}
+        (requests,) = session.requests.values()
+        return {name: np.array(requests.main.get_tensor(name).data) for name in names}
 
     return run
 
 
 def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] = ()) -> OpenVinoProgram:
     """Open a part; `further` values of its graph become outputs."""
-    path, interface = artifact.open_part(part), artifact.parts[part].interface
-    check_ir(artifact, part, path)
-    try:
-        model = core().read_model(path)
-        weights = artifact.open_weights(part)
-        put_weights(model, weights)
-        _take_floats(model, interface)
-        if inner := [name for name in further if name not in {port.name for port in interface.outputs}]:
-            model.add_outputs(inner)
-        declared = {port.name for port in interface.inputs}
-        inputs = {min(port.names, key=lambda name: name not in declared): _port(port) for port in model.inputs}
-        outputs = {name for port in model.outputs for name in port.names}
-        angles = cut_angles(model) if target.precision != EXACT else None
-        if target.precision == "bfloat16":
-            multiply_narrow(model)
-        if angles is not None:
-            angles = core().compile_model(angles, DEVICE, _settings(EXACT))
-        compiled = core().compile_model(model, DEVICE, _settings(target.precision))
-    except RuntimeError as error:
-        raise ArtifactError(f"{path} cannot be opened by OpenVINO: {str(error).strip().splitlines()[-1]}") from None
-    placement = _placement(compiled, part, target, noted(artifact.parts[part].rewrites))
-    served = agreed(path, interface, inputs, outputs, SCALAR)
-    return _settled(OpenVinoProgram(compiled, served, placement, NumpyArrays(), weights, angles))
+    source = Source(artifact, part, target, further)
+    interface = source.checked()
+
+    def make(sizes: Sizes | None) -> Compiled:
+        made = source.compiled(sizes)
+        return made if sizes is not None else _settled(made, interface)
+
+    return OpenVinoProgram(source, interface, Buckets(make), NumpyArrays())
 
 
-def _settings(precision: str) -> dict[str, Any]:
-    return {
-        "INFERENCE_PRECISION_HINT": HINTS[precision],
-        "EXECUTION_MODE_HINT": "ACCURACY" if precision == EXACT else "PERFORMANCE",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": physical_cores(),
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-    }
-
-
-def _settled(program: OpenVinoProgram) -> OpenVinoProgram:
-    """The program after one call in which every open axis is longer than its shortest.
+def _settled(made: Compiled, interface: Interface) -> Compiled:
+    """A model for all sizes after one call in which every open axis is longer than its shortest.
 
     OpenVINO 2026.4 settles its fused attention at the first call of a compiled model. Where that has a single key
     (a picture whose smallest level is one pixel, a text of one token), all later calls of 16 keys or more return
-    wrong values.
+    wrong values. Models for one size are not concerned.
     """
-    axes = program.interface.axes
     sizes = {
         name: max(axis.minimum, min(2 * axis.multiple, axis.maximum or 2 * axis.multiple))
-        for name, axis in axes.items()
+        for name, axis in interface.axes.items()
     }
-    if any(axis.minimum != axis.maximum for axis in axes.values()):
-        ports = program.interface.required.inputs
+    if any(axis.minimum != axis.maximum for axis in interface.axes.values()):
+        ports = interface.required.inputs
         shapes = {port.name: tuple(size_of(dimension, sizes) for dimension in port.axes) for port in ports}
-        program.session()({port.name: np.zeros(shapes[port.name], port.dtype) for port in ports})
-    return program
-
-
-def _port(port: Any) -> GraphPort:
-    kind = port.element_type.to_string()
-    sizes = (size.get_length() if size.is_static else None for size in port.partial_shape)
-    return GraphPort(TYPES.get(kind, kind), tuple(sizes))
-
-
-def _placement(compiled: Any, part: str, target: Target, notes: Mapping[str, str]) -> Placement:
-    runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    names = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
-    if (precision := names.get(runs, runs)) != target.precision:
-        raise BackendError(f"OpenVINO compiled {part} for {precision} instead of {target.precision}; update openvino")
-    threads = compiled.get_property("INFERENCE_NUM_THREADS")
-    mode = compiled.get_property("EXECUTION_MODE_HINT")
-    details = {"mode": str(mode).rsplit(".", 1)[-1].lower(), "threads": str(threads), **notes}
-    return Placement(part, "openvino", target.device, precision, details)
-
-
-def _take_floats(model: Any, interface: Interface) -> None:
-    """Let inputs that files hold as whole numbers (the timestep, as other tools feed it) take our float32.
-
-    Schedulers with fractional timesteps would lose them otherwise.
-    """
-    import openvino
-
-    whole = {port.name for port in interface.inputs if port.dtype == "float32"}
-    for port in model.inputs:
-        if not port.names & whole or port.element_type != openvino.Type.i64:
-            continue
-        old = port.get_node()
-        new = openvino.op.Parameter(openvino.Type.f32, old.get_partial_shape())
-        new.output(0).set_names(port.names)
-        for reader in port.get_target_inputs():  # their conversion to float32 no longer does anything
-            reader.replace_source_output(new.output(0))
-        model.remove_parameter(old)
-        model.add_parameters([new])
-    model.validate_nodes_and_infer_types()
+        values, _ = prepared(interface, {port.name: np.zeros(shapes[port.name], port.dtype) for port in ports})
+        Requests.of(made).run({name: value.reshape(value.shape or SCALAR) for name, value in values.items()})
+    return made
 
 
 @hookimpl

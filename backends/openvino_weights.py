@@ -5,18 +5,66 @@ from typing import Any
 
 from anamorph.linked import Linked
 
+WEIGHTLESS = "WeightlessCacheAttribute_0"
+"""Under which OpenVINO keeps with a constant where in a file its bytes lie."""
+PRECISIONS = {"F32": "FP32", "F16": "FP16", "BF16": "BF16"}
+TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+
 
 def put_weights(model: Any, weights: Mapping[str, Linked]) -> None:
     """Replace the parameters that stand for weights by constants on the same memory, which must outlive the model."""
     import openvino
 
     kinds = {"F32": openvino.Type.f32, "F16": openvino.Type.f16, "BF16": openvino.Type.bf16}
-    for port in [port for port in model.inputs if port.names & set(weights)]:
-        weight = weights[port.any_name]
+
+    def constant(weight: Linked) -> Any:
         tensor = openvino.Tensor(weight.values, list(weight.values.shape), kinds[weight.dtype])
-        constant = openvino.op.Constant(tensor, shared_memory=True)
+        return openvino.op.Constant(tensor, shared_memory=True)
+
+    _replace(model, {name: constant(weight) for name, weight in weights.items()})
+
+
+def put_mapped_weights(model: Any, weights: Mapping[str, Linked], core: Any) -> None:
+    """The same with weights that are mapped from one file; the constants stay known as parts of it.
+
+    A compiled model that is stored leaves such constants in their file. Only OpenVINO's reader of graphs makes them.
+    """
+    import openvino
+
+    places = [weight.place for weight in weights.values() if weight.place is not None]
+    layers, edges = [], []
+    for number, (weight, place) in enumerate(zip(weights.values(), places, strict=True)):
+        shape, port = ",".join(map(str, weight.values.shape)), _port(weight)
+        layers.append(
+            f'<layer id="{2 * number}" name="{number}" type="Const" version="opset1"><data element_type='
+            f'"{TYPES[weight.dtype]}" shape="{shape}" offset="{place.begin}" size="{weight.values.nbytes}"/>'
+            f'<output>{port}</output></layer><layer id="{2 * number + 1}" name="to {number}" type="Result" '
+            f'version="opset1"><input>{port}</input></layer>'
+        )
+        edges.append(f'<edge from-layer="{2 * number}" from-port="0" to-layer="{2 * number + 1}" to-port="0"/>')
+    text = f'<net name="weights" version="11"><layers>{"".join(layers)}</layers><edges>{"".join(edges)}</edges></net>'
+    whole = places[0].whole
+    holder = core.read_model(text.encode(), openvino.Tensor(whole, [whole.size], openvino.Type.u8))
+    made = {node.get_friendly_name(): node for node in holder.get_ops() if node.get_type_name() == "Constant"}
+    _replace(model, {name: made[str(number)] for number, name in enumerate(weights)})
+
+
+def _port(weight: Linked) -> str:
+    sizes = "".join(f"<dim>{size}</dim>" for size in weight.values.shape)
+    return f'<port id="0" precision="{PRECISIONS[weight.dtype]}">{sizes}</port>'
+
+
+def forget_files(model: Any) -> None:
+    """Let a compiled model that is stored take all constants along that the model has by now."""
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant" and WEIGHTLESS in (info := node.get_rt_info()):
+            del info[WEIGHTLESS]
+
+
+def _replace(model: Any, constants: Mapping[str, Any]) -> None:
+    for port in [port for port in model.inputs if port.names & set(constants)]:
         for reader in port.get_target_inputs():
-            reader.replace_source_output(constant.output(0))
+            reader.replace_source_output(constants[port.any_name].output(0))
         model.remove_parameter(port.get_node())
     model.validate_nodes_and_infer_types()
 

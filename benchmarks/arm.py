@@ -21,9 +21,10 @@ from anamorph.arrays import Array, Arrays
 from anamorph.artifact import NATIVE
 from anamorph.benchmarks.peers.serve import Clock, Request, serve, start_pictures
 from anamorph.benchmarks.scenarios import Cell
+from anamorph.cache import cache_folder
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.engine import Placement, Program, Session
-from anamorph.exporting import ExportOptions, cache_folder, cached_export
+from anamorph.exporting import ExportOptions, cached_export
 from anamorph.interface import Interface
 from anamorph.memory import Saving
 from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting

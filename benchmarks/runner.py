@@ -22,8 +22,8 @@ from anamorph.benchmarks.process import Process, run_python
 from anamorph.benchmarks.records import Journal, Measured, Result, read
 from anamorph.benchmarks.scenarios import Cell, Scenario
 from anamorph.benchmarks.statistics import settled
+from anamorph.cache import CACHE
 from anamorph.errors import AnamorphError, BackendError, InputError
-from anamorph.exporting import CACHE
 from anamorph.plugins import get_backend
 
 Say = Callable[[str], None]

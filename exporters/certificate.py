@@ -25,6 +25,7 @@ from anamorph.exporters.references import Probe, read_probes
 from anamorph.exporters.taps import open_taps
 from anamorph.exporters.trial import pipeline, trajectory
 from anamorph.exporting import PICTURE
+from anamorph.memory import OwnSizes
 from anamorph.pipelines.loading import read_component
 from anamorph.plugins import choose_backend
 
@@ -106,11 +107,13 @@ def _compare(opened: Checkpoint, artifact: Artifact, references: Path, precision
     pipe = pipeline(opened, precision, backend=engine.name)  # first: a large model fits into memory only once
     for name, part in artifact.parts.items():
         if name in pipe.placement:
-            session = pipe.program(name).session()
+            program = pipe.program(name)
         else:
             slot = opened.components[part.component]
             component = read_component(opened, part.component, (slot[1],) if slot else ())
-            session = engine.open(component, [name], Target("cpu", precision))[name].session()
+            program = engine.open(component, [name], Target("cpu", precision))[name]
+        program.spare(OwnSizes(0))  # the model for all sizes is certified: those for one are made from it
+        session = program.session()
         for probe in read_probes(references, name):
             where = _sizes(part, probe)
             for output, value in session(probe.inputs).items():

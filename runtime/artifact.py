@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from anamorph.digests import digest
 from anamorph.errors import ArtifactError
-from anamorph.files import digest
 from anamorph.interface import Axis, Dimension, Interface, Port, Scaled
 from anamorph.linked import Constant, Linked, open_linked
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from anamorph.artifact import Artifact, is_artifact, read_artifact
 from anamorph.config import Config, read_json
+from anamorph.digests import digest
 from anamorph.errors import CheckpointError
-from anamorph.files import digest
 from anamorph.hub import Source, find_folder
 
 __all__ = ["BUNDLED", "LATER_KEYS", "VERSION_WRITTEN", "Checkpoint", "Source", "component_config", "open_checkpoint"]

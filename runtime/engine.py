@@ -6,10 +6,12 @@ gives *sessions* (whatever a call mutates, one per thread). The runtime calls se
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from anamorph.arrays import Array, Arrays
+from anamorph.artifact import Artifact
 from anamorph.components import Component
+from anamorph.entries import Key
 from anamorph.errors import BackendError
 from anamorph.interface import Interface
 from anamorph.memory import Saving
@@ -31,13 +33,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Placement:
-    """What really runs: read back from the opened program, never copied from the wish."""
+    """What really runs: read back from the opened program, never copied from the wish.
+
+    `history` says for which sizes models were compiled or found in the cache, and why, one sentence each.
+    """
 
     part: str
     engine: str
     device: str
     precision: str
     details: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         notes = "".join(f", {key} {value}" for key, value in self.details.items())
@@ -79,7 +85,11 @@ class Program(Protocol):
 class Graph:
     """What programs that run a finished graph share: how they take memory was settled when it was made."""
 
-    placement: Placement
+    if TYPE_CHECKING:
+
+        @property
+        def placement(self) -> Placement:
+            """Where it runs."""
 
     def spare(self, saving: Saving) -> str | None:
         """See `Program.spare`."""
@@ -123,6 +133,14 @@ class Backend(Protocol):
 
         Raises BackendError: the component, device or precision cannot be served (never a silent change).
         """
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A backend that keeps what it compiles of exported parts in the user's cache; see `anamorph.entries`."""
+
+    def key(self, artifact: Artifact, part: str, target: Target) -> Key:
+        """What the entry of the part's model for all sizes depends on; those for one size differ in their shape."""
 
 
 def check_target(backend: Backend, target: Target) -> None:

@@ -3,21 +3,22 @@
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from anamorph.artifact import NATIVE, PORTABLE, Difference
+from anamorph.artifact import MANIFEST, NATIVE, PORTABLE, Difference
+from anamorph.cache import CACHE, cache_folder
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
-from anamorph.errors import InputError, OutputError
-from anamorph.files import digest
+from anamorph.digests import digest
+from anamorph.errors import ArtifactError, CheckpointError, InputError, OutputError
 from anamorph.rewrites import NONE, Wish, wanted
 
 log = logging.getLogger(__name__)
 
-CACHE = "ANAMORPH_CACHE"
-"""Environment variable: the folder that takes the place of the user's cache."""
 PICTURE = "picture"
 """What certificates call the comparison of a whole picture, beside the names of parts."""
 STORAGE = ("float32", "float16", "bfloat16")
@@ -109,32 +110,49 @@ class Exporter(Protocol):
         """
 
 
-def cache_folder() -> Path:
-    """Where exports are kept: ANAMORPH_CACHE, or the user's cache folder."""
-    if chosen := os.environ.get(CACHE):
-        return Path(chosen).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("anamorph"))
-
-
-def cached_export(checkpoint: Checkpoint, exporter: Exporter, rewrites: Wish = None) -> Checkpoint:
-    """The checkpoint's artifact in the cache, exported now if it is not there; says in the log which.
-
-    Raises what `Exporter.export` raises.
-    """
-    options = ExportOptions(storage=LINKED, signature=NATIVE, rewrites=rewrites)
+def export_place(checkpoint: Checkpoint, exporter: Exporter, options: ExportOptions) -> Path:
+    """Where the checkpoint's artifact lies in the cache, if it is there."""
     decided = {**exporter.fingerprint(), "rewrites": " ".join(options.wanted(exporter.format))}
     versions = "".join(f"{key}={value};" for key, value in sorted(decided.items()))
     content = _content(checkpoint)
     name = f"{content[:32]}-{exporter.format}-{options.storage}-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
-    place = cache_folder() / "exports" / name
-    if place.is_dir():
+    return cache_folder() / "exports" / name
+
+
+def cached_options(rewrites: Wish = None) -> ExportOptions:
+    """What exports in the cache are."""
+    return ExportOptions(storage=LINKED, signature=NATIVE, rewrites=rewrites)
+
+
+def cached_export(checkpoint: Checkpoint, exporter: Exporter, rewrites: Wish = None) -> Checkpoint:
+    """The checkpoint's artifact in the cache, exported now if it is not there or damaged; says in the log which.
+
+    Raises what `Exporter.export` raises.
+    """
+    options = cached_options(rewrites)
+    place = export_place(checkpoint, exporter, options)
+    if place.is_dir() and (found := _opened(place, checkpoint)) is not None:
         log.info("%s: taking the %s export in %s", checkpoint.folder, exporter.format, place)
-    else:
-        log.info("%s: exporting to %s once, into %s", checkpoint.folder, exporter.format, place)
-        _export_into_cache(checkpoint, exporter, place, options)
+        return found
+    log.info("%s: exporting to %s once, into %s", checkpoint.folder, exporter.format, place)
+    _export_into_cache(checkpoint, exporter, place, options)
     return open_checkpoint(Source(str(place)), made_from=checkpoint.folder)
+
+
+def _opened(place: Path, checkpoint: Checkpoint) -> Checkpoint | None:
+    """An export of the cache, or None where it is damaged; then it is removed."""
+    try:
+        found = open_checkpoint(Source(str(place)), made_from=checkpoint.folder)
+        assert found.artifact is not None
+        for part in found.artifact.parts:
+            found.artifact.open_part(part)
+    except (ArtifactError, CheckpointError) as error:
+        log.warning("%s; it is removed from the cache and made again", error)
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    with suppress(OSError):  # a cache may be read-only
+        os.utime(place / MANIFEST)
+    return found
 
 
 def _export_into_cache(checkpoint: Checkpoint, exporter: Exporter, place: Path, options: ExportOptions) -> None:

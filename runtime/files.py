@@ -1,7 +1,5 @@
 """Writing files so that a crash leaves nothing half-done."""
 
-import functools
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -33,18 +31,6 @@ def replacing(target: Path) -> Iterator[Path]:
     finally:
         if draft is not None:
             draft.unlink(missing_ok=True)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal; read once as long as it stays as it is, for checkpoints have gigabytes."""
-    now = path.stat()
-    return _digest(path, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _digest(path: Path, *_stamp: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _umask() -> int:

@@ -35,11 +35,21 @@ class Constant:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a mapped tensor lies: its file, all bytes of that, and where among them it begins."""
+
+    file: Path
+    whole: NDArray[np.uint8]
+    begin: int
+
+
+@dataclass(frozen=True)
 class Linked:
-    """A mapped tensor and the name of its stored type ("F32", "F16", "BF16")."""
+    """A tensor, the name of its stored type ("F32", "F16", "BF16"), and where it lies if it is mapped."""
 
     values: NDArray[Any]
     dtype: str
+    place: Place | None = None
 
 
 def open_linked(files: Mapping[str, Path], constants: Mapping[str, Constant]) -> dict[str, Linked]:
@@ -66,6 +76,10 @@ def _linked(
                 f"the checkpoint has no tensor {constant.tensor} of shape {list(constant.shape)} that the exported "
                 "graph refers to; export it again"
             )
-        values = maps[entry.file][entry.begin : entry.end].view(LINKABLE[entry.dtype]).reshape(constant.shape)
+        whole = maps[entry.file]
+        values = whole[entry.begin : entry.end].view(LINKABLE[entry.dtype]).reshape(constant.shape)
         # Files that other libraries wrote may hold tensors at odd offsets, which engines cannot take.
-        yield name, Linked(values if values.flags.aligned else values.copy(), entry.dtype)
+        if values.flags.aligned:
+            yield name, Linked(values, entry.dtype, Place(entry.file, whole, entry.begin))
+        else:
+            yield name, Linked(values.copy(), entry.dtype)

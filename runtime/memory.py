@@ -59,4 +59,22 @@ class Offload:
         return f"offloading does not apply: {engine} keeps weights where it computes; open the part with eager"
 
 
-Saving = AttentionSlices | ChannelsLast | Offload
+@dataclass(frozen=True)
+class OwnSizes:
+    """At most `most` sizes have a compiled model of their own, which is faster; one model serves all others.
+
+    Raises InputError: the number is negative.
+    """
+
+    most: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.most, int) or self.most < 0:
+            raise InputError(f"most is {self.most!r}, expected 0 or more sizes with a compiled model of their own")
+
+    def refusal(self, engine: str) -> str:
+        """Why an engine does not serve it."""
+        return f"sizes with a model of their own do not apply: {engine} has one for all sizes, or shares its weights"
+
+
+Saving = AttentionSlices | ChannelsLast | Offload | OwnSizes

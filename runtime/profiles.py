@@ -8,15 +8,13 @@ these changes, it no longer applies.
 import hashlib
 import json
 import logging
-import os
-import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from anamorph.cache import cache_folder
 from anamorph.checkpoint import Checkpoint
-from anamorph.exporting import cache_folder
 from anamorph.files import replacing
+from anamorph.machine import available_processors, package_version, processor
 
 log = logging.getLogger(__name__)
 
@@ -67,23 +65,6 @@ def _place(checkpoint: Checkpoint, precision: str) -> Path:
         total.update(path.relative_to(checkpoint.folder).as_posix().encode() + path.read_bytes())
     for path in sorted(path for path in checkpoint.folder.rglob("*") if path.suffix in WEIGHTS):
         total.update(f"{path.relative_to(checkpoint.folder).as_posix()} {path.stat().st_size}".encode())
-    total.update(json.dumps([_machine(), checkpoint.variant, precision]).encode())
+    machine = [processor(), available_processors(), *map(package_version, ENGINES)]
+    total.update(json.dumps([machine, checkpoint.variant, precision]).encode())
     return cache_folder() / "profiles" / f"{total.hexdigest()[:32]}.json"
-
-
-def _machine() -> list[str]:
-    """Processor, how many of them, and the versions of the engines."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        model = next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [model, str(cores), *(_version(name) for name in ENGINES)]
-
-
-def _version(package: str) -> str:
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return f"no {package}"

@@ -16,6 +16,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more thre
 else:
     os.environ["ANAMORPH_TESTS"] = tempfile.mkdtemp(prefix="anamorph-tests-")  # the processes of a run share it
 
+os.environ["ANAMORPH_CACHE"] = str(Path(os.environ["ANAMORPH_TESTS"]) / "cache")
+
 from checkpoints import tiny_inpaint, tiny_lcm, tiny_refiner, tiny_sd1, tiny_sd2, tiny_sdxl
 from exported import once, one_process, shared_place, shared_traces
 from parity import ENGINE_BOUND, IMAGE_BOUND, LATENT_BOUND, Agrees

@@ -15,6 +15,7 @@ from perturbed import copied, record_again, rewrite_manifest
 from scarce import full, sealable
 
 from anamorph import StableDiffusionPipeline
+from anamorph.cache import cache_folder
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.cli import main
 from anamorph.drafts import drafted
@@ -23,7 +24,7 @@ from anamorph.exporters.folder import read_components
 from anamorph.exporters.openvino import write
 from anamorph.exporters.references import load
 from anamorph.exporters.storing import Storing
-from anamorph.exporting import cache_folder, cached_export
+from anamorph.exporting import cached_export
 
 ENGINES = tuple(FORMATS)
 

@@ -44,7 +44,7 @@ def test_a_profile_belongs_to_its_model_and_engines(model: Path, monkeypatch: py
     opened = open_checkpoint(Source(str(model)))
     profiles.store(opened, FAST)
     assert profiles.stored(opened, "float32") == FAST
-    monkeypatch.setattr(profiles, "_version", lambda name: f"{name} another")
+    monkeypatch.setattr(profiles, "package_version", lambda name: f"{name} another")
     assert profiles.stored(opened, "float32") is None
     monkeypatch.undo()
     config = model / "unet" / "config.json"

@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     _verify(commands)
     _info(commands)
     _doctor(commands)
+    _cache(commands)
     _bench(commands)
     return root
 
@@ -146,6 +147,9 @@ def _generate(commands: "Commands[argparse.ArgumentParser]") -> None:
     _engine(command)
     command.add_argument(
         "--out", default="out/anamorph.png", help="PNG to write; several are numbered (default: %(default)s)"
+    )
+    command.add_argument(
+        "--explain", action="store_true", help="say for which sizes models were compiled or found in the cache, and why"
     )
     command.add_argument("--json", action="store_true", help="print what was made as JSON")
 
@@ -319,6 +323,31 @@ def _doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
         "what is missing.",
     )
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _cache(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "cache",
+        help="what is kept between starts: list, explain, make ahead, remove",
+        description="Exports and compiled models are kept in the user's cache (ANAMORPH_CACHE names another folder), "
+        "so that the next start takes seconds. A damaged one is noticed, removed and made again.",
+    )
+    actions = command.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
+    listed = actions.add_parser("ls", help="what is there, its size and the days since it was last used")
+    listed.add_argument("--json", action="store_true", help="print the list as JSON")
+    explain = actions.add_parser("explain", help="what a start finds for a model, and why it does not find the rest")
+    explain.add_argument("--json", action="store_true", help="print it as JSON")
+    prebuild = actions.add_parser("prebuild", help="make all that later starts need, by drawing one step")
+    prebuild.add_argument("--size", metavar="HxW", help="height x width in pixels (default: the model's own)")
+    prebuild.add_argument("--count", type=int, default=1, help="pictures at a time (default: 1)")
+    for action in (explain, prebuild):
+        action.add_argument("model", help="checkpoint folder, exported folder, hub id, or the word bundled")
+        action.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
+        _engine(action)
+    remove = actions.add_parser("rm", help="remove what is named, or what was not used")
+    remove.add_argument("names", nargs="*", metavar="NAME", help="as `ls` prints it")
+    remove.add_argument("--unused", type=float, metavar="DAYS", help="what was not used for so many days")
+    remove.add_argument("--all", action="store_true", help="everything")
 
 
 def _bench(commands: "Commands[argparse.ArgumentParser]") -> None:

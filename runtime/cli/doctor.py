@@ -7,9 +7,9 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from anamorph.cache import cache_folder
 from anamorph.cli import OK
 from anamorph.cli.backends import describe
-from anamorph.exporting import cache_folder
 from anamorph.plugins import installed
 
 PACKAGES = {

@@ -124,11 +124,15 @@ def run(options: argparse.Namespace) -> int:
         write_png(image, path, record(pipe, request, digest, inputs))
         made.append({"file": str(path), "prompt": subject(pipe, request), "seed": (request.seeds or (None,))[0]})
     placement = [str(placed) for placed in pipe.placement.values()]
+    history = {part: list(placed.history) for part, placed in pipe.placement.items()} if options.explain else None
     if options.json:
         seconds = {"load": round(loaded - started, 3), "generate": round(finished - loaded, 3)}
-        print(json.dumps({"images": made, "placement": placement, "seconds": seconds}, indent=2))
+        told = {} if history is None else {"history": history}
+        print(json.dumps({"images": made, "placement": placement, "seconds": seconds, **told}, indent=2))
         return OK
     for row in made:
         print(f"{row['file']}  {row['prompt']!r}  seed {row['seed']}")
+    for part, lines in (history or {}).items():
+        print("".join(f"{part}: {line}\n" for line in lines or ["nothing is compiled for sizes"]), end="")
     print(f"loaded in {loaded - started:.1f} s, generated in {finished - loaded:.1f} s; " + "; ".join(placement))
     return OK

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from anamorph.cache import cache_folder
 from anamorph.checkpoint import VERSION_WRITTEN
 from anamorph.config import read_json
 from anamorph.drafts import drafted
 from anamorph.errors import CheckpointError
-from anamorph.exporting import cache_folder
 from anamorph.hub import Source, find_folder
 from anamorph.original.kinds import Kind, recognise
 from anamorph.original.parts import Converted

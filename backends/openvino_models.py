@@ -1,0 +1,241 @@
+"""Compiled models of one exported part: read from its graph, or taken from the cache where they were compiled before.
+
+What OpenVINO stores of a compiled model is its rewritten graph; the weights stay in the checkpoint's file, or in the
+graph's own, and are packed again at each start. Packing reads them once: their pages are then given back.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anamorph.artifact import Artifact
+from anamorph.backends.buckets import COMPILED, FOUND, Sizes
+from anamorph.backends.cores import physical_cores
+from anamorph.backends.memory import give_back
+from anamorph.backends.numpy_program import GraphPort, agreed, imported
+from anamorph.backends.openvino_angles import cut_angles
+from anamorph.backends.openvino_files import check_ir
+from anamorph.backends.openvino_weights import forget_files, multiply_narrow, put_mapped_weights, put_weights
+from anamorph.engine import Target
+from anamorph.entries import ANY, Entry, Key, discard, find, keep
+from anamorph.errors import ArtifactError, BackendError
+from anamorph.interface import Interface
+from anamorph.linked import Linked
+from anamorph.machine import package_version
+
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
+EXACT = "float32"
+DEVICE = "CPU"
+TYPES = {"f32": "float32", "i64": "int64"}
+"""OpenVINO's names of types -> those of an interface."""
+SCALAR = (1,)
+"""The shape of single numbers in OpenVINO's files, as other tools feed them."""
+LAYOUT = 1
+"""Raised whenever the same graph is compiled in another way, so that older entries of the cache are not taken."""
+MAIN, ANGLES = "model.blob", "angles.blob"
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's entry point; one per process, because each loads the plug-ins of all devices."""
+    return imported("openvino", "openvino").Core()
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A compiled model, what computes its angles in float32 (see `openvino_angles`), and whether it was found."""
+
+    main: Any
+    angles: Any | None
+    origin: str
+    kept: Sequence[Any] = ()
+    """The memory that it reads."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A part that models are compiled from, for one target; `further` values of its graph become outputs."""
+
+    artifact: Artifact
+    part: str
+    target: Target
+    further: Sequence[str] = ()
+
+    @property
+    def path(self) -> Path:
+        """The graph's file."""
+        return self.artifact.folder / self.artifact.parts[self.part].file
+
+    def checked(self) -> Interface:
+        """The interface as far as the graph serves it, after comparing files and graph with their record."""
+        check_ir(self.artifact, self.part, self.artifact.open_part(self.part))
+        try:
+            model, _ = self._read()
+        except RuntimeError as error:
+            raise self._refused(error) from None
+        interface = self.artifact.parts[self.part].interface
+        declared = {port.name for port in interface.inputs}
+        inputs = {min(port.names, key=lambda name: name not in declared): _port(port) for port in model.inputs}
+        outputs = {name for port in model.outputs for name in port.names}
+        return agreed(self.path, interface, inputs, outputs, SCALAR)
+
+    def compiled(self, sizes: Sizes | None) -> Compiled:
+        """The model for these sizes, or for all; from the cache, or compiled now and kept there."""
+        key = None if self.further else self.key(sizes)
+        entry = None if key is None else find(key)
+        if entry is not None:
+            try:
+                return self._imported(entry)
+            except RuntimeError as error:
+                discard(entry.folder, f"OpenVINO does not take {entry.folder} ({_last_line(error)})")
+        try:
+            made = self._compiled_now(sizes)
+        except RuntimeError as error:
+            raise self._refused(error) from None
+        if key is not None:
+            keep(key, lambda draft: _store(made, draft))
+        return made
+
+    def key(self, sizes: Sizes | None) -> Key:
+        """What the entry of a model in the cache depends on."""
+        part, precision = self.artifact.parts[self.part], self.target.precision
+        settings = {**settings_for(precision), "layout": LAYOUT}
+        engine, shape = package_version("openvino"), ANY if sizes is None else sizes.name
+        return Key.of(self.part, engine, part.files, part.linked, shape, precision, settings)
+
+    def _compiled_now(self, sizes: Sizes | None) -> Compiled:
+        model, weights = self._read()
+        if self.further:
+            given = {name for port in model.outputs for name in port.names}
+            model.add_outputs([name for name in self.further if name not in given])
+        if sizes is not None:
+            names = {port: next(name for name in port.names if name in sizes.shapes) for port in model.inputs}
+            model.reshape({port: list(sizes.shapes[name]) for port, name in names.items()})
+        angles = cut_angles(model) if self.target.precision != EXACT else None
+        if self.target.precision == "bfloat16":
+            multiply_narrow(model)
+        if angles is not None:
+            forget_files(angles)
+            angles = core().compile_model(angles, DEVICE, settings_for(EXACT))
+        main = core().compile_model(model, DEVICE, {**settings_for(self.target.precision), **self._apart()})
+        return self._made(main, angles, COMPILED, weights)
+
+    def _imported(self, entry: Entry) -> Compiled:
+        kept = [np.memmap(entry.folder / name, np.uint8, "r") for name in sorted(entry.files, reverse=True)]
+        main, *angles = (_tensor(values) for values in kept)
+        precision = self.target.precision
+        main = core().import_model(main, DEVICE, {**settings_for(precision), **self._apart()})
+        angles = [core().import_model(each, DEVICE, settings_for(EXACT)) for each in angles]
+        return self._made(main, angles[0] if angles else None, FOUND, kept)
+
+    def _made(self, main: Any, angles: Any | None, origin: str, kept: Any) -> Compiled:
+        if (precision := read_back(main)["precision"]) != self.target.precision:
+            raise BackendError(
+                f"OpenVINO compiled {self.part} for {precision} instead of {self.target.precision}; update openvino"
+            )
+        for file in self._weight_files():
+            give_back(file)
+        return Compiled(main, angles, origin, kept)
+
+    def _read(self) -> tuple[Any, Mapping[str, Linked]]:
+        """The graph with its weights, and the memory that these lie in."""
+        model, weights = core().read_model(self.path), self.artifact.open_weights(self.part)
+        if weights:
+            forget_files(model)
+            file = self._weight_files()[0]
+            here = {name: one for name, one in weights.items() if one.place is not None and one.place.file == file}
+            put_mapped_weights(model, here, core())
+            put_weights(model, {name: one for name, one in weights.items() if name not in here})
+        _take_floats(model, self.artifact.parts[self.part].interface)
+        return model, weights
+
+    def _weight_files(self) -> list[Path]:
+        """The files that its weights lie in, the largest first."""
+        part = self.artifact.parts[self.part]
+        own = self.path.with_suffix(".bin")
+        linked = sorted(part.linked, key=lambda name: -part.linked[name].size)
+        return [self.artifact.checkpoint / name for name in linked] or [own] * own.exists()
+
+    def _apart(self) -> dict[str, Any]:
+        """What lets OpenVINO store a compiled model without the weights of one file, and find them there again."""
+        files = self._weight_files()
+        return {"CACHE_MODE": "OPTIMIZE_SIZE", "WEIGHTS_PATH": str(files[0])} if files else {}
+
+    def _refused(self, error: RuntimeError) -> ArtifactError:
+        return ArtifactError(f"{self.path} cannot be opened by OpenVINO: {_last_line(error)}")
+
+
+def _store(made: Compiled, draft: Path) -> None:
+    for name, model in {MAIN: made.main, ANGLES: made.angles}.items():
+        if model is not None:
+            (draft / name).write_bytes(model.export_model().getbuffer())
+
+
+def _tensor(values: NDArray[np.uint8]) -> Any:
+    openvino = imported("openvino", "openvino")
+    return openvino.Tensor(values, [values.size], openvino.Type.u8)
+
+
+def _last_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def settings_for(precision: str) -> dict[str, Any]:
+    """What OpenVINO is told: the precision is pinned, because left alone it chooses bfloat16 by itself."""
+    return {
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "EXECUTION_MODE_HINT": "ACCURACY" if precision == EXACT else "PERFORMANCE",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": physical_cores(),
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    }
+
+
+@functools.cache
+def promised(precision: str) -> dict[str, str]:
+    """What OpenVINO makes of the settings, read back from a model of one addition: the part's own come with a call."""
+    openvino = imported("openvino", "openvino")
+    value = openvino.op.Parameter(openvino.Type.f32, openvino.Shape([1]))
+    model = openvino.Model([openvino.opset13.add(value, value)], [value], "addition")
+    return read_back(core().compile_model(model, DEVICE, settings_for(precision)))
+
+
+def read_back(compiled: Any) -> dict[str, str]:
+    """Precision, mode and threads of a compiled model."""
+    runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    mode = str(compiled.get_property("EXECUTION_MODE_HINT")).rsplit(".", 1)[-1].lower()
+    threads = str(compiled.get_property("INFERENCE_NUM_THREADS"))
+    return {"precision": {name: key for key, name in HINTS.items()}.get(runs, runs), "mode": mode, "threads": threads}
+
+
+def _port(port: Any) -> GraphPort:
+    kind = port.element_type.to_string()
+    sizes = (size.get_length() if size.is_static else None for size in port.partial_shape)
+    return GraphPort(TYPES.get(kind, kind), tuple(sizes))
+
+
+def _take_floats(model: Any, interface: Interface) -> None:
+    """Let inputs that files hold as whole numbers (the timestep, as other tools feed it) take our float32.
+
+    Schedulers with fractional timesteps would lose them otherwise.
+    """
+    import openvino
+
+    whole = {port.name for port in interface.inputs if port.dtype == "float32"}
+    for port in model.inputs:
+        if not port.names & whole or port.element_type != openvino.Type.i64:
+            continue
+        old = port.get_node()
+        new = openvino.op.Parameter(openvino.Type.f32, old.get_partial_shape())
+        new.output(0).set_names(port.names)
+        for reader in port.get_target_inputs():  # their conversion to float32 no longer does anything
+            reader.replace_source_output(new.output(0))
+        model.remove_parameter(old)
+        model.add_parameters([new])
+    model.validate_nodes_and_infer_types()
