@@ -164,7 +164,7 @@ def test_sizes_known_only_at_run_time(tmp_path: Path) -> None:
 def test_numbers_up_to_a_size(tmp_path: Path) -> None:
     def function(x: Tensor) -> tuple[Tensor, ...]:
         count = x.shape[1]
-        return x * torch.arange(count), torch.where(x.argsort(-1) >= count - 2, x, 0 * x), x + count // 2
+        return x * torch.arange(count).to(x.dtype), torch.where(x.argsort(-1) >= count - 2, x, 0 * x), x + count // 2
 
     width = torch.export.Dim("w", min=2)
     check(tmp_path, Model(function), (normal(2, 4),), (normal(2, 7),), dynamic=({1: width},))
