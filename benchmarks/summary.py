@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -163,5 +163,5 @@ def break_even(slow: Line, fast: Line) -> float | None:
 
 def reference_of(line: Line, among: Sequence[Line]) -> Line | None:
     """Eager in float32 at the same work."""
-    same = (one for one in among if one.cell.work == line.cell.work and not one.cell.static)
-    return next((one for one in same if (one.cell.engine, one.cell.precision) == ("eager", "float32")), None)
+    eager = replace(line.cell.work, engine="eager", precision="float32")
+    return next((one for one in among if one.cell == eager), None)
