@@ -13,6 +13,7 @@ from anamorph.cache import cache_folder
 from anamorph.engine import Backend
 from anamorph.entries import check_owner
 from anamorph.memory import ChannelsLast, Saving
+from anamorph.native import is_preparing
 from anamorph.plugins import hookimpl
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,9 @@ class Compile(Eager):
         return None
 
     def function(self, module: Any, part: str) -> Callable[..., tuple[Any, ...]]:
-        return ShapeSpecialised(super().function(module, part), part)
+        plain = super().function(module, part)
+        # What runs once per picture is no sooner compiled than computed, for each number of steps anew.
+        return plain if is_preparing(part) else ShapeSpecialised(plain, part)
 
 
 @hookimpl

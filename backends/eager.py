@@ -119,9 +119,9 @@ class TorchSession:
         program.interface.check(inputs)
         if not program.arrays.asynchronous:  # on a device, asking for values would stop its queue
             program.interface.check_values(inputs)
-        # The scalar timestep stays in float32: bfloat16 cannot tell 999 from 1000.
-        casts = {port.name for port in program.interface.inputs if port.axes and port.dtype == "float32"}
-        given = ((port.name, inputs.get(port.name)) for port in program.interface.inputs)
+        ports = program.interface.inputs  # a scalar timestep stays as it is, too
+        casts = {port.name for port in ports if port.axes and port.dtype == "float32" and not port.exact}
+        given = ((port.name, inputs.get(port.name)) for port in ports)
         dtype = program.module.dtype
         values = [value.to(dtype) if value is not None and name in casts else value for name, value in given]
         with torch.inference_mode(), nullcontext() if waits is None else waits.awake():

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from anamorph.arrays import Array, Arrays
+from anamorph.artifact import NATIVE
 from anamorph.benchmarks.peers.serve import Clock, Request, serve, start_pictures
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.cache import cache_folder
@@ -35,8 +36,8 @@ from anamorph.schedulers import load_scheduler
 PACKAGES = ["anamorph", "numpy", "torch", "onnxruntime", "openvino"]
 LIBRARIES = {"eager": "torch", "compile": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 """What an engine imports when it opens something; imported early, so that loading is timed without it."""
-NAMES = {"text_encoder": "text", "text_encoder_2": "text", "unet": "denoiser", "transformer": "denoiser",
-         "vae_decoder": "vae", "vae_encoder": "encode"}  # fmt: skip
+NAMES = {"text_encoder": "text", "text_encoder_2": "text", "unet_prepare": "text", "unet": "denoiser",
+         "transformer": "denoiser", "vae_decoder": "vae", "vae_encoder": "encode"}  # fmt: skip
 """Parts -> phases."""
 TIMESTEP = 500.0
 KINDS: dict[str, type[DiffusionPipeline]] = {
@@ -122,7 +123,7 @@ class Engine:
             exporter = get_exporter(self.backend.formats)
             place = cache_folder() / f"static-{exporter.format}-{cell.height}x{cell.width}-{cell.batch}"
             if not place.exists():
-                options = ExportOptions(size=(cell.height, cell.width), batch=cell.batch)
+                options = ExportOptions(size=(cell.height, cell.width), batch=cell.batch, signature=NATIVE)
                 exporter.export(open_checkpoint(Source(folder)), place, options, lambda _: None)
             return str(place)
         if "checkpoint" not in self.backend.formats:
@@ -164,8 +165,13 @@ class Engine:
         return lambda: self.pipe(**call, **given, output_type=output_type).images
 
     def _denoising(self, inputs: Path) -> Callable[[], Any]:
-        given = {path.name.split(".")[1]: np.load(path) for path in inputs.glob("denoiser.*.npy")}
-        return self._part("denoiser", {**given, "timestep": np.array(TIMESTEP, np.float32)})
+        denoiser = self.pipe.denoiser()
+        arrays = denoiser.arrays
+        given = {path.name.split(".")[1]: arrays.put(np.load(path)) for path in inputs.glob("denoiser.*.npy")}
+        sample = given.pop("sample")  # the same for every branch
+        branches = len(sample) // self.cell.batch if denoiser.shares else 1
+        predict = denoiser.prepare([TIMESTEP], given, branches)
+        return lambda: arrays.get(predict(0, sample[: len(sample) // branches]))
 
     def _decoding(self, inputs: Path) -> Callable[[], Any]:
         return self._part("vae", {"latent_sample": np.load(inputs / "decode.npy")})

@@ -101,7 +101,10 @@ def write_inputs(cell: Cell, checkpoint: Checkpoint, folder: Path, steps: int) -
     interface = read_component(checkpoint, "unet", (slot[1],) if slot else ()).interface("unet").required
     for port in (port for port in interface.inputs if port.axes):
         shape = tuple(size_of(dimension, sizes) for dimension in port.axes)
-        np.save(folder / f"denoiser.{port.name}.npy", noise.normal(shape[1:]))
+        values = noise.normal(shape[1:])
+        if port.name == "sample":  # as guidance has it: every branch sees the same
+            values = np.concatenate([values[: cell.batch]] * (1 + guided))
+        np.save(folder / f"denoiser.{port.name}.npy", values)
 
 
 def _write_pictures(folder: Path, height: int, width: int) -> None:

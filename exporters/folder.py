@@ -21,6 +21,7 @@ from anamorph.exporters.references import load, write_picture, write_probes
 from anamorph.exporters.trace import part_interface, trace, with_scalars
 from anamorph.exporting import LINKED, PICTURE, Check, ExportOptions, Report
 from anamorph.interface import Interface
+from anamorph.native import is_preparing, native_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import settle_variant
 from anamorph.pipelines.slots import KINDS, Tokenizer, models, read_slot
@@ -84,7 +85,7 @@ class FolderExporter:
         target = folder.expanduser().absolute()
         if target.exists():
             raise InputError(f"{target} exists already; remove it or name another folder")
-        interfaces = _interfaces(checkpoint, options)
+        interfaces = _interfaces(checkpoint, options, self.format)
         _check_rewrites(interfaces, options, self.format)
         with drafted(target) as draft, tempfile.TemporaryDirectory(prefix="anamorph-") as references:
             if draft is None:
@@ -118,7 +119,7 @@ class FolderExporter:
                 rewrites = fitting(wanted, name, component.class_name, component.config)
                 module.rewrite(rewrites)
                 program = trace(module, module.method(name), interface)
-                module.rewrite(())  # what it is compared with computes as the model is written
+                module.rewrite(native_of(rewrites))  # what it is compared with computes as the model is written
                 written = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, storing)
                 del program
                 parts[name] = replace(_part(component, written, place, draft, interface, storing), rewrites=rewrites)
@@ -146,9 +147,11 @@ class FolderExporter:
             place = Path(references)
             for component in read_components(source):
                 module = load(component)
-                for name in component.parts:
+                for name, part in exported.parts.items():
+                    if part.component != component.name:
+                        continue
                     report(f"computing {name} with PyTorch")
-                    part = exported.parts[name]
+                    module.rewrite(native_of(part.rewrites))
                     write_probes(place, name, part.interface, module, part.taps)
                 del module
             report("drawing a picture with PyTorch")
@@ -218,16 +221,22 @@ def read_components(checkpoint: Checkpoint) -> list[Component]:
     return settle_variant([one for one in found if one is not None and one.class_name not in UNEXPORTED])
 
 
-def _interfaces(checkpoint: Checkpoint, options: ExportOptions) -> list[tuple[Component, Mapping[str, Interface]]]:
+def _interfaces(
+    checkpoint: Checkpoint, options: ExportOptions, form: str
+) -> list[tuple[Component, Mapping[str, Interface]]]:
     """What each part shall take, settled before anything is written."""
-    components = read_components(checkpoint)
+    wanted = options.wanted(form)
+    components = [
+        replace(c, rewrites=native_of(fitting(wanted, c.name, c.class_name, c.config)))
+        for c in read_components(checkpoint)
+    ]
     kind = DiffusionPipeline.registry[checkpoint.class_name]
     factor = next((vae_scale_factor(c.config) for c in components if "vae_decoder" in c.parts), 1)
 
     def interface(component: Component, part: str) -> Interface:
-        denoises = any(port.name == "timestep" for port in component.interface(part).inputs)
+        denoises = component.interface(part).outputs[0].name == "out_sample" or is_preparing(part)
         branches = kind.most_branches(component.config) if denoises else 1
-        return part_interface(component, part, options, factor, branches)
+        return part_interface(component, part, options, factor, branches, kind.ALIKE)
 
     return [(c, {part: interface(c, part) for part in c.parts}) for c in components]
 

@@ -25,6 +25,7 @@ from anamorph.exporters.taps import recorded
 from anamorph.exporters.trace import probes
 from anamorph.exporters.trial import PICTURE_CALL, pipeline, trajectory, trial
 from anamorph.interface import Interface
+from anamorph.rewrites import NONE
 
 if TYPE_CHECKING:
     from anamorph.models.base import Model
@@ -94,7 +95,9 @@ def main(arguments: Sequence[str]) -> int:
     checkpoint, variant, folder = arguments
     try:
         opened = open_checkpoint(Source(checkpoint, variant=variant or None))
-        arrays: dict[str, Any] = dict(trajectory(pipeline(opened, backend="eager", device="cpu"), Path(folder)))
+        arrays: dict[str, Any] = dict(
+            trajectory(pipeline(opened, backend="eager", device="cpu", rewrites=NONE), Path(folder))
+        )
         np.savez(Path(folder) / "picture.npz", **arrays)
     except (AnamorphError, OSError) as error:
         print(error, file=sys.stderr)

@@ -12,6 +12,7 @@ from anamorph.components import Component, even
 from anamorph.errors import ArtifactError, BackendError, InputError
 from anamorph.exporting import ExportOptions
 from anamorph.interface import Axis, Interface, Port, Scaled, size_of
+from anamorph.native import is_branched
 
 if TYPE_CHECKING:
     import torch
@@ -22,12 +23,12 @@ SEQUENCE = 77
 
 
 def part_interface(
-    component: Component, part: str, options: ExportOptions, factor: int, branches: int = 1
+    component: Component, part: str, options: ExportOptions, factor: int, branches: int = 1, alike: bool = True
 ) -> Interface:
     """The sizes that the exported part takes; `factor` is the autoencoder's pixels per latent.
 
-    A UNet's latents must halve evenly on each level. A fixed batch of N pictures makes N `branches` for this part;
-    prompts may come in any number.
+    A UNet's latents must halve evenly on each level. A fixed batch of N pictures makes N `branches` for this part,
+    or N and so many branches apart where these are `alike`; prompts may come in any number.
     Raises InputError: the fixed size is none that the model takes.
     """
     interface = even(component.interface(part), component.config)
@@ -43,7 +44,9 @@ def part_interface(
             limits[side] = _fixed(Axis(side, factor, factor), pixels)
     first = interface.inputs[0]
     if options.batch is not None and first.name != "input_ids":
-        limits["batch"] = _fixed(Axis("batch"), options.batch * branches)
+        apart = branches if alike and is_branched(interface.outputs[0]) else 1
+        limits["batch"] = _fixed(Axis("batch"), options.batch * branches // apart)
+        limits["branches"] = _fixed(Axis("branches"), apart)
     own = tuple(factor * size for size in first.axes[2:] if isinstance(size, int))
     if first.name == "sample" and own and options.size not in (None, own):
         raise InputError(f"this model draws {own[0]}x{own[1]} pixels only; leave the size out")
@@ -93,8 +96,8 @@ def probe(interface: Interface, sizes: Mapping[str, int]) -> dict[str, NDArray[A
 
 def _probe_port(port: Port, sizes: Mapping[str, int], random: np.random.Generator) -> NDArray[Any]:
     shape = tuple(size_of(axis, sizes) for axis in port.axes)
-    if port.name == "timestep":
-        return np.full(shape, TIMESTEP, np.float32)
+    if port.name in ("timestep", "timesteps"):
+        return np.asarray(TIMESTEP - 40 * np.indices(shape).sum(0), np.float32)
     if port.dtype == "float32":
         return random.standard_normal(shape, np.float32)
     if port.below is None:

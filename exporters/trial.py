@@ -33,7 +33,8 @@ def trial(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
     kind = DiffusionPipeline.registry[checkpoint.class_name]
     interface = artifact.parts[kind.DENOISER].interface
     branches = kind.most_branches(component_config(checkpoint.place(kind.DENOISER)))
-    count = (interface.axes["batch"].maximum or branches * len(PROMPTS)) // branches
+    dealt = 1 if "branches" in interface.axes and kind.ALIKE else branches
+    count = (interface.axes["batch"].maximum or dealt * len(PROMPTS)) // dealt
     decoder = artifact.parts.get("vae_decoder")
     factor = 1 if decoder is None else vae_scale_factor(component_config(checkpoint.place(decoder.component)))
     scale = kind.source_scale(factor)

@@ -12,6 +12,7 @@ from anamorph.conditions import condition_ports, residual_ports, unconditional_p
 from anamorph.config import Config
 from anamorph.errors import ConfigError
 from anamorph.interface import Axis, Interface, Port, Scaled
+from anamorph.native import split, splits
 from anamorph.safety import CONCEPTS, SPECIAL
 
 BATCH = Axis("batch")
@@ -59,7 +60,12 @@ class Component:
     @property
     def parts(self) -> tuple[str, ...]:
         """The functions that engines open, in order."""
-        return tuple(interfaces(self.class_name, self.name, self.refining))
+        if self.artifact is not None:
+            return tuple(name for name, part in self.artifact.parts.items() if part.component == self.name)
+        declared = interfaces(self.class_name, self.name, self.refining)
+        if not splits(self.rewrites):
+            return tuple(declared)
+        return tuple(self._split(declared))
 
     @property
     def stored(self) -> Path:
@@ -77,7 +83,13 @@ class Component:
         """Inputs and outputs of one part; an exported one may take fewer sizes than the model."""
         if self.artifact is not None and part in self.artifact.parts:
             return self.artifact.parts[part].interface
-        return interfaces(self.class_name, self.name, self.refining)[part](self.config)
+        declared = interfaces(self.class_name, self.name, self.refining)
+        return self._split(declared)[part] if splits(self.rewrites) else declared[part](self.config)
+
+    def _split(self, declared: "Declared") -> dict[str, Interface]:
+        """The interfaces by rewrites that share out between parts what a denoiser takes."""
+        plain = (declare(self.config) for declare in declared.values())
+        return {one.component: one for each in plain for one in split(each, self.config, self.rewrites)}
 
 
 def text_encoder_interface(config: Config) -> Interface:
@@ -242,8 +254,7 @@ def unet_multiple(config: Mapping[str, Any]) -> int:
 
 def even(interface: Interface, config: Mapping[str, Any]) -> Interface:
     """A UNet's interface with sizes that it halves evenly on every level, as graphs take them; others as they are."""
-    names = {port.name for port in interface.inputs}
-    if "timestep" not in names or "latent_height" not in interface.axes:  # no UNet
+    if interface.outputs[0].name != "out_sample" or "latent_height" not in interface.axes:  # no UNet
         return interface
     multiple = unet_multiple(config)
     sides = (interface.axes[name] for name in ("latent_height", "latent_width"))

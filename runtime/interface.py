@@ -63,7 +63,8 @@ class Port:
     An `optional` input is a term that is added or multiplied into others: where a caller leaves it out, zeros of the
     shape `Interface.absent` take its place and broadcast, so that one graph serves with and without it. An optional
     output may be missing from graphs that other tools have exported.
-    Whole numbers lie in 0 .. `below` - 1 (tokens of a vocabulary, classes); None: no bound is known.
+    Whole numbers lie in 0 .. `below` - 1 (tokens of a vocabulary, classes); None: no bound is known. `exact` numbers
+    are handed over unrounded whatever the precision: bfloat16 cannot tell a timestep of 999 from 1000.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Port:
     dtype: str = "float32"
     optional: bool = False
     below: int | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True)

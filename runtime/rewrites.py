@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from anamorph import native
 from anamorph.errors import InputError
 
 ALL, NONE = "all", "none"
@@ -32,8 +33,22 @@ class Rewrite:
     on: frozenset[str]
 
 
+def _once(unmet: Callable[[str, Mapping[str, Any]], str | None]) -> Unmet:
+    """A precondition that asks for no part."""
+    return lambda _, class_name, config: unmet(class_name, config)
+
+
+def _branches_part(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
+    return "it sees no samples" if native.is_preparing(part) else native.prefix_unmet(class_name, config)
+
+
+EVERYWHERE = frozenset({"onnx", "openvino", "eager", "compile"})
+
+
 def _doubles(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
     """Whether a convolution follows nearest neighbours somewhere: in autoencoders' decoders and UNets' ways up."""
+    if native.is_preparing(part):
+        return "it computes no pixels"
     if class_name in ("AutoencoderKL", "VQModel"):
         levels = config["block_out_channels"] if part.endswith("decoder") else ()
         return None if len(levels) > 1 else "nothing in it doubles a resolution"
@@ -55,6 +70,27 @@ REWRITES: Mapping[str, Rewrite] = {
             True,
             _doubles,
             frozenset({"onnx", "openvino"}),
+        ),
+        Rewrite(
+            native.KEYS,
+            "keys and values of all attentions to the text are computed once per picture",
+            True,
+            _once(native.keys_unmet),
+            EVERYWHERE,
+        ),
+        Rewrite(
+            native.TIMES,
+            "time embeddings and their projections are computed once per picture, for all steps together",
+            True,
+            _once(native.times_unmet),
+            EVERYWHERE,
+        ),
+        Rewrite(
+            native.PREFIX,
+            "branches of guidance share what comes before the first attention to the text",
+            True,
+            _branches_part,
+            EVERYWHERE,
         ),
     )
 }

@@ -23,6 +23,7 @@ from anamorph.engine import Session
 from anamorph.errors import InputError
 from anamorph.interface import Axis, Interface, Port, Scaled
 from anamorph.models.dit import DiTTransformer2DModel
+from anamorph.pipelines.denoiser import Opened
 from anamorph.pipelines.sampling import Plan, denoise
 
 BOUND = 1e-5
@@ -239,13 +240,14 @@ def test_two_denoisers_are_one_session_that_chooses(sd1: Path) -> None:
         asked.append(int(float(inputs["timestep"]) <= boundary))
         return sessions[asked[-1]](inputs)
 
-    both, alone = (run(plan, session, program.arrays) for session in (choose, sessions[0]))
+    both, alone = (run(plan, session, program) for session in (choose, sessions[0]))
     assert asked == [0, 0, 1, 1]
     assert all(relative(a, b) <= 1e-5 for a, b in zip(both, alone, strict=True))
 
 
-def run(plan: Plan, session: Session, arrays: Any) -> Sequence[NDArray[Any]]:
-    return [np.asarray(step.latents).copy() for step in denoise(plan, session, arrays)]
+def run(plan: Plan, session: Session, program: Any) -> Sequence[NDArray[Any]]:
+    denoiser = Opened(session, program.interface, program.arrays)
+    return [np.asarray(step.latents).copy() for step in denoise(plan, denoiser)]
 
 
 def test_an_absent_input_is_one_wherever_its_size_is_open() -> None:

@@ -5,7 +5,7 @@ pipeline. The models are small stand-ins; what is compared is a whole loop, with
 model by hand.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,12 +30,12 @@ from anamorph import (
 from anamorph import UNet2DConditionModel as UNet
 from anamorph.arrays import Array, Arrays, NumpyArrays
 from anamorph.backends.eager import TorchProgram
-from anamorph.engine import Graph, Placement, Program, Session
 from anamorph.errors import InputError
 from anamorph.exporters.trace import trace
 from anamorph.interface import Axis, Interface, Port
 from anamorph.models.attention import multi_head
 from anamorph.noise import SeededNoise
+from anamorph.pipelines.denoiser import Denoiser, Opened, Predict
 from anamorph.pipelines.sampling import Guidance, Plan, denoise
 from anamorph.pipelines.slots import Slots, model
 from anamorph.schedulers import Table
@@ -136,22 +136,21 @@ def normal(seed: int, *shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def session_of(engine: str, model: Model, interface: Interface, place: Path) -> tuple[Session, Arrays]:
+def denoiser_of(engine: str, model: Model, interface: Interface, place: Path) -> Opened:
     """A model on an engine: as it is, or traced, written and opened again."""
     if engine == "eager":
-        program = TorchProgram(model.denoise, model, interface.component, engine, interface, ())
-        return program.session(), program.arrays
-    return opened(engine, place, trace(model, "denoise", interface), interface), NumpyArrays()
+        return Opened.of(TorchProgram(model.denoise, model, interface.component, engine, interface, ()), None)
+    return Opened(opened(engine, place, trace(model, "denoise", interface), interface), interface, NumpyArrays())
 
 
 def looped(
-    session: Session, arrays: Arrays, table: Table, latents: NDArray[Any], told: Mapping[str, NDArray[Any]],
-    guidance: Guidance,
-) -> NDArray[Any]:  # fmt: skip
+    denoiser: Opened, table: Table, latents: NDArray[Any], told: Mapping[str, NDArray[Any]], guidance: Guidance
+) -> NDArray[Any]:
     """The last latents of our loop."""
-    conditions = {name: arrays.put(value) for name, value in told.items()}
-    plan = Plan(table, arrays.put(latents), conditions, guidance, SeededNoise((0,) * len(latents)))
-    (*_, last) = denoise(plan, session, arrays)
+    put = denoiser.arrays.put
+    conditions = {name: put(value) for name, value in told.items()}
+    plan = Plan(table, put(latents), conditions, guidance, SeededNoise((0,) * len(latents)))
+    (*_, last) = denoise(plan, denoiser)
     return np.asarray(last.latents)
 
 
@@ -163,7 +162,7 @@ def packed() -> Model:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_packed_latents_with_places_and_distilled_guidance(packed: Model, tmp_path: Path, engine: str) -> None:
     """Flux's form: [B, h w / 4, 4 c], ids of rows and columns, a shift of the levels by size, guidance as an input."""
-    session, arrays = session_of(engine, packed, PACKING, tmp_path)
+    denoiser = denoiser_of(engine, packed, PACKING, tmp_path)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     for batch, height, width, words in ((2, 4, 6, 5), (1, 6, 10, 9)):
         latents = torch.from_numpy(normal(2, batch, PACKED // 4, height, width))
@@ -181,19 +180,19 @@ def test_packed_latents_with_places_and_distilled_guidance(packed: Model, tmp_pa
                 out = packed.denoise(x, t, *map(torch.from_numpy, told.values()))[0]
                 x = reference.step(out, t, x, return_dict=False)[0]
         table = scheduler.table(STEPS, mu=0.7)
-        found = looped(session, arrays, table, tokens.numpy(), told, Guidance())
+        found = looped(denoiser, table, tokens.numpy(), told, Guidance())
         assert relative(found, x.numpy()) <= BOUND
         for name, other in (("guidance", told["guidance"] + 0.1), ("img_ids", told["img_ids"][::-1].copy())):
-            changed = looped(session, arrays, table, tokens.numpy(), {**told, name: other}, Guidance())
+            changed = looped(denoiser, table, tokens.numpy(), {**told, name: other}, Guidance())
             assert relative(changed, x.numpy()) > 100 * BOUND
     with pytest.raises(InputError, match=r"tokens is 1[56] here and 1[56] in another input"):
-        looped(session, arrays, table, tokens.numpy(), {**told, "img_ids": np.zeros((16, 3), np.float32)}, Guidance())
+        looped(denoiser, table, tokens.numpy(), {**told, "img_ids": np.zeros((16, 3), np.float32)}, Guidance())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_film_is_a_sample_with_one_more_axis(tmp_path: Path, engine: str) -> None:
     film = noisy(Film(), 4)
-    session, arrays = session_of(engine, film, FILMING, tmp_path)
+    denoiser = denoiser_of(engine, film, FILMING, tmp_path)
     options: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     for frames, height, width, words in ((2, 3, 4, 5), (5, 4, 6, 9)):
         latents, text = normal(5, 2, 4, frames, height, width), normal(6, 4, words, TEXT)
@@ -206,39 +205,31 @@ def test_a_film_is_a_sample_with_one_more_axis(tmp_path: Path, engine: str) -> N
                 x = reference.step(less + 4.0 * (more - less), t, x, return_dict=False)[0]
         table = UniPCMultistepScheduler(**options).table(STEPS)
         told = {"encoder_hidden_states": text}
-        found = looped(session, arrays, table, latents, told, Guidance((4.0,)))
+        found = looped(denoiser, table, latents, told, Guidance((4.0,)))
         assert found.shape == latents.shape
         assert relative(found, x.numpy()) <= BOUND
-        assert relative(looped(session, arrays, table, latents, told, Guidance((4.1,))), x.numpy()) > 100 * BOUND
+        assert relative(looped(denoiser, table, latents, told, Guidance((4.1,))), x.numpy()) > 100 * BOUND
 
 
 @dataclass(frozen=True)
-class Experts(Graph):
-    """Two programs as one: the first where there is much noise, the second from `boundary` (a timestep) on."""
+class Experts:
+    """Two denoisers as one: the first where there is much noise, the second from `boundary` (a timestep) on."""
 
-    first: Program
-    second: Program
+    first: Denoiser
+    second: Denoiser
     boundary: float
-
-    @property
-    def interface(self) -> Interface:
-        return self.first.interface
-
-    @property
-    def placement(self) -> Placement:  # type: ignore[override]
-        return self.first.placement
 
     @property
     def arrays(self) -> Arrays:
         return self.first.arrays
 
-    def session(self) -> Session:
-        first, second = self.first.session(), self.second.session()
+    @property
+    def shares(self) -> bool:
+        return self.first.shares and self.second.shares
 
-        def call(inputs: Mapping[str, Array]) -> dict[str, Array]:
-            return (first if float(inputs["timestep"]) >= self.boundary else second)(inputs)
-
-        return call
+    def prepare(self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int) -> Predict:
+        first, second = (one.prepare(timesteps, conditions, branches) for one in (self.first, self.second))
+        return lambda n, sample: (first if timesteps[n] >= self.boundary else second)(n, sample)
 
 
 @pytest.fixture(scope="module")
@@ -249,11 +240,9 @@ def two_experts() -> Iterator[type[DiffusionPipeline]]:
         SLOTS: ClassVar[Slots] = {**StableDiffusionPipeline.SLOTS, "unet_2": model("UNet2DConditionModel")}
         OPTIONS: ClassVar[Mapping[str, Any]] = {**StableDiffusionPipeline.OPTIONS, "boundary_ratio": None}
 
-        def program(self, part: str) -> Program:
-            found = super().program(part)
-            if part != "unet":
-                return found
-            return Experts(found, super().program("unet_2"), 1000 * self.options["boundary_ratio"])
+        def denoiser(self, slot: str | None = None) -> Denoiser:  # noqa: ARG002
+            first, second = (super(TwoExpertsPipeline, self).denoiser(slot) for slot in ("unet", "unet_2"))
+            return Experts(first, second, 1000 * self.options["boundary_ratio"])
 
     yield TwoExpertsPipeline
     DiffusionPipeline.registry.pop("TwoExpertsPipeline")

@@ -56,7 +56,7 @@ def test_the_steps_inside_are_guided_and_no_others(
 ) -> None:
     pipe = load(sd1, backend="eager")
     seen: list[int] = []
-    hook = pipe.unet.conv_in.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    hook = pipe.unet.conv_out.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
     found = steps(pipe, guidance_interval=interval)
     hook.remove()
     assert seen == [2 if rows[0] <= step < rows[1] else 1 for step in range(6)]

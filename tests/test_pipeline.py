@@ -154,6 +154,7 @@ def test_engines_mix_per_component(sd2: Path) -> None:
     assert {part: placed.engine for part, placed in pipe.placement.items()} == {
         "text_encoder": "eager",
         "unet": "compile",
+        "unet_prepare": "compile",
         "vae_decoder": "eager",
     }
 
@@ -176,7 +177,8 @@ def test_bfloat16_is_close_to_float32_and_read_back(sd1: Path, eager: StableDiff
 
 
 def test_placement_reports_what_runs(eager: StableDiffusionPipeline) -> None:
-    assert eager.placement["unet"] == Placement("unet", "eager", "cpu", "float32")
+    rewrites = {"rewrites": "keys-once times-once prefix-sharing"}
+    assert eager.placement["unet"] == Placement("unet", "eager", "cpu", "float32", rewrites)
     assert "unet: eager on cpu in float32" in repr(eager)
 
 

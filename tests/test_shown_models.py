@@ -69,10 +69,10 @@ def test_a_compiled_model_is_what_the_pipeline_calls(pipe: Any) -> None:
     pipe.unet = compiled
     assert pipe.unet is compiled
     assert str(pipe.placement["unet"]) == "unet: eager on cpu in float32, calling OptimizedModule"
-    assert np.array_equal(pipe("a cat", **CALL).images, plain)
+    assert np.abs(pipe("a cat", **CALL).images - plain).max() <= 1e-5  # strangers are told everything at every step
     assert len(calls) == 2
     second: Any = StableDiffusionPipeline(**{**pipe.components, "unet": compiled})
-    assert np.array_equal(second("a cat", **CALL).images, plain)
+    assert np.abs(second("a cat", **CALL).images - plain).max() <= 1e-5
     assert len(calls) == 4
 
 
@@ -97,7 +97,7 @@ def test_models_that_were_compiled_before_and_further_conditions(sd1: Path, sdxl
     large: Any = StableDiffusionXLPipeline.from_pretrained(sdxl, backend="eager")
     expected = large("a cat", **CALL).images
     large.unet = Passing(large.unet)
-    assert np.array_equal(large("a cat", **CALL).images, expected)
+    assert np.abs(large("a cat", **CALL).images - expected).max() <= 1e-5
 
 
 class Traced(nn.Module):

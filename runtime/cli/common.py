@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from anamorph.checkpoint import BUNDLED, Checkpoint
 from anamorph.errors import InputError
+from anamorph.native import is_preparing
 from anamorph.pipelines import LatentDiffusion
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import precision_name
@@ -125,7 +126,7 @@ def record(
         "model": {"name": model_name(checkpoint), "sha256": digest},
         "scheduler": dict(pipe.scheduler.config),
         "engines": {part: str(placed) for part, placed in pipe.placement.items()},
-        "backends": {part: placed.engine for part, placed in pipe.placement.items()},
+        "backends": {part: one.engine for part, one in pipe.placement.items() if not is_preparing(part)},
         "versions": versions(),
     }
 

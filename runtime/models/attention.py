@@ -1,6 +1,7 @@
 """Attention over tokens, and the transformer that a UNet runs over its pixels."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from anamorph.errors import InputError
 from anamorph.models.activations import Activation, gelu_tanh
+from anamorph.models.told import Text
 
 
 def multi_head(
@@ -94,10 +96,13 @@ def slice_attention(module: nn.Module, size: int | str | None) -> None:
 
 
 class Attention(Sliceable):
-    """Multi-head attention of tokens [B, S, width] to themselves, or to a context [B, T, context_width].
+    """Multi-head attention of tokens [B, S, width] to themselves, or to a text [B, T, context_width].
 
-    `norm_context` norms the context first.
+    `norm_context` norms the text first.
     """
+
+    place: slice | None = None
+    """Where its keys and values lie among those of all attentions to the text."""
 
     def __init__(
         self,
@@ -109,20 +114,34 @@ class Attention(Sliceable):
         norm_context: bool = False,
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.width, self.cross = heads, width, context_width is not None
         self.norm_cross = nn.LayerNorm(context_width or width) if norm_context else None
         self.to_q = nn.Linear(width, width, bias=bias)
         self.to_k = nn.Linear(context_width or width, width, bias=bias)
         self.to_v = nn.Linear(context_width or width, width, bias=bias)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
-        if self.norm_cross is not None:
-            context = self.norm_cross(context)
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+    def forward(self, x: Tensor, text: Text | None = None) -> Tensor:
+        q = self.to_q(x)
+        if text is None:
+            k, v, mask = *self.keys_values(x), None
+        else:
+            q, mask = text.dealt(q, self.place), text.mask
+            k, v = self._told(text)
         mixed: Tensor = self.to_out(multi_head(q, k, v, self.heads, bias=mask, at_once=self.at_once, fused=self.fused))
         return mixed
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What this layer makes of the tokens that it looks at: [B, T, D] -> twice [B, T, width]."""
+        if self.norm_cross is not None:
+            context = self.norm_cross(context)
+        return self.to_k(context), self.to_v(context)
+
+    def _told(self, text: Text) -> tuple[Tensor, Tensor]:
+        if text.keys is not None and text.values is not None and self.place is not None:
+            return text.keys[..., self.place], text.values[..., self.place]
+        assert text.states is not None
+        return self.keys_values(text.states)
 
 
 class GEGLU(nn.Module):
@@ -189,9 +208,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attn1(self.norm1(x), context if self.only_cross else None)
-        x = x + self.attn2(self.norm2(x), context, mask)
+    def forward(self, x: Tensor, text: Text) -> Tensor:
+        x = x + self.attn1(self.norm1(x), replace(text, mask=None) if self.only_cross else None)
+        x = text.dealt(x, self.attn2.place) + self.attn2(self.norm2(x), text)
         total: Tensor = x + self.ff(self.norm3(x))
         return total
 
@@ -222,14 +241,14 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = _projection(channels, linear)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, text: Text) -> Tensor:
         normed = self.norm(x)
         tokens = self.proj_in(to_tokens(normed)) if self.linear else to_tokens(self.proj_in(normed))
         for block in self.transformer_blocks:
-            tokens = block(tokens, context, mask)
+            tokens = block(tokens, text)
         update = to_pixels(self.proj_out(tokens), x) if self.linear else self.proj_out(to_pixels(tokens, x))
         # `x` comes first so that the sum keeps its memory layout.
-        return x + update
+        return text.dealt(x, self.transformer_blocks[0].attn2.place) + update  # type: ignore[union-attr, arg-type]
 
 
 class PixelAttention(Attention):
@@ -245,9 +264,9 @@ class PixelAttention(Attention):
         self.scale = scale
         self.group_norm = None if groups is None else nn.GroupNorm(groups, channels, eps=eps)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, text: Text | None = None) -> Tensor:
         normed = x if self.group_norm is None else self.group_norm(x)
-        total = x + to_pixels(super().forward(to_tokens(normed), context, mask), x)
+        total = x + to_pixels(super().forward(to_tokens(normed), text), x)
         return total if self.scale == 1.0 else total / self.scale
 
 
@@ -271,8 +290,9 @@ class AddedAttention(Sliceable):
         self.to_k, self.to_v = (None if only_cross else nn.Linear(channels, channels) for _ in range(2))
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        tokens = to_tokens(self.group_norm(x))
+    def forward(self, x: Tensor, text: Text) -> Tensor:
+        tokens, context, mask = to_tokens(self.group_norm(x)), text.states, text.mask
+        assert context is not None
         if isinstance(self.norm_cross, nn.GroupNorm):
             context = self.norm_cross(context.transpose(1, 2)).transpose(1, 2)
         elif self.norm_cross is not None:

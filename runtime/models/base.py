@@ -64,10 +64,9 @@ class Model(nn.Module):
                 )
         return full
 
-    @classmethod
-    def method(cls, part: str) -> str:
+    def method(self, part: str) -> str:
         """Name of the method that serves a part; a model's only part may be called otherwise (as its slot is)."""
-        return cls.PARTS[part] if len(cls.PARTS) > 1 else next(iter(cls.PARTS.values()))
+        return self.PARTS[part] if len(self.PARTS) > 1 else next(iter(self.PARTS.values()))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

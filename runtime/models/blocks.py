@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anamorph.models.activations import ACTIVATIONS
 from anamorph.models.phases import doubled
+from anamorph.models.told import Time, Times
 from anamorph.rewrites import PHASES
 
 Resample = Callable[[Tensor], Tensor]
@@ -38,11 +40,15 @@ class Residual:
 class ResnetBlock2D(nn.Module):
     """(shortcut(x) + conv(act(norm(conv(act(norm(x))) + time)))) / scale on [B, C_in, h, w] -> [B, C_out, h, w].
 
-    `time` is what the model's blocks share, [1 or B, time_width]. With `scale_shift` it gives scale s and shift t of
-    the second norm, norm(h) (1 + s) + t (Dhariwal and Nichol 2021, arXiv:2105.05233, section 3). `resample` changes
-    the resolution of both branches; a block that has it may want a 1x1 shortcut between equal channels, too.
+    `time` is what the model's blocks share, [1 or B, time_width], or what they have made of it before. With
+    `scale_shift` it gives scale s and shift t of the second norm, norm(h) (1 + s) + t (Dhariwal and Nichol 2021,
+    arXiv:2105.05233, section 3). `resample` changes the resolution of both branches; a block that has it may want a
+    1x1 shortcut between equal channels, too.
     Source: Ho et al. 2020 (arXiv:2006.11239), appendix B.
     """
+
+    place: slice | None = None
+    """Where its time projection lies among those of all residual blocks."""
 
     def __init__(
         self,
@@ -60,13 +66,13 @@ class ResnetBlock2D(nn.Module):
         projected = channels_in != channels_out if shortcut is None else shortcut
         self.norm1 = common.norm(channels_in, groups_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        timed = channels_out * (2 if common.scale_shift else 1)
-        self.time_emb_proj = None if common.time_width is None else nn.Linear(common.time_width, timed)
+        self.width = channels_out * (2 if common.scale_shift else 1)
+        self.time_emb_proj = None if common.time_width is None else nn.Linear(common.time_width, self.width)
         self.norm2 = common.norm(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(channels_in, channels_out, 1) if projected else None
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Time | None = None) -> Tensor:
         h = self.activation(self.norm1(x))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
@@ -75,16 +81,16 @@ class ResnetBlock2D(nn.Module):
         total: Tensor = (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
         return total if self.scale == 1.0 else total / self.scale
 
-    def _timed(self, h: Tensor, time: Tensor | None) -> Tensor:
+    def _timed(self, h: Tensor, time: Time | None) -> Tensor:
         """The second norm, with the time before or inside it."""
-        if self.time_emb_proj is not None and not self.scale_shift:
-            h = h + self.time_emb_proj(time)[:, :, None, None]
-        normed: Tensor = self.norm2(h)
-        if self.time_emb_proj is None or not self.scale_shift:
-            return normed
-        scale, shift = self.time_emb_proj(time)[:, :, None, None].chunk(2, dim=1)
-        moved: Tensor = normed * (1 + scale) + shift
-        return moved
+        if time is None or self.time_emb_proj is None:
+            return cast(Tensor, self.norm2(h))
+        row = time.row[:, self.place] if isinstance(time, Times) else self.time_emb_proj(time)
+        told = row[:, :, None, None]
+        if not self.scale_shift:
+            return cast(Tensor, self.norm2(h + told))
+        scale, shift = told.chunk(2, dim=1)
+        return cast(Tensor, self.norm2(h) * (1 + scale) + shift)
 
 
 class Downsample2D(nn.Module):

@@ -14,6 +14,7 @@ from anamorph.models.activations import ACTIVATIONS
 from anamorph.models.attention import Attention, to_pixels, to_tokens
 from anamorph.models.blocks import AdaGroupNorm, Residual, Scaled, reflected_grow, reflected_shrink
 from anamorph.models.levels import Kind, Level
+from anamorph.models.told import Text
 
 GROUP = 32
 """Channels per group of the norms."""
@@ -51,10 +52,10 @@ class KAttention(nn.Module):
         self.norm2 = AdaGroupNorm(time_width, channels, groups)
         self.attn2 = Attention(channels, heads, level.context_width, bias=True, norm_context=True)
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, text: Text | None) -> Tensor:
         if self.norm1 is not None and self.attn1 is not None:
             x = to_pixels(self.attn1(to_tokens(self.norm1(x, time))), x) + x
-        return to_pixels(self.attn2(to_tokens(self.norm2(x, time)), text, mask), x) + x
+        return to_pixels(self.attn2(to_tokens(self.norm2(x, time)), text), x) + x
 
 
 class KLayers(nn.Module):
@@ -69,12 +70,12 @@ class KLayers(nn.Module):
             KAttention(out, level, common, itself=itself) for *_, out in widths if kind.attention
         )
 
-    def layers(self, x: Tensor, time: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
+    def layers(self, x: Tensor, time: Tensor, text: Text | None) -> Tensor:
         """x through all of them."""
         for layer, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if self.attentions:
-                x = self.attentions[layer](x, time, text, mask)
+                x = self.attentions[layer](x, time, text)
         return x
 
 
@@ -92,13 +93,12 @@ class KDownBlock(KLayers):
         self,
         x: Tensor,
         time: Tensor,
-        text: Tensor | None = None,
-        mask: Tensor | None = None,
+        text: Text | None = None,
         residual: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         if residual is not None:
             raise InputError("blocks of k-diffusion take no down_intrablock_additional_residuals; leave them out")
-        x = self.layers(x, time, text, mask)
+        x = self.layers(x, time, text)
         states = [x] if self.kept else []
         for downsample in self.downsamplers:
             x = downsample(x)
@@ -128,11 +128,10 @@ class KUpBlock(KLayers):
         x: Tensor,
         skips: Sequence[Tensor],
         time: Tensor,
-        text: Tensor | None = None,
-        mask: Tensor | None = None,
+        text: Text | None = None,
         _size: Sequence[int] | None = None,
     ) -> Tensor:
-        x = self.layers(torch.cat((x, *skips), dim=1) if skips else x, time, text, mask)
+        x = self.layers(torch.cat((x, *skips), dim=1) if skips else x, time, text)
         for upsample in self.upsamplers:
             x = upsample(x)
         return x

@@ -23,6 +23,7 @@ from anamorph.models.blocks import (
 from anamorph.models.k_blocks import KDownBlock, KUpBlock
 from anamorph.models.levels import Kind, Level
 from anamorph.models.skip_blocks import SkipDownBlock, SkipUpBlock
+from anamorph.models.told import Text, Time
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,11 @@ class Layers(nn.Module):
         depths = level.depths if build else ()
         self.attentions = nn.ModuleList(build(level, style, common, depth) for depth in depths if build)
 
-    def attend(self, layer: int, x: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
+    def attend(self, layer: int, x: Tensor, text: Text | None) -> Tensor:
         """x through the attention behind one residual block, if there is one."""
         if not self.attentions:
             return x
-        attended: Tensor = self.attentions[layer](x, text, mask) if self.cross else self.attentions[layer](x)
+        attended: Tensor = self.attentions[layer](x, text) if self.cross else self.attentions[layer](x)
         return attended
 
 
@@ -128,14 +129,13 @@ class DownBlock(Layers):
     def forward(
         self,
         x: Tensor,
-        time: Tensor,
-        text: Tensor | None = None,
-        mask: Tensor | None = None,
+        time: Time,
+        text: Text | None = None,
         residual: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         states: list[Tensor] = []
         for layer, resnet in enumerate(self.resnets):
-            states.append(self.attend(layer, resnet(states[-1] if states else x, time), text, mask))
+            states.append(self.attend(layer, resnet(states[-1] if states else x, time), text))
         if residual is not None and self.cross:
             states[-1] = states[-1] + residual
         for downsample in self.downsamplers:
@@ -152,9 +152,9 @@ class MidBlock(Layers):
         level = replace(level, depths=level.depths[:1] * (count - 1))
         super().__init__(kind, level, [(level.channels, level.channels)] * count, style, style.residual)
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Time, text: Text | None = None) -> Tensor:
         for layer, resnet in enumerate(self.resnets):
-            x = resnet(self.attend(layer - 1, x, text, mask) if layer else x, time)
+            x = resnet(self.attend(layer - 1, x, text) if layer else x, time)
         return x
 
 
@@ -178,13 +178,12 @@ class UpBlock(Layers):
         self,
         x: Tensor,
         skips: Sequence[Tensor],
-        time: Tensor,
-        text: Tensor | None = None,
-        mask: Tensor | None = None,
+        time: Time,
+        text: Text | None = None,
         size: Sequence[int] | None = None,
     ) -> Tensor:
         for layer, resnet in enumerate(self.resnets):
-            x = self.attend(layer, resnet(torch.cat((x, skips[-1 - layer]), dim=1), time), text, mask)
+            x = self.attend(layer, resnet(torch.cat((x, skips[-1 - layer]), dim=1), time), text)
         for upsample in self.upsamplers:
             x = upsample(x, time) if self.timed else upsample(x, size)
         return x

@@ -14,9 +14,11 @@ from anamorph.checkpoint import Checkpoint
 from anamorph.clip_image import CLIPImageProcessor
 from anamorph.engine import Placement, Program
 from anamorph.errors import ConfigError, InputError
+from anamorph.native import preparing
 from anamorph.pipelines.arguments import Job
 from anamorph.pipelines.cropping import put_back
 from anamorph.pipelines.decoding import held_back
+from anamorph.pipelines.denoiser import Denoiser, Opened
 from anamorph.pipelines.loaded import Loaded
 from anamorph.pipelines.loading import Wishes, as_component, completed, open_component
 from anamorph.pipelines.opening import Opening
@@ -51,6 +53,8 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
     DENOISER: ClassVar[str] = "unet"
     BRANCHES: ClassVar[int] = 2
     """How often each picture is in the denoiser's batch where a call is guided."""
+    ALIKE: ClassVar[bool] = True
+    """Whether all branches of a guided call see the same samples."""
     show_progress: bool | None = None
     """Whether a call draws a progress bar; None: only where the error stream is a terminal."""
     registry: ClassVar[dict[str, type["DiffusionPipeline"]]] = {}
@@ -233,7 +237,12 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
 
     def program(self, part: str) -> Program:
         """The opened part of that name."""
-        return self._models[parts_of(self.SLOTS)[part]].programs[part]
+        return next(loaded.programs[part] for loaded in self._models.values() if part in loaded.programs)
+
+    def denoiser(self, slot: str | None = None) -> Denoiser:
+        """What predicts in the loop, for one thread: the model of that slot, or of the one that denoises."""
+        slot = slot or self.DENOISER
+        return Opened.of(self.program(slot), self._models[slot].programs.get(preparing(slot)))
 
     def _config(self, name: str) -> Any:
         return self._models[name].config

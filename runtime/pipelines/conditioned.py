@@ -100,5 +100,6 @@ class StableDiffusionInstructPix2PixPipeline(LatentDiffusion):
         num_inference_steps=100, image_guidance_scale=1.5,
     )  # fmt: skip
     BRANCHES: ClassVar[int] = 3
+    ALIKE: ClassVar[bool] = False
     FAMILY = Family(last_states, (texts,), more=image_guidance)
     TASK = Task(beside_picture, ("image",), guidance=two_scales, channels=with_as_many)

@@ -141,7 +141,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         for branches in guidance.counts:
             what = (f"{request.images} of {request.height}x{request.width} pixels ({factor} to a latent, "
                     f"{branches} branches)")  # fmt: skip
-            check_axes(self.program("unet"), {**sides, "batch": branches * request.images}, what)
+            check_axes(self.program("unet"), branches, request.images, sides, what, self.ALIKE)
         noise, arrays = job.noise, self.program("unet").arrays
         wording = Wording(bool(request.prompt_weighting), bool(request.long_prompts))
         asking = Asking(job, guidance, partial(self._encode, wording=wording), len(self.encoders), unet, self.options)
@@ -156,7 +156,9 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         )  # fmt: skip
         start = self.TASK.start(scene)
         conditions = {name: arrays.put(value) for name, value in {**told, **start.conditions}.items()}
-        return Plan(table, start.latents, conditions, guidance, noise, start.beside, start.joined, start.after)
+        return Plan(
+            table, start.latents, conditions, guidance, noise, start.beside, start.joined, start.after, self.ALIKE
+        )
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__
 

@@ -14,6 +14,7 @@ from anamorph.config import Config
 from anamorph.engine import PRECISIONS, Backend, Program, Target
 from anamorph.errors import ArtifactError, BackendError, CheckpointError, ConfigError, InputError
 from anamorph.exporting import cached_export
+from anamorph.native import preparing
 from anamorph.pipelines.loaded import Loaded, Shown
 from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
 from anamorph.profiles import DEFAULT, stored
@@ -129,7 +130,9 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
         groups.setdefault((backend.name, target), (backend, []))[1].append(part)
     programs: dict[str, Program] = {}
     for (_, target), (backend, names) in groups.items():
-        programs |= backend.open(_readable(component, backend, wishes.rewrites), names, target)
+        readable = _readable(component, backend, wishes.rewrites)
+        further = [more for name in names if (more := preparing(name)) in readable.parts]
+        programs |= backend.open(readable, [*names, *further], target)
     return Loaded(component, programs, notes)
 
 

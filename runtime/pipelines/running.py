@@ -60,8 +60,7 @@ class State:
 
 def states(pipe: "DiffusionPipeline", plan: Plan) -> Generator[State, Changes | None, Array]:
     """Run a plan; yields after each call of the denoiser and takes `Changes` by `send`. Returns the last latents."""
-    program = pipe.program(pipe.DENOISER)
-    with closing(denoise(plan, program.session(), program.arrays)) as loop:
+    with closing(denoise(plan, pipe.denoiser())) as loop:
         changes: Changes | None = None
         while True:
             started = time.perf_counter()
@@ -79,9 +78,8 @@ def finished(
 
     Raises InputError: the callback asks for, or returns, a value that the denoiser does not have.
     """
-    inputs = pipe.program(pipe.DENOISER).interface.required.inputs[2:]
     plan = pipe.plan(job)
-    known = {"latents": "latents", **{CALLED.get(port.name, port.name): port.name for port in inputs}}
+    known = {"latents": "latents", **{CALLED.get(name, name): name for name in plan.conditions}}
     known |= {name: name for name in plan.beside}
     if strange := [name for name in names if name not in known]:
         raise InputError(f"callbacks cannot have {', '.join(strange)}; they can have {', '.join(known)}")

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anamorph.arrays import Array, Arrays
-from anamorph.engine import Program, Session
+from anamorph.engine import Program
 from anamorph.errors import InputError, NumericalError
+from anamorph.native import is_branched
 from anamorph.noise import NoiseSource
+from anamorph.pipelines.denoiser import Denoiser, Predict
 from anamorph.schedulers import Table, advance
 
 
@@ -87,7 +89,7 @@ class Plan:
 
     Conditions, and the arrays `beside` them, are there for every branch, [branches * N, ...]. Those that are named in
     `joined` are further channels of the latents that the denoiser sees; `after` has the last word on the latents of a
-    step, and looks at others.
+    step, and looks at others. `alike` says whether all branches see the same samples.
     """
 
     table: Table
@@ -98,6 +100,7 @@ class Plan:
     beside: Mapping[str, Array] = field(default_factory=dict)
     joined: tuple[str, ...] = ()
     after: AfterStep | None = None
+    alike: bool = True
 
 
 @dataclass(frozen=True)
@@ -152,34 +155,38 @@ class FiniteCheck:
         self.pending.clear()
 
 
-def check_axes(program: Program, sizes: Mapping[str, int], what: str) -> None:
+def check_axes(
+    program: Program, branches: int, images: int, sides: Mapping[str, int], what: str, alike: bool = True
+) -> None:
     """Raise InputError before anything runs where a denoiser was exported for other sizes than those of a call."""
     axes = program.interface.axes
+    shared = alike and is_branched(program.interface.outputs[0])
+    batch = {"batch": images, "branches": branches} if shared else {"batch": branches * images, "branches": 1}
+    sizes = {**batch, **sides}
     for name in (name for name in sizes if name in axes):
         if (refusal := axes[name].refusal(sizes[name])) is not None:
             raise InputError(f"the opened {program.interface.component} cannot draw {what}: {refusal}")
 
 
-def denoise(plan: Plan, session: Session, arrays: Arrays) -> Generator[Step, Changes | None, Array]:
+def denoise(plan: Plan, denoiser: Denoiser) -> Generator[Step, Changes | None, Array]:
     """Run the scheduler's table; yields after every row and takes `Changes` by `send`. Returns the last latents."""
-    import numpy as np
-
-    table, guidance = plan.table, plan.guidance
+    table, guidance, arrays, alike = plan.table, plan.guidance, denoiser.arrays, plan.alike
+    timesteps = [row.timestep for row in table.rows]
+    prepared: dict[int, Predict] = {}
     check = FiniteCheck(arrays, "unet")
     x, conditions, beside, history = plan.latents, dict(plan.conditions), dict(plan.beside), ()
     for n, row in enumerate(table.rows):
         now = guidance.at(n)
-        told, joined = (_last(now, values, len(x)) for values in (conditions, beside))
+        shared = now.branches if alike and denoiser.shares else 1
+        if now.branches not in prepared:
+            told = conditions if now is guidance else _last(conditions, len(x))
+            prepared[now.branches] = denoiser.prepare(timesteps, told, shared)
         sample = x if row.scale == 1.0 else row.scale * x
-        sample = arrays.concat([sample] * now.branches) if now.scales else sample
+        sample = arrays.concat([sample] * (now.branches // shared)) if now.branches > shared else sample
         if plan.joined:
-            sample = arrays.concat([sample, *(joined[name] for name in plan.joined)], 1)
-        inputs = {
-            "sample": sample,
-            "timestep": arrays.put(np.array(row.timestep, dtype=np.float32)),
-            **told,
-        }
-        out = session(inputs)["out_sample"]
+            joined = beside if now is guidance else _last(beside, len(x))
+            sample = arrays.concat([sample, *(joined[name][: len(sample)] for name in plan.joined)], 1)
+        out = prepared[now.branches](n, sample)
         check.add(out, f"step {n + 1} of {len(table.rows)} (timestep {row.timestep:g})")
         noise = arrays.put(plan.noise.normal(tuple(x.shape[1:]))) if row.draws else None
         x, history = advance(table, n, x, now.combine(out), history, noise)
@@ -190,10 +197,14 @@ def denoise(plan: Plan, session: Session, arrays: Arrays) -> Generator[Step, Cha
             x = x if changes.latents is None else changes.latents
             for name, value in changes.conditions.items():
                 (beside if name in beside else conditions)[name] = value
+            if changes.conditions:
+                prepared.clear()
+                # What a caller joins to the samples may differ from branch to branch.
+                alike = alike and not set(changes.conditions) & set(plan.joined)
     check.settle()
     return x
 
 
-def _last(guidance: Guidance, values: Mapping[str, Array], count: int) -> Mapping[str, Array]:
-    """Arrays for as many branches as are computed: all, or the last one's `count` pictures."""
-    return values if guidance.scales else {name: value[-count:] for name, value in values.items()}
+def _last(values: Mapping[str, Array], count: int) -> dict[str, Array]:
+    """Arrays of the most conditioned branch alone, which are those of `count` pictures."""
+    return {name: value[-count:] for name, value in values.items()}

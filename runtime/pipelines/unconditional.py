@@ -56,8 +56,8 @@ class UnconditionalPipeline(DiffusionPipeline, public=False):
     def plan(self, job: Job) -> Plan:
         request, program = job.request, self.program("unet")
         table = _table(self, request)
-        sizes = {"batch": request.images, "latent_height": request.height, "latent_width": request.width}
-        check_axes(program, sizes, f"{request.images} of {request.height}x{request.width} pixels")
+        sides = {"latent_height": request.height, "latent_width": request.width}
+        check_axes(program, 1, request.images, sides, f"{request.images} of {request.height}x{request.width} pixels")
         noise = job.noise
         start = noise.normal((self._config("unet")["in_channels"], request.height, request.width))
         return Plan(table, program.arrays.put(np.float32(table.init_noise_sigma) * start), {}, Guidance(), noise)
@@ -146,9 +146,7 @@ class DiTPipeline(DiffusionPipeline):
         if (config["out_channels"] or channels) == 2 * channels and table.variance is None:
             table = replace(table, variance="unused")  # a model may predict what this scheduler does not ask for
         for branches in guidance.counts:
-            check_axes(
-                program, {"batch": branches * request.images}, f"{request.images} pictures ({branches} branches)"
-            )
+            check_axes(program, branches, request.images, {}, f"{request.images} pictures ({branches} branches)")
         noise, labels = job.noise, np.array(request.class_labels, np.int64)
         none = np.full_like(labels, config["num_embeds_ada_norm"])
         asked = np.concatenate([*[none] * (guidance.branches - 1), labels])

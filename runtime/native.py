@@ -1,0 +1,203 @@
+"""The native signature of a UNet that looks at a text: what it is told once per picture, and what at each step.
+
+Three rewrites, each on its own or together with the others, share out what the plain signature takes at every step:
+
+    keys-once       keys and values of all attentions to the text come from the part "..._prepare"
+    times-once      so do the time projections of all residual blocks, for all steps
+    prefix-sharing  samples enter once for all branches of guidance, which part at the first attention to the text
+
+No PyTorch here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from anamorph.conditions import ADDED, PROJECTED, projection
+from anamorph.interface import Axis, Dimension, Interface, Port
+
+KEYS, TIMES, PREFIX = "keys-once", "times-once", "prefix-sharing"
+NATIVE_REWRITES = (KEYS, TIMES, PREFIX)
+"""The rewrites that change what a part takes; others change how it computes."""
+
+BATCH, BRANCHES, SEQUENCE, STEPS = (Axis(name) for name in ("batch", "branches", "sequence", "steps"))
+TEXT_KEYS, TEXT_VALUES, TIME_ROW = "text_keys", "text_values", "time_projections"
+SUFFIX = "_prepare"
+
+LOOKING = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
+"""Blocks with a transformer behind each residual block (in the middle: behind each but the last)."""
+PLAIN = ("DownBlock2D", "UpBlock2D", "UNetMidBlock2D")
+
+
+def preparing(part: str) -> str:
+    """The part that prepares what `part` takes."""
+    return f"{part}{SUFFIX}"
+
+
+def is_preparing(part: str) -> bool:
+    """Whether a part prepares what another one takes."""
+    return part.endswith(SUFFIX)
+
+
+def native_of(rewrites: Sequence[str]) -> tuple[str, ...]:
+    """Those of the rewrites that change what a part takes, and not only how it computes."""
+    return tuple(name for name in rewrites if name in NATIVE_REWRITES)
+
+
+def is_branched(port: Port) -> bool:
+    """Whether a port holds every branch of guidance apart, [branches, N, ...]."""
+    return _begins(port, BRANCHES)
+
+
+def in_steps(port: Port) -> bool:
+    """Whether a port holds something for each step, [T, ...]."""
+    return _begins(port, STEPS)
+
+
+def _begins(port: Port, axis: Axis) -> bool:
+    return bool(port.axes) and isinstance(first := port.axes[0], Axis) and first.name == axis.name
+
+
+def splits(rewrites: Sequence[str]) -> bool:
+    """Whether any of these rewrites changes what a denoiser takes."""
+    return bool(native_of(rewrites))
+
+
+def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) -> tuple[Interface, ...]:
+    """A denoiser's interface by these rewrites, and that of the part which prepares, where there is one.
+
+    `plain` is sample, timestep, conditions and optional residuals. Whatever follows from the time or from the text
+    alone leaves it for the other part.
+    """
+    sample, timestep, *others = plain.inputs
+    optional = [port for port in others if port.optional]
+    conditions = [port for port in others if not port.optional]
+    timely, worded = _time_conditions(config), _text_conditions(config)
+    once = {*(timely if TIMES in rewrites else ()), *(worded if KEYS in rewrites else ())}
+    stepwise = {*(() if TIMES in rewrites else timely), *(() if KEYS in rewrites else worded)}
+    row, keys = _row(config), _keys(config)
+    step = [
+        sample,
+        row if TIMES in rewrites else timestep,
+        *(port for port in conditions if port.name in stepwise),
+        *(keys if KEYS in rewrites else ()),
+        *optional,
+    ]
+    outputs = plain.outputs
+    if PREFIX in rewrites:
+        step, outputs = [sample, step[1], *map(_branched, step[2:])], tuple(map(_branched, outputs))
+    taken = Interface(plain.component, tuple(step), outputs)
+    if not {KEYS, TIMES} & set(rewrites):
+        return (taken,)
+    inputs = [Port("timesteps", (STEPS,), exact=True)] if TIMES in rewrites else []
+    inputs += [port for port in conditions if port.name in once]
+    made = [replace(row, axes=(STEPS, *row.axes))] if TIMES in rewrites else []
+    made += keys if KEYS in rewrites else ()
+    return taken, Interface(preparing(plain.component), tuple(inputs), tuple(made))
+
+
+def _branched(port: Port) -> Port:
+    return replace(port, axes=(BRANCHES, *port.axes))
+
+
+def _row(config: Mapping[str, Any]) -> Port:
+    alone: Dimension = BATCH if _time_conditions(config) else 1
+    return Port(TIME_ROW, (alone, time_width(config)))
+
+
+def _keys(config: Mapping[str, Any]) -> tuple[Port, Port]:
+    axes = (BATCH, SEQUENCE, text_width(config))
+    return Port(TEXT_KEYS, axes), Port(TEXT_VALUES, axes)
+
+
+def _time_conditions(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What joins the time embedding."""
+    kind = config.get("addition_embed_type")
+    classes = config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None
+    return (
+        *ADDED[kind],
+        *(("encoder_hidden_states",) if kind == "text" else ()),
+        *(("timestep_cond",) if config.get("time_cond_proj_dim") is not None else ()),
+        *(("class_labels",) if classes else ()),
+    )
+
+
+def _text_conditions(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What attentions to the text look at."""
+    kind = projection(config)
+    return (*(() if kind == "image_proj" else ("encoder_hidden_states",)), *PROJECTED[kind])
+
+
+def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, int, int, int]]:
+    """Kind, channels, residual blocks and transformer blocks of every block."""
+    channels = tuple(config["block_out_channels"])
+    levels = len(channels)
+    layers = _spread(config["layers_per_block"], levels)
+    depths = _spread(config.get("transformer_layers_per_block", 1), levels)
+    turned = config.get("reverse_transformer_layers_per_block")
+    ways = (
+        (config["down_block_types"], channels, layers, depths),
+        (config["up_block_types"], channels[::-1], [count + 1 for count in layers[::-1]],
+         depths[::-1] if turned is None else _spread(turned, levels)),
+    )  # fmt: skip
+    for way in ways:
+        for kind, width, count, depth in zip(*way, strict=True):
+            yield kind, width, count, depth * count if isinstance(depth, int) else sum(depth)
+    middle = config.get("mid_block_type", LOOKING[-1])
+    if middle is not None:
+        depth = depths[-1] if isinstance(depths[-1], int) else depths[-1][0]
+        yield middle, channels[-1], 2 if middle in LOOKING else 1, depth
+
+
+def _spread(value: Any, count: int) -> list[Any]:
+    return list(value) if isinstance(value, Sequence) else [value] * count
+
+
+def time_width(config: Mapping[str, Any]) -> int:
+    """The width of all time projections of residual blocks together."""
+    times = 2 if config.get("resnet_time_scale_shift") == "scale_shift" else 1
+    return times * sum(width * count for _, width, count, _ in _blocks(config))
+
+
+def text_width(config: Mapping[str, Any]) -> int:
+    """The width of the keys of all attentions to the text together."""
+    return sum(width * depth for kind, width, _, depth in _blocks(config) if kind in LOOKING)
+
+
+def unshaped(class_name: str, config: Mapping[str, Any]) -> str | None:
+    """Why a model has no native signature of its own, or None."""
+    if class_name != "UNet2DConditionModel":
+        return "it is no UNet that looks at a text"
+    kinds = (*config["down_block_types"], *config["up_block_types"], config.get("mid_block_type", PLAIN[0]) or PLAIN[0])
+    if strange := [kind for kind in kinds if kind not in (*LOOKING, *PLAIN)]:
+        return f"it has blocks of another kind ({strange[0]})"
+    only = (config.get("only_cross_attention", False), config.get("mid_block_only_cross_attention"))
+    if any(any(value) if isinstance(value, Sequence) else value for value in only):
+        return "its pixels look at the text alone"
+    return None
+
+
+def keys_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
+    """Why keys and values cannot be computed once, or None."""
+    if (reason := unshaped(class_name, config)) is not None:
+        return reason
+    if projection(config) not in (None, "text_proj"):
+        return "its attentions look at pictures"
+    return None if text_width(config) else "it looks at no text"
+
+
+def times_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
+    """Why time projections cannot be computed once, or None."""
+    return unshaped(class_name, config)
+
+
+def prefix_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
+    """Why branches of guidance share nothing, or None."""
+    if (reason := unshaped(class_name, config)) is not None:
+        return reason
+    if joined := _time_conditions(config):
+        return f"its time embedding depends on {joined[0]}, which differs between branches"
+    if projection(config) not in (None, "text_proj"):
+        return "its attentions look at pictures"
+    looks = any(kind in LOOKING for kind in config["down_block_types"])
+    return None if looks else "no block of its way down looks at the text"

@@ -1,0 +1,94 @@
+"""What predicts in the loop: told once what a picture is of, and called at each step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from anamorph.arrays import Array, Arrays
+from anamorph.engine import Program, Session
+from anamorph.interface import Interface
+from anamorph.native import in_steps, is_branched
+
+WINDOW = 64
+"""Steps whose time projections are held at a time; SDXL's take 3.5 MB for each picture and branch."""
+
+Predict = Callable[[int, Array], Array]
+"""From the number of a step and its scaled samples [M, C, ...] to predictions [branches M, C_out, ...]."""
+
+
+class Denoiser(Protocol):
+    """One or several models behind the loop."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """The kind of array that it takes and returns."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether branches that see the same sample may share it."""
+
+    def prepare(self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int) -> Predict:
+        """What predicts under these conditions, [branches M, ...], at these steps.
+
+        More than one branch shares each sample only where it `shares`.
+        """
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A denoiser that an engine opened: the part that steps, and perhaps one that prepares what it takes."""
+
+    step: Session
+    interface: Interface
+    arrays: Arrays
+    once: Session | None = None
+    prepares: Interface | None = None
+
+    @classmethod
+    def of(cls, step: Program, once: Program | None) -> "Opened":
+        """Sessions of its programs for one thread."""
+        if once is None:
+            return cls(step.session(), step.interface, step.arrays)
+        return cls(step.session(), step.interface, step.arrays, once.session(), once.interface)
+
+    @property
+    def shares(self) -> bool:
+        """See `Denoiser.shares`."""
+        return is_branched(self.interface.outputs[0])
+
+    def prepare(self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int) -> Predict:
+        """See `Denoiser.prepare`; long schedules are prepared in windows, so that memory does not grow with them."""
+        takes = {port.name: is_branched(port) for port in self.interface.inputs}
+        rows = () if self.prepares is None else {port.name for port in self.prepares.outputs if in_steps(port)}
+
+        def dealt(name: str, value: Array) -> Array:
+            return value.reshape(branches, -1, *value.shape[1:]) if takes.get(name) else value
+
+        @lru_cache(maxsize=1)
+        def told(window: int) -> dict[str, Array]:
+            part = timesteps[window * WINDOW : (window + 1) * WINDOW]
+            given = self._told(part, conditions)
+            return {name: dealt(name, value) for name, value in given.items()}
+
+        def predict(n: int, sample: Array) -> Array:
+            window, index = divmod(n, WINDOW)
+            inputs = {name: value[index] if name in rows else value for name, value in told(window).items()}
+            if "timestep" in takes:
+                inputs["timestep"] = self.arrays.put(np.array(timesteps[n], np.float32))
+            out = self.step({"sample": sample, **inputs})["out_sample"]
+            return out.reshape(-1, *out.shape[2:]) if self.shares else out
+
+        return predict
+
+    def _told(self, timesteps: Sequence[float], conditions: Mapping[str, Array]) -> dict[str, Array]:
+        """What no step changes: what is prepared, and those conditions that the other part takes."""
+        if self.once is None or self.prepares is None:
+            return dict(conditions)
+        taken = {port.name for port in self.interface.inputs}
+        asked = {port.name for port in self.prepares.inputs}
+        left = {name: value for name, value in conditions.items() if name in taken or name not in asked}
+        every = {"timesteps": self.arrays.put(np.array(timesteps, np.float32)), **conditions}
+        return {**left, **self.once({name: value for name, value in every.items() if name in asked})}
