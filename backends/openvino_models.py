@@ -71,6 +71,12 @@ class Source:
         """The graph's file."""
         return self.artifact.folder / self.artifact.parts[self.part].file
 
+    @property
+    def bytes(self) -> int:
+        """Of its files and of the weights that these leave in the checkpoint."""
+        part = self.artifact.parts[self.part]
+        return sum(record.size for record in (*part.files.values(), *part.linked.values()))
+
     def checked(self) -> Interface:
         """The interface as far as the graph serves it, after comparing files and graph with their record."""
         check_ir(self.artifact, self.part, self.artifact.open_part(self.part))
