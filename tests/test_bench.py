@@ -263,6 +263,18 @@ def burst(*totals: float, cache: str = "cold", export: float = 0.0) -> dict[str,
             "placement": []}  # fmt: skip
 
 
+def test_a_start_ends_with_the_first_step() -> None:
+    """What the first step takes beyond a usual one is the start's: its model is compiled within it."""
+    found = Measured(Cell(), parity={"passed": True, "note": "", "stages": {}})
+    for text, step in ((0.2, 1.5), (0.3, 1.4), (0.4, 1.6)):
+        row = burst(2.0)
+        row["first"] = {"total": 4.0, "text": text, "steps": [step, 0.4]}
+        row["samples"][0]["steps"] = [0.4, 0.4]
+        found.bursts.append(row)
+    assert line(found, {}).starts["cold"]["step_s"] == pytest.approx(2.0 + 0.3 + 1.0)  # the middle one
+    assert "step_s" not in line(next(iter(known(1.0).cells.values())), {}).starts["cold"]
+
+
 def known(scale: float, processes: int = 6, seed: int = 0, engine: str = "eager") -> Result:
     random = np.random.default_rng(seed)
     found = Measured(Cell(engine=engine), parity={"passed": True, "note": "", "stages": {}})
