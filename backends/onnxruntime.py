@@ -169,7 +169,7 @@ def _options() -> Any:
 
 def _session(path: Path, linked: Mapping[str, Linked], options: Any, inner: Sequence[str] = ()) -> Any:
     """Open a model file; `inner` values of its graph become outputs."""
-    options.add_external_initializers(list(linked), [_value(weight) for weight in linked.values()])
+    options.add_external_initializers(list(linked), [value_of(weight) for weight in linked.values()])
     if inner:  # a model that comes as bytes does not know where its weights lie
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     model = with_outputs(path, inner) if inner else str(path)
@@ -185,7 +185,7 @@ def _port(port: Any) -> GraphPort:
     return GraphPort(TYPES.get(port.type, port.type), tuple(sizes))
 
 
-def _value(weight: Linked) -> Any:
+def value_of(weight: Linked) -> Any:
     """A mapped tensor as a value of ONNX Runtime, which reads it where it lies."""
     import onnxruntime
 

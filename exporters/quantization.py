@@ -30,6 +30,7 @@ from anamorph.exporting import INT8
 WRITERS: Mapping[str, tuple[str, str, tuple[str, ...]]] = MappingProxyType(
     {
         "openvino": ("anamorph.exporters.openvino_int8", "int8", ("openvino", "nncf")),
+        "onnx": ("anamorph.exporters.onnx_int8", "onnx", ("onnx", "onnxruntime")),
     }
 )
 """Format -> the module whose `Layers` quantises it, the extra that installs what it needs, and that."""
