@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"float32": (1e-4, 1e-4), LINKED: (1e-4, 1e-4), "float16": (1e-2, 1e-1), "bfloat16": (5e-2, 3e-1)}
 """Storage -> largest relative L2 difference of a part's output, and of the latents after any step of a picture."""
-LAYOUT = 5
+LAYOUT = 6
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
 
 
