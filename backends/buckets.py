@@ -2,8 +2,8 @@
 
 A model for one size is faster, but takes time to compile and, where an engine packs its weights for each, memory. So
 the first size that a program meets gets one: something must be compiled in any case. Every other size is served by the
-model for all sizes, until it was called `AGAIN` times, when it has paid for its own. At most `MOST` sizes have one;
-the one that was not called for longest leaves.
+model for all sizes, until it was called `AGAIN` times, when it has paid for its own. At most `MOST` sizes have one, and
+only where there is memory for a further one; the one that was not called for longest leaves.
 """
 
 import threading
@@ -56,6 +56,8 @@ class Buckets(Generic[M]):
     """
 
     make: Callable[[Sizes | None], M]
+    fits: Callable[[], bool] = lambda: True
+    """Whether there is memory for a further model."""
     most: int = MOST
     again: int = AGAIN
     history: list[str] = field(default_factory=list)
@@ -85,10 +87,14 @@ class Buckets(Generic[M]):
             return None
         if not self.own and self.common is None:
             return "the first that was called"
-        return f"called {self.again} times before" if self.calls[name] > self.again else None
+        if self.calls[name] <= self.again or not self.fits():
+            return None
+        return f"called {self.again} times before"
 
     def _shared(self, sizes: Sizes) -> M:
         if self.common is None:
+            if not self.fits():
+                self._leave(0)
             self.common = self.make(None)
             self.history.append(f"{sizes}: {self.common.origin}, for all sizes")
         return self.common

@@ -9,13 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 from anamorph.backends.eager import INSTALL, Eager
+from anamorph.cache import cache_folder
 from anamorph.engine import Backend
+from anamorph.entries import check_owner
 from anamorph.memory import ChannelsLast, Saving
 from anamorph.native import is_preparing
 from anamorph.plugins import hookimpl
 
 log = logging.getLogger(__name__)
 
+FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+"""Inductor's environment variable for its folder."""
 SHAPES = 64
 """Shapes that may be compiled before an error says so (each costs compile time and memory)."""
 
@@ -30,6 +34,7 @@ class ShapeSpecialised:
     def __init__(self, function: Callable[..., tuple[Any, ...]], part: str) -> None:
         import torch
 
+        keep_code()
         # All models of one class share the limit of their code; under fullgraph, reaching it is an error.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
         self.part = part
@@ -47,6 +52,18 @@ class ShapeSpecialised:
             result = self.compiled(*values)
             self.known.add(shapes)
             return result
+
+
+def keep_code() -> None:
+    """Let Inductor keep its code in the user's cache, unless the variable names another folder.
+
+    Left to itself, it takes one below the system's folder for temporary files, and loads native code from there.
+    """
+    if FOLDER not in os.environ:
+        place = cache_folder() / "inductor"
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_owner(place)
+        os.environ[FOLDER] = str(place)
 
 
 class Compile(Eager):

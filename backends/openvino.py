@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.buckets import Buckets, Sizes
+from anamorph.backends.memory import free_memory
 from anamorph.backends.numpy_program import artifact_of, checked, prepared
 from anamorph.backends.openvino_models import DEVICE, SCALAR, Compiled, Source, core, promised
 from anamorph.components import Component
@@ -21,6 +22,9 @@ from anamorph.interface import Interface, size_of
 from anamorph.memory import OwnSizes, Saving
 from anamorph.plugins import hookimpl
 from anamorph.rewrites import noted
+
+SPARED = 2
+"""A further model of a part is compiled where so many times the bytes of its weights are free."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,11 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
         made = source.compiled(sizes)
         return made if sizes is not None else _settled(made, interface)
 
-    return OpenVinoProgram(source, interface, Buckets(make), NumpyArrays())
+    def fits() -> bool:
+        free = free_memory()
+        return free is None or free > SPARED * source.bytes
+
+    return OpenVinoProgram(source, interface, Buckets(make, fits), NumpyArrays())
 
 
 def _settled(made: Compiled, interface: Interface) -> Compiled:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from anamorph.artifact import Artifact
 from anamorph.backends.buckets import COMPILED, FOUND, Sizes
 from anamorph.backends.cores import physical_cores
-from anamorph.backends.memory import give_back
+from anamorph.backends.memory import giving_back
 from anamorph.backends.numpy_program import GraphPort, agreed, imported
 from anamorph.backends.openvino_angles import cut_angles
 from anamorph.backends.openvino_files import check_ir
@@ -71,6 +71,12 @@ class Source:
         """The graph's file."""
         return self.artifact.folder / self.artifact.parts[self.part].file
 
+    @property
+    def bytes(self) -> int:
+        """Of its files and of the weights that these leave in the checkpoint."""
+        part = self.artifact.parts[self.part]
+        return sum(record.size for record in (*part.files.values(), *part.linked.values()))
+
     def checked(self) -> Interface:
         """The interface as far as the graph serves it, after comparing files and graph with their record."""
         check_ir(self.artifact, self.part, self.artifact.open_part(self.part))
@@ -90,11 +96,13 @@ class Source:
         entry = None if key is None else find(key)
         if entry is not None:
             try:
-                return self._imported(entry)
+                with giving_back(self._weight_files()):
+                    return self._imported(entry)
             except RuntimeError as error:
                 discard(entry.folder, f"OpenVINO does not take {entry.folder} ({_last_line(error)})")
         try:
-            made = self._compiled_now(sizes)
+            with giving_back(self._weight_files()):
+                made = self._compiled_now(sizes)
         except RuntimeError as error:
             raise self._refused(error) from None
         if key is not None:
@@ -138,8 +146,6 @@ class Source:
             raise BackendError(
                 f"OpenVINO compiled {self.part} for {precision} instead of {self.target.precision}; update openvino"
             )
-        for file in self._weight_files():
-            give_back(file)
         return Compiled(main, angles, origin, kept)
 
     def _read(self) -> tuple[Any, Mapping[str, Linked]]:

@@ -5,6 +5,7 @@
 speaks the protocol that `anamorph.benchmarks.peers` describes.
 """
 
+import hashlib
 import importlib
 import json
 import sys
@@ -24,7 +25,7 @@ from anamorph.benchmarks.scenarios import Cell
 from anamorph.cache import cache_folder
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.engine import Placement, Program, Session
-from anamorph.exporting import ExportOptions, cached_export
+from anamorph.exporting import LINKED, ExportOptions, Quantization, cached_export
 from anamorph.interface import Interface
 from anamorph.memory import Saving
 from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting
@@ -40,6 +41,8 @@ NAMES = {"text_encoder": "text", "text_encoder_2": "text", "unet_prepare": "text
          "transformer": "denoiser", "vae_decoder": "vae", "vae_encoder": "encode"}  # fmt: skip
 """Parts -> phases."""
 TIMESTEP = 500.0
+CALIBRATION = ("red apple", "a photograph of a lighthouse on a cliff at dusk", "a smiling face", "a green tree")
+"""Prompts from which int8 takes its ranges."""
 KINDS: dict[str, type[DiffusionPipeline]] = {
     "image-to-image": AutoPipelineForImage2Image,
     "inpaint": AutoPipelineForInpainting,
@@ -100,8 +103,9 @@ class Engine:
         clock = [time.perf_counter()]
         folder = self._exported(request["folder"], cell)
         clock.append(time.perf_counter())
+        wishes = {"rewrites": cell.rewrites or None} if folder == request["folder"] else {}
         pipe = KINDS.get(cell.task, DiffusionPipeline).from_pretrained(
-            folder, backend=self.backend.name, torch_dtype=cell.precision
+            folder, backend=self.backend.name, torch_dtype=cell.precision, **wishes
         )
         clock.append(time.perf_counter())
         self.cell, self.clock = cell, Clock(_waiting(pipe))
@@ -119,16 +123,23 @@ class Engine:
         }
 
     def _exported(self, folder: str, cell: Cell) -> str:
-        if cell.static:
-            exporter = get_exporter(self.backend.formats)
-            place = cache_folder() / f"static-{exporter.format}-{cell.height}x{cell.width}-{cell.batch}"
-            if not place.exists():
-                options = ExportOptions(size=(cell.height, cell.width), batch=cell.batch, signature=NATIVE)
-                exporter.export(open_checkpoint(Source(folder)), place, options, lambda _: None)
-            return str(place)
-        if "checkpoint" not in self.backend.formats:
-            cached_export(open_checkpoint(Source(folder)), get_exporter(self.backend.formats))
-        return folder
+        """What is opened: the checkpoint, or a folder for this cell's wishes alone."""
+        wish = cell.rewrites or None
+        if "checkpoint" in self.backend.formats and not cell.quantize:
+            return folder
+        exporter = get_exporter(self.backend.formats)
+        source = open_checkpoint(Source(folder))
+        if not cell.static and not cell.quantize:
+            cached_export(source, exporter, wish)
+            return folder
+        quantize = Quantization(CALIBRATION) if cell.quantize else None
+        size, batch = ((cell.height, cell.width), cell.batch) if cell.static else (None, None)
+        options = ExportOptions(LINKED, size, batch, NATIVE, wish, quantize)
+        name = hashlib.sha256(str(options).encode()).hexdigest()[:16]
+        place = cache_folder() / f"benchmark-{exporter.format}-{name}"
+        if not place.exists():
+            exporter.export(source, place, options, lambda _: None)
+        return str(place)
 
     def run(self, inputs: Path) -> dict[str, Any]:
         """The cell's task once."""
@@ -158,6 +169,8 @@ class Engine:
 
     def _drawing(self, inputs: Path, output_type: str = "pil") -> Callable[[], Any]:
         call = _call(inputs)
+        if self.cell.guided is not None:
+            call["guidance_interval"] = self.cell.guided
         if pictures := start_pictures(inputs):
             given = {**pictures, "seed": list(range(self.cell.batch))}
         else:

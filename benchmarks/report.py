@@ -99,13 +99,14 @@ def interval_text(one: Line) -> str:
     return f"{seconds(one.low)} to {seconds(one.high)}{' (wide)' if one.wide else ''}"
 
 
-START_HEAD = ("arm", "caches", "import", "export", "load", "first picture or call", "of that, compiling")
+START_HEAD = ("arm", "caches", "import", "export", "load", "first picture or call", "of that, compiling",
+              "before the first step")  # fmt: skip
 
 
 def start_rows(shown: Sequence[Line]) -> list[tuple[str, ...]]:
     """What starts cost, by the state of the caches."""
     return [
-        (one.cell.arm, cache, *(seconds(values[name]) for name in STARTS))
+        (one.cell.arm, cache, *(seconds(values.get(name)) for name in STARTS))
         for one in shown for cache, values in one.starts.items()
     ]  # fmt: skip
 

@@ -131,7 +131,7 @@ class Group:
         """Make the exports that engines need, one on each core; what fails here fails again in its turn."""
         own = [cell for cell in self.cells if cell.engine not in PEERS]
         exporting = [cell for cell in own if "checkpoint" not in get_backend(cell.engine).formats]
-        firsts = {(cell.engine, cell.static): cell for cell in reversed(exporting)}
+        firsts = {(cell.engine, cell.static, cell.rewrites, cell.quantize): cell for cell in reversed(exporting)}
 
         def fill(cell: Cell) -> None:
             with suppress(AnamorphError), self._opened(cell, self._cache(cell)) as (process, _):
@@ -175,7 +175,7 @@ class Group:
     def _reference(self) -> dict[str, int]:
         """What PyTorch eager makes of the inputs in float32, and its operations; empty where that cannot run."""
         out = self.place / "reference"
-        cell = replace(self.cells[0], engine=REFERENCE[0], precision=REFERENCE[1], static=False) if self.cells else None
+        cell = replace(self.work, engine=REFERENCE[0], precision=REFERENCE[1]) if self.cells else None
         if cell is None:
             return {}
         out.mkdir(exist_ok=True)
@@ -279,7 +279,7 @@ class Group:
         else:
             out.mkdir(exist_ok=True)
             process.ask("stages", inputs=str(self.place / "parity"), out=str(out))
-            found = parity.compared(reference, out, cell.precision)
+            found = parity.compared(reference, out, cell.precision, cell.near)
             shutil.rmtree(out)
         self.run.measured(cell).parity = found
         self.run.add("parity", cell, **found)

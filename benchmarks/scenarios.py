@@ -11,6 +11,7 @@ A file (those that ship are in `sets/`) holds
 import hashlib
 import itertools
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.errors import InputError
+from anamorph.rewrites import ALL as ALL_EXACT
+from anamorph.rewrites import NONE, inexact
 
 SETS = Path(__file__).parent / "sets"
 PICTURES = ("text-to-image", "image-to-image", "inpaint")
@@ -25,6 +28,7 @@ TASKS = (*PICTURES, "denoiser", "decode")
 """Whole pictures, one call of the denoiser with both branches of guidance, one decoding of latents."""
 ALL = "*"
 BUNDLED_MODEL = "bundled"
+INTERVAL = re.compile(r"\d(\.\d+)?-\d(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,9 @@ class Cell:
     """One thing to measure: an arm (an engine of ours or a peer, in one precision) and what it shall do.
 
     `height` and `width` of 0 are the model's own size; `scheduler` is a class name or "own", the checkpoint's.
-    `static`: the arm takes an export for this size and batch alone.
+    `static`: the arm takes an export for this size and batch alone. What follows is asked of our own engines alone:
+    `rewrites` are names with commas, "all" or "none", and by default those that are on by themselves; `interval`,
+    such as 0.2-0.8, is the share of the steps that are guided; `quantize` is "int8" for a denoiser of such layers.
     """
 
     model: str = BUNDLED_MODEL
@@ -46,6 +52,9 @@ class Cell:
     scheduler: str = "own"
     guidance: float = 7.5
     static: bool = False
+    rewrites: str = ""
+    interval: str = ""
+    quantize: str = ""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -55,16 +64,35 @@ class Cell:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
         if min(self.height, self.width) < 0 or (self.height == 0) != (self.width == 0):
             raise InputError(f"{self.height}x{self.width} is no size; give height and width, or neither")
+        if self.interval and not INTERVAL.fullmatch(self.interval):
+            raise InputError(f"interval is {self.interval!r}, expected two shares of the steps, such as 0.2-0.8")
+        if self.quantize not in ("", "int8"):
+            raise InputError(f"quantize is {self.quantize!r}, expected int8, or nothing")
+
+    @property
+    def near(self) -> bool:
+        """Whether it asks for an approximation, which is compared by its picture alone."""
+        names = [] if self.rewrites in ("", ALL_EXACT, NONE) else self.rewrites.split(",")
+        return bool(self.interval or self.quantize or inexact(names))
+
+    @property
+    def guided(self) -> tuple[float, float] | None:
+        """`interval` as two numbers."""
+        if not self.interval:
+            return None
+        start, end = self.interval.split("-")
+        return float(start), float(end)
 
     @property
     def arm(self) -> str:
-        """Engine and precision, as people read it."""
-        return f"{self.engine}{' static' * self.static} {self.precision}"
+        """Engine, precision and what is asked of it, as people read it."""
+        asked = [self.quantize, f"guided {self.interval}" * bool(self.interval), self.rewrites.replace(",", "+")]
+        return " ".join([f"{self.engine}{' static' * self.static} {self.precision}", *filter(None, asked)])
 
     @property
     def work(self) -> "Cell":
         """The same work without its arm: cells of equal work are compared with one another."""
-        return replace(self, engine="", precision="", static=False)
+        return replace(self, engine="", precision="", static=False, rewrites="", interval="", quantize="")
 
     @property
     def key(self) -> str:

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from anamorph.benchmarks.statistics import interval, mad, outliers, percentile, 
 
 PHASES = ("text", "encode", "denoiser", "vae", "post", "host")
 """Where the time of a picture goes; host is the rest: noise, scheduler, and what lies between the calls."""
-STARTS = ("import_s", "export_s", "load_s", "first_s", "compile_s")
+STARTS = ("import_s", "export_s", "load_s", "first_s", "compile_s", "step_s")
 COUNTED = {**dict.fromkeys(PICTURES, "denoiser"), "denoiser": "denoiser", "decode": "vae"}
 """Task -> the stage whose operations its roofline counts."""
 
@@ -85,7 +85,8 @@ def line(measured: Measured, peak: Mapping[str, Any], within: float = 0.0) -> Li
         p90=percentile(samples, 0.9), p99=percentile(samples, 0.99), outliers=int(outliers(samples).sum()),
         wide=max(high - middle, middle - low) > within * middle,
         per_second=cell.batch / middle, call=call, gflops=gflops,
-        peak_share=gflops / top if gflops and top else None, phases=_phases(measured), starts=_starts(measured, middle),
+        peak_share=gflops / top if gflops and top else None, phases=_phases(measured),
+        starts=_starts(measured, middle, call),
         energy_j=float(np.median(energies)) if len(energies) else None,
     )  # fmt: skip
 
@@ -134,16 +135,29 @@ def _phases(measured: Measured) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def _starts(measured: Measured, middle: float) -> dict[str, dict[str, float]]:
-    """What a start costs by the state of the caches; compiling is what the first run takes beyond later ones."""
+def _starts(measured: Measured, middle: float, call: float | None) -> dict[str, dict[str, float]]:
+    """What a start costs by the state of the caches; compiling is what the first run takes beyond later ones.
+
+    `step_s` is all from the start of the process to the first denoising step, where the arm tells its steps apart.
+    """
     found = {}
     for cache in ("cold", "warm"):
         rows = [burst for burst in measured.bursts if burst["cache"] == cache]
-        if rows:
-            first = statistics.median(burst["first"]["total"] for burst in rows)
-            phases = {name: statistics.median(burst["phases"][name] for burst in rows) for name in STARTS[:3]}
-            found[cache] = {**phases, "first_s": first, "compile_s": max(0.0, first - middle)}
+        if not rows:
+            continue
+        first = statistics.median(burst["first"]["total"] for burst in rows)
+        phases = {name: statistics.median(burst["phases"][name] for burst in rows) for name in STARTS[:3]}
+        found[cache] = {**phases, "first_s": first, "compile_s": max(0.0, first - middle)}
+        if call is not None and all(burst["first"].get("steps") for burst in rows):
+            found[cache]["step_s"] = statistics.median(_until_step(burst, call) for burst in rows)
     return found
+
+
+def _until_step(burst: Mapping[str, Any], call: float) -> float:
+    """Seconds before the first step: its model may be compiled within it, beyond what a `call` takes."""
+    first = burst["first"]
+    seconds: list[float] = [*(burst["phases"][name] for name in STARTS[:3]), first["text"], first["steps"][0] - call]
+    return sum(max(0.0, value) for value in seconds)
 
 
 def _memory(measured: Measured) -> dict[str, float]:
@@ -157,11 +171,12 @@ def break_even(slow: Line, fast: Line) -> float | None:
         return None
     if "cold" not in slow.starts or "cold" not in fast.starts:
         return None
-    costs = [sum(seconds for name, seconds in one.starts["cold"].items() if name != "first_s") for one in (slow, fast)]
+    parts = ("import_s", "export_s", "load_s", "compile_s")
+    costs = [sum(one.starts["cold"][name] for name in parts) for one in (slow, fast)]
     return max(0.0, (costs[1] - costs[0]) / (slow.median - fast.median)) * slow.cell.batch
 
 
 def reference_of(line: Line, among: Sequence[Line]) -> Line | None:
     """Eager in float32 at the same work."""
-    same = (one for one in among if one.cell.work == line.cell.work and not one.cell.static)
-    return next((one for one in same if (one.cell.engine, one.cell.precision) == ("eager", "float32")), None)
+    eager = replace(line.cell.work, engine="eager", precision="float32")
+    return next((one for one in among if one.cell == eager), None)

@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +14,18 @@ from anamorph.backends.memory import release_memory
 from anamorph.checkpoint import Checkpoint
 from anamorph.components import UNEXPORTED, Component, vae_scale_factor
 from anamorph.drafts import drafted
-from anamorph.errors import ArtifactError, ConfigError, InputError
-from anamorph.exporters import certificate
+from anamorph.errors import ArtifactError, BackendUnavailable, ConfigError, InputError
+from anamorph.exporters import calibration, certificate, quantization
 from anamorph.exporters.fitting import fitting_precision
 from anamorph.exporters.references import load, write_picture, write_probes
 from anamorph.exporters.trace import part_interface, trace, with_scalars
-from anamorph.exporting import LINKED, PICTURE, Check, ExportOptions, Report
+from anamorph.exporting import INT8, LINKED, PICTURE, Check, ExportOptions, Quantization, Report
 from anamorph.interface import Interface
 from anamorph.native import is_preparing, native_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import settle_variant
 from anamorph.pipelines.slots import KINDS, Tokenizer, models, read_slot
-from anamorph.rewrites import check_met, fitting
+from anamorph.rewrites import check_met, fitting, inexact
 from anamorph.schedulers.registry import FILE
 from anamorph.weights import find_weights
 
@@ -35,8 +35,15 @@ if TYPE_CHECKING:
     from anamorph.exporters.storing import Storing, Written
     from anamorph.models.base import Model
 
-TOLERANCE = {"float32": (1e-4, 1e-4), LINKED: (1e-4, 1e-4), "float16": (1e-2, 1e-1), "bfloat16": (5e-2, 3e-1)}
-"""Storage -> largest relative L2 difference of a part's output, and of the latents after any step of a picture."""
+TOLERANCE = {
+    "float32": (1e-4, 1e-4), LINKED: (1e-4, 1e-4), "float16": (1e-2, 1e-1), "bfloat16": (5e-2, 3e-1),
+    INT8: (1.0, 1.0),
+}  # fmt: skip
+"""Storage -> largest relative L2 difference of a part's output, and of the latents after any step of a picture.
+
+That of int8 only excludes what is unlike: these inputs are noise, which its ranges are not for; what counts is the
+difference that was allowed on calls of real pictures.
+"""
 LAYOUT = 6
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
 
@@ -87,6 +94,8 @@ class FolderExporter:
             raise InputError(f"{target} exists already; remove it or name another folder")
         interfaces = _interfaces(checkpoint, options, self.format)
         _check_rewrites(interfaces, options, self.format)
+        if options.quantize is not None and (missing := quantization.unavailable(self.format)) is not None:
+            raise BackendUnavailable(missing)
         with drafted(target) as draft, tempfile.TemporaryDirectory(prefix="anamorph-") as references:
             if draft is None:
                 report(f"another process has just written {target}")
@@ -95,6 +104,8 @@ class FolderExporter:
             probes = Path(references)
             artifact = self._write(checkpoint, interfaces, draft, probes, options, report)
             _write_draft(artifact)
+            if options.quantize is not None:
+                artifact = _quantize(artifact, checkpoint, options.quantize, probes, report)
             checks = _certify(artifact, checkpoint, [component for component, _ in interfaces], probes, report)
             (draft / DRAFT).rename(draft / MANIFEST)
             return checks
@@ -119,7 +130,7 @@ class FolderExporter:
                 rewrites = fitting(wanted, name, component.class_name, component.config)
                 module.rewrite(rewrites)
                 program = trace(module, module.method(name), interface)
-                module.rewrite(native_of(rewrites))  # what it is compared with computes as the model is written
+                module.rewrite(_reference(rewrites))
                 written = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, storing)
                 del program
                 parts[name] = replace(_part(component, written, place, draft, interface, storing), rewrites=rewrites)
@@ -151,7 +162,7 @@ class FolderExporter:
                     if part.component != component.name:
                         continue
                     report(f"computing {name} with PyTorch")
-                    module.rewrite(native_of(part.rewrites))
+                    module.rewrite(_reference(part.rewrites))
                     write_probes(place, name, part.interface, module, part.taps)
                 del module
             report("drawing a picture with PyTorch")
@@ -162,6 +173,26 @@ class FolderExporter:
             differing = {check.part for check in checks if not check.passed}
             chosen = [name for name in exported.parts if blocks or name in differing]
             return [*checks, *_block_checks(exported, certificate.compare_blocks(exported, place, chosen))]
+
+
+def _quantize(
+    artifact: Artifact, checkpoint: Checkpoint, wishes: Quantization, references: Path, report: Report
+) -> Artifact:
+    """Bring the denoiser of a draft to int8; its record says how far pictures are from those before."""
+    part, place = DiffusionPipeline.registry[checkpoint.class_name].DENOISER, references / "calibration"
+    calibration.write_wishes(place, wishes)
+    report(f"drawing {len(wishes.prompts)} pictures for calibration")
+    calibration.run(artifact, place)
+    report(f"bringing {part} to {INT8}, layers by groups")
+    changed, found = quantization.quantized(artifact, part, place)
+    _write_draft(changed)
+    psnr_db = calibration.run(changed, place)
+    report(
+        f"{part} in {INT8}: a call differs by {found.error:.1e} (relative L2), pictures by {min(psnr_db):.1f} dB "
+        f"(PSNR) or more; in float32 stay {', '.join(found.kept) or 'no layers'}"
+    )
+    record = {"part": part, **asdict(found), "psnr_db": psnr_db, "prompts": list(wishes.prompts)}
+    return replace(changed, image={**changed.image, INT8: record})
 
 
 def _storing(
@@ -241,6 +272,11 @@ def _interfaces(
     return [(c, {part: interface(c, part) for part in c.parts}) for c in components]
 
 
+def _reference(rewrites: Sequence[str]) -> tuple[str, ...]:
+    """The rewrites of the model that a part is compared with, which else computes as it is written."""
+    return (*native_of(rewrites), *inexact(rewrites))
+
+
 def _check_rewrites(
     interfaces: Sequence[tuple[Component, Mapping[str, Interface]]], options: ExportOptions, form: str
 ) -> None:
@@ -276,28 +312,37 @@ def _certify(
         name: replace(part, status=VERIFIED + limits, errors=certificate.worst(measured, name))
         for name, part in artifact.parts.items()
     }
-    image = {"status": VERIFIED + limits, "steps": [vars(d) for d in certificate.step_differences(measured)]}
+    image = {
+        **artifact.image,
+        "status": VERIFIED + limits,
+        "steps": [vars(d) for d in certificate.step_differences(measured)],
+    }
     _write_draft(replace(artifact, parts=parts, image=image))
     return checks
 
 
 def _checks(artifact: Artifact, measured: Sequence[certificate.Measured], precision: str) -> Iterator[Check]:
     """Rows of parts, then those of the picture, each with what its weights' storage and the execution explain."""
-    allowed = {name: max(TOLERANCE[part.storage], TOLERANCE[precision]) for name, part in artifact.parts.items()}
+    allowed = {name: max(_tolerance(part), TOLERANCE[precision]) for name, part in artifact.parts.items()}
     for name, (tolerance, _) in allowed.items():
         yield from (Check(name, row.what, row.difference, tolerance) for row in measured if row.part == name)
-    _, tolerance = next(iter(allowed.values()))
+    tolerance = max(picture for _, picture in allowed.values())
     yield from (Check(PICTURE, row.what, row.difference, tolerance) for row in measured if row.part == PICTURE)
+
+
+def _tolerance(part: Part) -> tuple[float, float]:
+    """What the weights' storage explains; where tokens are chosen, engines round near ties to different sides."""
+    return max(TOLERANCE[part.storage], TOLERANCE["float16"]) if inexact(part.rewrites) else TOLERANCE[part.storage]
 
 
 def _block_checks(artifact: Artifact, measured: Sequence[certificate.Measured]) -> Iterator[Check]:
     for row in measured:
-        tolerance = TOLERANCE[artifact.parts[row.part].storage][0]
+        tolerance = _tolerance(artifact.parts[row.part])[0]
         yield Check(row.part, row.what, row.difference, tolerance, row.output)
 
 
 def _first_block(artifact: Artifact, probes: Path, part: str) -> str:
-    parts = [part] if part in artifact.parts else []
+    parts = [part] if part in artifact.parts and artifact.parts[part].taps else []
     checks = _block_checks(artifact, certificate.compare_blocks(artifact, probes, parts))
     return next((f", and first in its {check.what}" for check in checks if not check.passed), "")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnx import TensorProto
 
 from anamorph.errors import BackendError
 from anamorph.exporters.storing import TYPES
@@ -68,18 +69,57 @@ for _name, _kind in (("add", "Add"), ("sub", "Sub"), ("mul", "Mul"), ("div", "Di
     OPERATORS[f"aten.{_name}.Tensor"] = _binary(_kind)
 
 
+for _name, _kind in (("eq", "Equal"), ("bitwise_and", "And"), ("__and__", "And")):
+    OPERATORS[f"aten.{_name}.Tensor"] = _binary(_kind)
+
+
 def _operand(call: "Call", name: str) -> str:
-    """A tensor, or a number in the type of the result."""
+    """A tensor, a size, or a number in the type of the result."""
     value = call[name]
-    if isinstance(value, int | float):
-        return call.builder.constant(value, str(call.result.dtype).removeprefix("torch."))
-    return call.tensor(name)
+    return _number(call, value, call.result.dtype) if isinstance(value, int | float | Size) else call.tensor(name)
 
 
-@rule("aten.eq.Scalar")
-def _eq(call: "Call") -> str:
-    dtype = str(call.arguments["self"].meta["val"].dtype).removeprefix("torch.")
-    return call.builder.op("Equal", call.tensor("self"), call.builder.constant(call["other"], dtype))
+def _number(call: "Call", value: "int | float | Size", dtype: Any) -> str:
+    if not isinstance(value, Size):
+        return call.builder.constant(value, str(dtype).removeprefix("torch."))
+    return value.name if TYPES[dtype] == TensorProto.INT64 else call.builder.op("Cast", value.name, to=TYPES[dtype])
+
+
+def _compared(kind: str) -> Rule:
+    def apply(call: "Call") -> str:
+        dtype = call.arguments["self"].meta["val"].dtype
+        return call.builder.op(kind, call.tensor("self"), _number(call, call["other"], dtype))
+
+    return apply
+
+
+for _name, _kind in (("eq", "Equal"), ("ge", "GreaterOrEqual")):
+    OPERATORS[f"aten.{_name}.Scalar"] = _compared(_kind)
+
+
+@rule("aten.where.self")
+def _where(call: "Call") -> str:
+    return call.builder.op("Where", *(call.tensor(name) for name in ("condition", "self", "other")))
+
+
+@rule("aten.arange.default", "aten.arange.start_step")
+def _arange(call: "Call") -> str:
+    builder, end = call.builder, call["end"]
+    if not isinstance(end, Size) or call.arguments.get("start", 0) != 0 or call.arguments.get("step", 1) != 1:
+        raise BackendError("the exporter has no rule for ranges that do not count from 0 to a size")
+    return builder.op(
+        "Range", builder.constant(0, np.int64), builder.op("Squeeze", end.name), builder.constant(1, np.int64)
+    )
+
+
+@rule("aten.argsort.default")
+def _argsort(call: "Call") -> str:
+    """Places in rising order along the last dimension."""
+    builder, x, rank = call.builder, call.tensor("self"), len(call.shape("self"))
+    if call["descending"] or call["dim"] % rank != rank - 1:
+        raise BackendError("the exporter has no rule for sorting down, or along another dimension than the last")
+    count = builder.op("Shape", x, start=rank - 1, end=rank)
+    return builder.ops("TopK", x, count, outputs=2, axis=-1, largest=0, sorted=1)[1]
 
 
 @rule("aten._assert_tensor_metadata.default")
@@ -255,6 +295,11 @@ def _reduced(call: "Call", kind: str) -> str:
 @rule("aten.mean.dim")
 def _mean(call: "Call") -> str:
     return _reduced(call, "ReduceMean")
+
+
+@rule("aten.amax.default")
+def _amax(call: "Call") -> str:
+    return _reduced(call, "ReduceMax")
 
 
 @rule("aten.sum.dim_IntList")

@@ -1,6 +1,6 @@
 """What PyTorch computes, kept in files: the references of a certificate.
 
-    python -m anamorph.exporters.references CHECKPOINT VARIANT REFERENCES
+    python -m anamorph.exporters.references CHECKPOINT VARIANT REFERENCES REWRITES
 
 draws the picture, in a process of its own: the exporting one never holds more than one component.
 """
@@ -25,7 +25,7 @@ from anamorph.exporters.taps import recorded
 from anamorph.exporters.trace import probes
 from anamorph.exporters.trial import PICTURE_CALL, pipeline, trajectory, trial
 from anamorph.interface import Interface
-from anamorph.rewrites import NONE
+from anamorph.rewrites import NONE, inexact
 
 if TYPE_CHECKING:
     from anamorph.models.base import Model
@@ -83,20 +83,22 @@ def write_picture(folder: Path, checkpoint: Checkpoint, artifact: Artifact) -> N
 
     Raises ArtifactError: the process that draws has failed.
     """
+    changed = sorted({name for part in artifact.parts.values() for name in inexact(part.rewrites)})
+    rewrites = ",".join(changed) or NONE
     (folder / PICTURE_CALL).write_text(json.dumps(trial(artifact, checkpoint)), encoding="utf-8")
     run_child(
         "the checkpoint's own picture could not be drawn in a fresh process",
-        "references", checkpoint.folder, checkpoint.variant or "", folder,
+        "references", checkpoint.folder, checkpoint.variant or "", folder, rewrites,
     )  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
     """Draw the picture whose request lies in the folder; failures are one sentence on the error stream."""
-    checkpoint, variant, folder = arguments
+    checkpoint, variant, folder, rewrites = arguments
     try:
         opened = open_checkpoint(Source(checkpoint, variant=variant or None))
         arrays: dict[str, Any] = dict(
-            trajectory(pipeline(opened, backend="eager", device="cpu", rewrites=NONE), Path(folder))
+            trajectory(pipeline(opened, backend="eager", device="cpu", rewrites=rewrites), Path(folder))
         )
         np.savez(Path(folder) / "picture.npz", **arrays)
     except (AnamorphError, OSError) as error:

@@ -123,7 +123,7 @@ def read(folder: Path) -> Entry | None:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         about = path.stat()
-        _check_owner(folder)
+        check_owner(folder)
         files = {str(name): FileRecord(**record) for name, record in values["files"].items()}
         if not all(inside(name) for name in files):
             raise ArtifactError(f"{path} names files outside its folder")
@@ -136,7 +136,8 @@ def read(folder: Path) -> Entry | None:
         raise ArtifactError(f"{path} cannot be read ({error})") from None
 
 
-def _check_owner(folder: Path) -> None:
+def check_owner(folder: Path) -> None:
+    """Raise ArtifactError where others than this user may have written a folder, which native code is loaded from."""
     if not hasattr(os, "getuid"):  # Windows keeps user folders apart by itself
         return
     about = folder.stat()

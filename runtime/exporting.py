@@ -26,6 +26,33 @@ LINKED = "linked"
 """Storage of weights that stay in the checkpoint."""
 
 
+INT8 = "int8"
+"""Storage of a part whose layers multiply whole numbers of eight bits, but for those that it harms most."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a denoiser becomes int8: from what it sees in `samples` calls while it draws `prompts` in so many `steps`.
+
+    Layers are left in float32, the most harmful first, until a call differs by at most `error` (relative L2).
+    Raises InputError: there are no prompts, or a number is not positive.
+    """
+
+    prompts: tuple[str, ...]
+    steps: int = 20
+    samples: int = 48
+    error: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise InputError("calibration has no prompts; give a file with one on each line")
+        if min(self.steps, self.samples) < 1 or self.error <= 0:
+            raise InputError(
+                f"calibration has {self.steps} steps, {self.samples} samples and an error of {self.error}; "
+                "each must be positive"
+            )
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """What an artifact shall hold.
@@ -34,6 +61,7 @@ class ExportOptions:
     `size`: the only height and width (pixels), `batch`: the only number of pictures of a call; None leaves them open.
     `signature`: "portable" takes the inputs that other tools feed, "native" also our optional ones.
     `rewrites` (native signature) are those to compute by; None takes those that are on for the format by themselves.
+    `quantize` brings the denoiser to int8.
     Raises InputError: a value is none of these, or linked weights or rewrites are wanted in a portable folder.
     """
 
@@ -42,6 +70,7 @@ class ExportOptions:
     batch: int | None = None
     signature: str = PORTABLE
     rewrites: Wish = None
+    quantize: Quantization | None = None
 
     def __post_init__(self) -> None:
         if self.storage not in (*STORAGE, LINKED):

@@ -60,7 +60,20 @@ def _doubles(part: str, class_name: str, config: Mapping[str, Any]) -> str | Non
 PLAIN_UP = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D")
 """Blocks of a UNet's way up that double by nearest neighbours and a 3x3 convolution."""
 
-PHASES = "phase-convolutions"
+
+def merging_unmet(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
+    """Why tokens of the highest resolution cannot be merged, or None."""
+    if class_name != "UNet2DConditionModel" or native.is_preparing(part):
+        return "it is no UNet that looks at a text"
+    if config["down_block_types"][0] != "CrossAttnDownBlock2D" or config["up_block_types"][-1] != "CrossAttnUpBlock2D":
+        return "it has no transformers at its highest resolution"
+    if len(config["block_out_channels"]) == 1:
+        return "its latents may have odd sides"
+    only = config.get("only_cross_attention", False)
+    return "its pixels look at the text alone" if (any(only) if isinstance(only, Sequence) else only) else None
+
+
+PHASES, MERGING = "phase-convolutions", "token-merging"
 REWRITES: Mapping[str, Rewrite] = {
     rewrite.name: rewrite
     for rewrite in (
@@ -92,6 +105,13 @@ REWRITES: Mapping[str, Rewrite] = {
             _branches_part,
             EVERYWHERE,
         ),
+        Rewrite(
+            MERGING,
+            "at the highest resolution, the half of the pixels that resemble others look around together with them",
+            False,
+            merging_unmet,
+            frozenset(),
+        ),
     )
 }
 """Name -> rewrite."""
@@ -118,6 +138,11 @@ def named(wish: Wish) -> tuple[str, ...]:
     if wish is None or wish in (ALL, NONE):
         return ()
     return tuple(name.strip() for name in (wish.split(",") if isinstance(wish, str) else wish))
+
+
+def inexact(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the rewrites that change what is computed: a certificate compares with a model that has them, too."""
+    return tuple(name for name in names if not REWRITES[name].exact)
 
 
 def fitting(names: Iterable[str], part: str, class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from anamorph.backends import onnxruntime, openvino
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.engine import Session, Target
 from anamorph.errors import ArtifactError
-from anamorph.exporters import certificate, folder, references
+from anamorph.exporters import calibration, certificate, folder, quantization, references
 from anamorph.exporters import onnx as onnx_format
 from anamorph.exporters import openvino as openvino_format
 from anamorph.exporters.storing import Storing
@@ -61,18 +61,23 @@ def shared_traces() -> Iterator[None]:
 @contextmanager
 def one_process() -> Iterator[None]:
     """Run here what belongs into processes of their own: starting those takes most of the time."""
-    mains = {"certificate": certificate.main, "references": references.main}
+    modules = {
+        "calibration": calibration,
+        "certificate": certificate,
+        "quantization": quantization,
+        "references": references,
+    }
 
     def run(failure: str, module: str, *arguments: str | Path) -> str:
         printed, said = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
-            code = mains[module]([str(argument) for argument in arguments])
+            code = modules[module].main([str(argument) for argument in arguments])
         if code:
             raise ArtifactError(f"{failure}: {said.getvalue()}")
         return printed.getvalue()
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (certificate, references):
+        for module in modules.values():
             patch.setattr(module, "run_child", run)
         yield
 

@@ -263,6 +263,18 @@ def burst(*totals: float, cache: str = "cold", export: float = 0.0) -> dict[str,
             "placement": []}  # fmt: skip
 
 
+def test_a_start_ends_with_the_first_step() -> None:
+    """What the first step takes beyond a usual one is the start's: its model is compiled within it."""
+    found = Measured(Cell(), parity={"passed": True, "note": "", "stages": {}})
+    for text, step in ((0.2, 1.5), (0.3, 1.4), (0.4, 1.6)):
+        row = burst(2.0)
+        row["first"] = {"total": 4.0, "text": text, "steps": [step, 0.4]}
+        row["samples"][0]["steps"] = [0.4, 0.4]
+        found.bursts.append(row)
+    assert line(found, {}).starts["cold"]["step_s"] == pytest.approx(2.0 + 0.3 + 1.0)  # the middle one
+    assert "step_s" not in line(next(iter(known(1.0).cells.values())), {}).starts["cold"]
+
+
 def known(scale: float, processes: int = 6, seed: int = 0, engine: str = "eager") -> Result:
     random = np.random.default_rng(seed)
     found = Measured(Cell(engine=engine), parity={"passed": True, "note": "", "stages": {}})
@@ -333,3 +345,40 @@ def test_times_are_read_easily() -> None:
     assert [shown(value) for value in (12.345, 0.0123, 4e-6, None, 1234.5)] == [
         "12.3 s", "12.3 ms", "4 µs", "-", "1234 s",
     ]  # fmt: skip
+
+
+def test_wishes_belong_to_an_arm_and_not_to_the_work() -> None:
+    plain = scenarios.Cell(engine="openvino", precision="bfloat16")
+    wished = replace(plain, rewrites="phase-convolutions,token-merging", interval="0.2-0.8", quantize="int8")
+    assert wished.work == plain.work
+    assert wished.arm == "openvino bfloat16 int8 guided 0.2-0.8 phase-convolutions+token-merging"
+    assert wished.guided == (0.2, 0.8)
+    nears = {
+        "": False,
+        "all": False,
+        "none": False,
+        "phase-convolutions": False,
+        "phase-convolutions,token-merging": True,
+    }
+    assert {wish: replace(plain, rewrites=wish).near for wish in nears} == nears
+    assert replace(plain, interval="0-1").near
+    assert replace(plain, quantize="int8").near
+    for wrong in ({"interval": "half"}, {"quantize": "int4"}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            replace(plain, **wrong)
+
+
+def test_an_approximation_is_judged_by_its_picture(tmp_path: Path) -> None:
+    exact = np.linspace(0, 1, 48, dtype=np.float32).reshape(1, 4, 4, 3)
+    for name, picture, stage in (("reference", exact, 1.0), ("near", exact + 0.05, 2.0), ("far", exact + 0.2, 1.0)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "picture.npy", picture)
+        np.save(tmp_path / name / "denoiser.npy", np.array([stage]))
+    results = [
+        parity.compared(tmp_path / "reference", tmp_path / name, "float32", near)
+        for name in ("near", "far")
+        for near in (True, False)
+    ]
+    assert [result["passed"] for result in results] == [True, False, False, True]
+    assert results[0]["psnr_db"] == pytest.approx(20 * np.log10(1 / 0.05), abs=0.1)
+    assert results[2]["note"] == "the picture is 13.98 dB from eager in float32, 20 dB are asked"

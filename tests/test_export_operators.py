@@ -81,6 +81,12 @@ CASES: dict[str, tuple[Model, tuple[Tensor, ...]]] = {
     "convolution without bias": (
         Model(lambda conv, x: conv(x), nn.Conv2d(4, 3, (1, 3), bias=False)), (normal(1, 4, 5, 5),)
     ),
+    "smallest first": (Model(lambda x: x.argsort(-1).argsort(-1)), (normal(3, 7),)),
+    "largest numbers of rows": (Model(lambda x: (x.amax(-1), x.amax(0, keepdim=True))), (normal(3, 7),)),
+    "one or the other": (
+        Model(lambda x, y: torch.where((x >= 3) & (x == y), x, 9 * y)),
+        (torch.arange(6), torch.tensor([0, 2, 2, 3, 9, 5])),
+    ),
     "taken apart": (Model(lambda x: (sum(x.unbind(1)), torch.stack(x.unbind(-1)[::-1]))), (normal(2, 3, 4),)),
     "linear without bias": (Model(lambda linear, x: linear(x), nn.Linear(5, 7, bias=False)), (normal(2, 3, 5),)),
     "one linear layer used twice": (Model(lambda linear, x: linear(linear(x)), nn.Linear(5, 5)), (normal(2, 5),)),
@@ -153,6 +159,15 @@ def test_sizes_known_only_at_run_time(tmp_path: Path) -> None:
     check(
         tmp_path, Model(function), (normal(2, 3, 4, 5),), (normal(2, 3, 7, 2),), (normal(2, 3, 1, 1),), dynamic=dynamic
     )
+
+
+def test_numbers_up_to_a_size(tmp_path: Path) -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        count = x.shape[1]
+        return x * torch.arange(count).to(x.dtype), torch.where(x.argsort(-1) >= count - 2, x, 0 * x), x + count // 2
+
+    width = torch.export.Dim("w", min=2)
+    check(tmp_path, Model(function), (normal(2, 4),), (normal(2, 7),), dynamic=({1: width},))
 
 
 def test_weights_in_float16_are_halved_on_disk_and_computed_in_float32(tmp_path: Path) -> None:

@@ -1,25 +1,36 @@
 """Starts that find what engines compiled before: the same pictures, or the artefact is made again."""
 
 import json
+import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from exported import FORMATS, exported
+from exported import FORMATS, export, exported, once, shared_place
 from numpy.typing import NDArray
 from parity import relative
+from test_export_robust import Copying
 
 from anamorph import StableDiffusionPipeline, digests, entries
-from anamorph.backends.buckets import COMPILED, FOUND
+from anamorph.artifact import NATIVE
+from anamorph.backends.buckets import COMPILED, FOUND, Buckets, Sizes
+from anamorph.backends.compile import FOLDER, keep_code
 from anamorph.backends.openvino import OpenVino
+from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.cli import OK, USAGE, main
 from anamorph.engine import Target
-from anamorph.entries import ANY, Entry, every, keep
-from anamorph.errors import OutputError
+from anamorph.entries import Entry, every, keep
+from anamorph.errors import ArtifactError, InputError, OutputError
+from anamorph.exporting import LINKED, cached_export
+from anamorph.memory import OwnSizes
 
 ENGINES = tuple(FORMATS)
+LINK = {"storage": LINKED, "signature": NATIVE}
 CALL: dict[str, Any] = {"num_inference_steps": 2, "seed": 0, "guidance_scale": 5.0, "output_type": "np"}
 
 
@@ -73,17 +84,18 @@ def test_bfloat16_has_entries_of_its_own(sd1: Path) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_linked_weights_serve_both_starts(sd1: Path, engine: str) -> None:
-    eager, _ = drawn(sd1, backend="eager")
-    for _ in range(2):
-        picture, history = drawn(sd1, backend=engine)
-        assert relative(picture, eager) <= 1e-4
+    place = once(shared_place() / f"starts-{engine}", lambda out: export(sd1, engine, out, **LINK))
+    for entry in list(every()):
+        entries.discard(entry.folder, "a test")
+    first, history = drawn(place)
+    assert came(history) == {COMPILED}
+    second, history = drawn(place)
     assert came(history) == {FOUND}
-
-
-def test_openvino_leaves_weights_where_they_are(sd1: Path) -> None:
-    drawn(sd1, backend="openvino")
-    weights = sum(path.stat().st_size for path in sd1.rglob("*.safetensors"))
-    assert sum(entry.size for entry in every() if entry.key.shape != ANY) < 0.5 * weights
+    np.testing.assert_array_equal(second, first)
+    assert relative(second, drawn(sd1, backend="eager")[0]) <= 1e-4
+    if engine == "openvino":  # which leaves weights where they are
+        weights = sum(path.stat().st_size for path in sd1.rglob("*.safetensors"))
+        assert sum(entry.size for entry in every()) < 0.5 * weights
 
 
 def broken(entry: Entry) -> None:
@@ -140,16 +152,15 @@ def test_other_weights_are_not_taken_from_the_cache(sd1: Path, sd2: Path, engine
     assert relative(picture, drawn(sd2, backend="eager")[0]) <= 1e-4
 
 
-def test_a_damaged_export_in_the_cache_is_made_again(
-    sd1: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    first, _ = drawn(sd1, backend="onnxruntime")
-    (model,) = (tmp_path / "cache" / "exports").glob("*/unet/model.onnx")
-    model.write_bytes(model.read_bytes()[:-1] + b"\0")
-    again, _ = drawn(sd1, backend="onnxruntime")
+def test_a_damaged_export_in_the_cache_is_made_again(sd1: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, exporter = open_checkpoint(Source(str(sd1))), Copying(exported(sd1, "onnxruntime"))
+    model = cached_export(source, exporter).folder / "unet" / "model.onnx"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert cached_export(source, exporter).folder == model.parent.parent
+    assert model.read_bytes() == whole
     assert "is not the file of the export" in caplog.text
     assert "removed from the cache and made again" in caplog.text
-    np.testing.assert_array_equal(again, first)
 
 
 # ---- the command line --------------------------------------------------------------------------------------------
@@ -162,21 +173,22 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = OK)
 
 
 def test_cache_commands(sd1: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, engine = str(sd1), ("--backend", "openvino")
-    assert "the cache has none of these weights" in printed(capsys, "cache", "explain", model, *engine)
-    said = printed(capsys, "cache", "prebuild", model, *engine, "--size", "64x64")
+    assert "the cache has none of these weights" in printed(
+        capsys, "cache", "explain", str(sd1), "--backend", "openvino"
+    )
+    assert "eager opens the checkpoint itself" in printed(capsys, "cache", "explain", str(sd1), "--backend", "eager")
+    model = str(fresh(sd1, "openvino"))
+    said = printed(capsys, "cache", "prebuild", model, "--size", "64x64")
     assert "latent height 8, latent width 8, sequence 77: compiled, for this size alone" in said
-    told = json.loads(printed(capsys, "cache", "explain", model, *engine, "--json"))
+    told = json.loads(printed(capsys, "cache", "explain", model, "--json"))
     assert {row["part"] for row in told} == {"text_encoder", "unet", "vae_decoder"}
     assert all("compiled: found for" in "".join(row["lines"]) for row in told)
-    other = printed(capsys, "cache", "explain", model, "--backend", "onnxruntime")
-    assert "export: not found" in other
 
     listed = json.loads(printed(capsys, "cache", "ls", "--json"))["entries"]
-    assert {one["name"].split("/")[0] for one in listed} == {"compiled", "exports"}
-    assert all(one["size"] > 0 for one in listed)
-    unet = next(one["name"] for one in listed if "openvino-unet" in one["name"])
-    count = len(listed)
+    compiled = [one for one in listed if one["name"].startswith("compiled/")]
+    assert len(compiled) == 3
+    assert all(one["size"] > 0 for one in compiled)
+    count, unet = len(listed), next(one["name"] for one in compiled if "unet" in one["name"])
     assert f"removed 1 of {count}, " in printed(capsys, "cache", "rm", unet)
     assert "the cache has no" in printed(capsys, "cache", "rm", unet, code=USAGE)
     assert f"removed 0 of {count - 1}, " in printed(capsys, "cache", "rm", "--unused", "1")
@@ -206,3 +218,98 @@ def test_generate_explains_its_sizes(sd1: Path, tmp_path: Path, capsys: pytest.C
     )
     told = json.loads(printed(capsys, *arguments, "--out", str(tmp_path / "cat.png"), "--json"))
     assert "found in the cache" in told["history"]["vae_decoder"][0]
+
+
+def test_inductors_code_lies_in_the_users_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER, raising=False)
+    keep_code()
+    place = Path(os.environ[FOLDER])
+    assert place == tmp_path / "cache" / "inductor"
+    assert place.stat().st_mode & 0o077 == 0
+    place.chmod(0o777)
+    monkeypatch.delenv(FOLDER)
+    with pytest.raises(ArtifactError, match="not this user's own"):
+        keep_code()
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    keep_code()
+    assert os.environ[FOLDER] == str(tmp_path)
+
+
+# ---- models for single sizes ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    origin: str
+    sizes: Sizes | None
+
+
+def asked(height: int) -> Sizes:
+    return Sizes({"sample": (1, height), "absent": (1, 1)}, ["sample"], {"height": height})
+
+
+def test_the_first_size_has_its_own_model_and_others_share_one() -> None:
+    buckets = Buckets(lambda sizes: Model(COMPILED, sizes), again=3)
+    assert buckets.take(asked(8)).sizes == asked(8)
+    assert buckets.take(asked(16)).sizes is None
+    assert buckets.take(asked(24)) is buckets.take(asked(16))
+    assert buckets.take(asked(8)).sizes == asked(8)
+    assert buckets.history == [
+        "height 8: compiled, for this size alone, the first that was called",
+        "height 16: compiled, for all sizes",
+    ]
+
+
+def test_a_size_that_is_called_often_gets_its_own_and_the_longest_unused_leaves() -> None:
+    buckets = Buckets(lambda sizes: Model(COMPILED, sizes), most=2, again=3)
+    for height in (8, 16, 16, 16):
+        assert buckets.take(asked(height)).sizes in (asked(8), None)
+    assert buckets.take(asked(16)).sizes == asked(16)
+    buckets.take(asked(8))
+    for _ in range(4):
+        made = buckets.take(asked(24))
+    assert made.sizes == asked(24)
+    assert set(buckets.own) == {asked(8).name, asked(24).name}  # 16 was not called for longest
+    assert buckets.take(asked(16)).sizes is None
+    buckets.spare(OwnSizes(0))
+    assert buckets.take(asked(8)).sizes is None
+    assert "called 3 times before" in "".join(buckets.history)
+
+
+def test_models_of_single_sizes_leave_where_memory_is_short() -> None:
+    buckets = Buckets(lambda sizes: Model(COMPILED, sizes), fits=lambda: False, again=1)
+    assert buckets.take(asked(8)).sizes == asked(8)  # something must be compiled
+    for _ in range(3):
+        assert buckets.take(asked(16)).sizes is None
+    assert not buckets.own
+
+
+def test_threads_share_one_compilation() -> None:
+    made: list[Model] = []
+
+    def make(sizes: Sizes | None) -> Model:
+        time.sleep(0.05)
+        made.append(Model(COMPILED, sizes))
+        return made[-1]
+
+    buckets = Buckets(make)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: buckets.take(asked(8)), range(8)))
+    assert len(made) == 1
+    assert all(one is made[0] for one in found)
+
+
+def test_models_for_one_size_and_for_all_agree_with_eager(sd1: Path) -> None:
+    """One pipeline for all; the wish for no models of single sizes leaves the model for all sizes alone."""
+    eager = StableDiffusionPipeline.from_pretrained(sd1, backend="eager")
+    pipe = StableDiffusionPipeline.from_pretrained(exported(sd1, "openvino"))
+    for height, wish in ((64, None), (96, None), (64, OwnSizes(0))):
+        if wish is not None:
+            assert pipe.components["unet"].spare(wish) is None
+        expected = np.asarray(eager("a cat", height=height, width=64, **CALL).images)
+        assert relative(np.asarray(pipe("a cat", height=height, width=64, **CALL).images), expected) <= 1e-4
+    history = pipe.placement["unet"].history
+    assert [line.rpartition("for ")[2].partition(",")[0] for line in history[:2]] == ["this size alone", "all sizes"]
+    assert "sizes with a model of their own do not apply" in str(eager.components["unet"].spare(OwnSizes(1)))
+    with pytest.raises(InputError, match="expected 0 or more"):
+        OwnSizes(-1)

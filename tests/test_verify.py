@@ -188,7 +188,7 @@ def test_the_reference_picture_is_drawn_elsewhere_and_is_eager_s(
 
 
 @pytest.mark.parametrize(("module", "arguments", "reason"), [
-    ("references", ("{place}", "", "{place}"), "model_index.json"),
+    ("references", ("{place}", "", "{place}", "none"), "model_index.json"),
     ("certificate", ("{place}", "{place}", "{place}", "float32"), "model_index.json"),
     ("nothing", (), "No module named"),
 ])  # fmt: skip

@@ -281,6 +281,17 @@ def _export(commands: "Commands[argparse.ArgumentParser]") -> None:
     _rewrites(command, "the format, for the native signature")
     command.add_argument("--static", metavar="HxW", help="take this size alone, in pixels (default: any size)")
     command.add_argument("--batch", type=int, metavar="N", help="take N pictures at a time alone (default: any number)")
+    command.add_argument("--quantize", choices=("int8",), help="let the denoiser's layers multiply whole numbers")
+    command.add_argument(
+        "--calibrate", metavar="FILE", help="text file of prompts to draw, one on each line, for the ranges of int8"
+    )
+    command.add_argument(
+        "--quantize-error",
+        type=float,
+        default=0.05,
+        metavar="ERROR",
+        help="leave the most harmful layers in float32 until a call differs by so much (relative L2; default: 0.05)",
+    )
     command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
     command.add_argument("--json", action="store_true", help="print the certificate as JSON")
 

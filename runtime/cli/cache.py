@@ -36,11 +36,14 @@ def kept() -> list[Kept]:
     """Everything in the cache but its small records, the largest first."""
     root, known = cache_folder(), {entry.folder: entry for entry in every()}
     found = []
-    for place in sorted(root.glob("[!.]*/[!.]*")):
-        if place.parent.name == "digests":
-            continue
+    places = [place for place in root.glob("[!.]*/[!.]*") if place.parent.name not in ("digests", "inductor")]
+    for place in sorted([*places, *root.glob("inductor")]):
         entry = known.get(place)
-        what = place.parent.name if entry is None else f"{entry.key.engine}, {entry.key.precision}, {entry.key.shape}"
+        what = (
+            place.relative_to(root).parts[0]
+            if entry is None
+            else f"{entry.key.engine}, {entry.key.precision}, {entry.key.shape}"
+        )
         marks = [place / ENTRY, place / "anamorph.json", place]
         used = next(mark.stat().st_mtime for mark in marks if mark.exists())
         found.append(Kept(place.relative_to(root).as_posix(), what, _size(place), max(0.0, time.time() - used)))

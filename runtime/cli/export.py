@@ -14,7 +14,7 @@ from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.cli import OK
 from anamorph.cli.common import folder_of
 from anamorph.errors import InputError
-from anamorph.exporting import LINKED, Check, ExportOptions
+from anamorph.exporting import LINKED, Check, ExportOptions, Quantization
 from anamorph.pipelines.loading import precision_name
 from anamorph.plugins import get_exporter
 
@@ -32,6 +32,21 @@ def static_size(text: str | None) -> tuple[int, int] | None:
     if not (match := re.fullmatch(r"(\d+)x(\d+)", text)):
         raise InputError(f"--static {text!r} is not of the form HxW, such as 512x768")
     return int(match[1]), int(match[2])
+
+
+def quantization(options: argparse.Namespace) -> Quantization | None:
+    """What `--quantize` and its companions ask for; raises InputError: one is missing, or has no meaning alone."""
+    if options.quantize is None:
+        if options.calibrate is not None:
+            raise InputError("--calibrate has no meaning without --quantize int8; leave it out")
+        return None
+    if options.calibrate is None:
+        raise InputError("--quantize needs --calibrate FILE: prompts of the kind that will be drawn, one on each line")
+    try:
+        lines = Path(options.calibrate).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{options.calibrate} cannot be read ({error}); name a text file of prompts") from None
+    return Quantization(tuple(line.strip() for line in lines if line.strip()), error=options.quantize_error)
 
 
 def say(message: str) -> None:
@@ -75,7 +90,9 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--link keeps the checkpoint's own type of weights; leave out --dtype or --link")
     storage = LINKED if options.link else precision_name(options.dtype or "fp32")
     signature = NATIVE if options.link else options.signature
-    wishes = ExportOptions(storage, static_size(options.static), options.batch, signature, options.rewrites)
+    wishes = ExportOptions(
+        storage, static_size(options.static), options.batch, signature, options.rewrites, quantization(options)
+    )
     exporter = get_exporter([options.to])
     model = str(BUNDLED) if options.model == "bundled" else folder_of(options.model)
     checkpoint = open_checkpoint(Source(str(model), variant=options.variant))

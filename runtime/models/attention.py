@@ -1,6 +1,6 @@
 """Attention over tokens, and the transformer that a UNet runs over its pixels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from anamorph.errors import InputError
 from anamorph.models.activations import Activation, gelu_tanh
+from anamorph.models.merging import merged
 from anamorph.models.told import Text
 
 
@@ -195,7 +196,8 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, attention to the text, feed-forward; each normed before and added after.
 
-    With `only_cross` the first attention looks at the text as well.
+    With `only_cross` the first attention looks at the text as well. With a `grid`, height and width of the pixels that
+    the tokens are, half of them are merged for self-attention.
     """
 
     def __init__(self, width: int, heads: int, context_width: int, *, only_cross: bool) -> None:
@@ -208,8 +210,12 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, text: Text) -> Tensor:
-        x = x + self.attn1(self.norm1(x), replace(text, mask=None) if self.only_cross else None)
+    def forward(self, x: Tensor, text: Text, grid: Sequence[int] | None = None) -> Tensor:
+        if grid is None:
+            x = x + self.attn1(self.norm1(x), replace(text, mask=None) if self.only_cross else None)
+        else:
+            fewer = merged(self.norm1(x), *grid)
+            x = x + fewer.apart(self.attn1(fewer.tokens))
         x = text.dealt(x, self.attn2.place) + self.attn2(self.norm2(x), text)
         total: Tensor = x + self.ff(self.norm3(x))
         return total
@@ -220,6 +226,8 @@ class SpatialTransformer(nn.Module):
 
     Source: Rombach et al. 2022 (arXiv:2112.10752), appendix E.2.1.
     """
+
+    rewritten = False
 
     def __init__(
         self,
@@ -244,8 +252,9 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, text: Text) -> Tensor:
         normed = self.norm(x)
         tokens = self.proj_in(to_tokens(normed)) if self.linear else to_tokens(self.proj_in(normed))
+        grid = x.shape[2:] if self.rewritten else None
         for block in self.transformer_blocks:
-            tokens = block(tokens, text)
+            tokens = block(tokens, text, grid)
         update = to_pixels(self.proj_out(tokens), x) if self.linear else self.proj_out(to_pixels(tokens, x))
         # `x` comes first so that the sum keeps its memory layout.
         return text.dealt(x, self.transformer_blocks[0].attn2.place) + update  # type: ignore[union-attr, arg-type]

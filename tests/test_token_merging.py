@@ -1,0 +1,85 @@
+"""Token merging beside the paper's steps, written out token by token, and through every engine."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exported import FORMATS, export, once, shared_place
+from numpy.typing import NDArray
+from parity import relative
+
+from anamorph import DiffusionPipeline, StableDiffusionPipeline
+from anamorph.artifact import NATIVE, read_artifact
+from anamorph.errors import InputError
+from anamorph.exporting import LINKED
+from anamorph.models.merging import merged
+from anamorph.rewrites import MERGING, REWRITES
+
+CALL: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 2, "guidance_scale": 5.0, "seed": 0}
+
+
+def written_out(tokens: NDArray[Any], height: int, width: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The tokens that are left of one picture, receivers first, and the one that stands for each of the original."""
+    receivers = [row * width + column for row in range(0, height, 2) for column in range(0, width, 2)]
+    cells = [(row, column) for row in range(0, height, 2) for column in range(0, width, 2)]
+    others = [(r + dr) * width + c + dc for r, c in cells for dr, dc in ((0, 1), (1, 0), (1, 1))]
+    unit = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
+    closeness = unit[others] @ unit[receivers].T
+    nearest, best = closeness.argmax(1), closeness.max(1)
+    joining = np.argsort(best)[len(receivers) :]  # two thirds of the others: half of all tokens
+    groups = [[tokens[place]] for place in receivers]
+    stands = np.zeros(len(tokens), int)
+    stands[receivers] = np.arange(len(receivers))
+    for other in joining:
+        groups[nearest[other]].append(tokens[others[other]])
+        stands[others[other]] = nearest[other]
+    left = [np.mean(group, 0) for group in groups]
+    for other in np.argsort(best)[: len(receivers)]:
+        stands[others[other]] = len(left)
+        left.append(tokens[others[other]])
+    return np.stack(left), stands
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 6), (8, 4)])
+def test_the_papers_steps(height: int, width: int) -> None:
+    tokens = np.random.default_rng(0).standard_normal((3, height * width, 5))
+    found = merged(torch.from_numpy(tokens), height, width)
+    assert found.tokens.shape == (3, height * width // 2, 5)
+    for picture in range(3):
+        left, stands = written_out(tokens[picture], height, width)
+        assert np.allclose(found.tokens[picture], left, rtol=1e-12)
+        assert np.array_equal(found.places[picture], stands)
+        assert np.allclose(found.apart(found.tokens)[picture], left[stands], rtol=1e-12)
+
+
+def latents(folder: Path, **loading: Any) -> NDArray[Any]:
+    pipe = DiffusionPipeline.from_pretrained(folder, **loading)
+    assert isinstance(pipe, StableDiffusionPipeline)
+    return np.asarray(pipe(**CALL, output_type="latent").images)
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_every_engine_merges_the_same_tokens(sd2: Path, engine: str) -> None:
+    def make(out: Path) -> None:
+        export(sd2, engine, out, storage=LINKED, signature=NATIVE, rewrites=MERGING)
+
+    place = once(shared_place() / f"merging-{engine}", make)
+    artifact = read_artifact(place)
+    assert artifact.parts["unet"].rewrites == (MERGING,)
+    expected = latents(sd2, backend="eager", rewrites=MERGING)
+    assert relative(latents(place), expected) <= 1e-5
+    assert relative(latents(sd2, backend="eager"), expected) > 1e-3, "nothing was merged"
+
+
+def test_merging_is_never_on_by_itself() -> None:
+    assert not REWRITES[MERGING].exact
+    assert not REWRITES[MERGING].on
+
+
+def test_where_it_does_not_apply(sdxl: Path) -> None:
+    with pytest.raises(InputError, match=r"unet: it has no transformers at its highest resolution"):
+        DiffusionPipeline.from_pretrained(sdxl, backend="eager", rewrites=MERGING)
+    with pytest.raises(InputError, match=r"3x4; draw a size of even latents"):
+        merged(torch.zeros(1, 12, 5), 3, 4)
