@@ -103,7 +103,7 @@ class Engine:
         clock = [time.perf_counter()]
         folder = self._exported(request["folder"], cell)
         clock.append(time.perf_counter())
-        wishes = {"rewrites": cell.rewrites or None} if folder == request["folder"] else {}
+        wishes: dict[str, Any] = {"rewrites": cell.rewrites or None} if folder == request["folder"] else {}
         pipe = KINDS.get(cell.task, DiffusionPipeline).from_pretrained(
             folder, backend=self.backend.name, torch_dtype=cell.precision, **wishes
         )
