@@ -103,9 +103,9 @@ class Engine:
         clock = [time.perf_counter()]
         folder = self._exported(request["folder"], cell)
         clock.append(time.perf_counter())
-        wishes: dict[str, Any] = {"rewrites": cell.rewrites or None} if folder == request["folder"] else {}
+        rewrites = cell.rewrites or None if folder == request["folder"] else None  # an export has its own
         pipe = KINDS.get(cell.task, DiffusionPipeline).from_pretrained(
-            folder, backend=self.backend.name, torch_dtype=cell.precision, **wishes
+            folder, backend=self.backend.name, torch_dtype=cell.precision, rewrites=rewrites
         )
         clock.append(time.perf_counter())
         self.cell, self.clock = cell, Clock(_waiting(pipe))

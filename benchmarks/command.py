@@ -18,7 +18,7 @@ from anamorph.cli import DIFFERENT, OK
 def run(options: argparse.Namespace) -> int:
     """One of the actions."""
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
-        "run": _run, "quick": _run, "report": _report, "compare": _compare, "best": _best,
+        "run": _run, "quick": _run, "report": _report, "compare": _compare, "best": _best, "tune": _tune,
     }  # fmt: skip
     return actions[options.action](options)
 
@@ -89,6 +89,19 @@ def _best(options: argparse.Namespace) -> int:
     model = None if options.model is None else str(checkpoint.folder)
     result = best.measured(model, precision_name(options.dtype), engines_here(), out, say)
     print(best.answer(result, checkpoint))
+    return OK
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from anamorph.benchmarks import tune
+    from anamorph.checkpoint import BUNDLED
+
+    checkpoint = open_checkpoint(Source(options.model or str(BUNDLED)))
+    model = None if options.model is None else str(checkpoint.folder)
+    out = Path(options.out or f"out/tune-{options.quality}.jsonl")
+    print(
+        tune.answer(tune.measured(model, options.quality, engines_here(), out, say), options.quality, checkpoint, say)
+    )
     return OK
 
 

@@ -20,42 +20,63 @@ log = logging.getLogger(__name__)
 
 DEFAULT = "float32"
 """The precision of a profile that serves calls which name none."""
+TUNED = "tuned"
+"""Takes the place of a precision where that was chosen, too."""
 ENGINES = ("anamorph", "torch", "onnxruntime", "openvino")
 WEIGHTS = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The fastest engine in one precision, its seconds for a picture, and when it was measured."""
+    """The fastest engine in one precision, its seconds for a picture, and when it was measured.
+
+    Where a `quality` was asked for, the precision is chosen, too, with `rewrites` (names with commas; "" for those
+    that are on by themselves) and perhaps a `folder`, the export that was measured.
+    """
 
     engine: str
     precision: str
     seconds: float
     measured: str
+    quality: str = ""
+    rewrites: str = ""
+    folder: str = ""
 
     def __str__(self) -> str:
-        return (
-            f"{self.engine} was the fastest in {self.precision} when `anamorph bench best` measured at {self.measured}"
-        )
+        if not self.quality:
+            asked = f"in {self.precision} when `anamorph bench best`"
+        else:
+            further = "".join(f", {text}" for text in (self.rewrites, "int8" * bool(self.folder)) if text)
+            asked = f"({self.precision}{further}) at quality {self.quality} when `anamorph tune`"
+        return f"{self.engine} was the fastest {asked} measured at {self.measured}"
 
 
 def store(checkpoint: Checkpoint, profile: Profile) -> Path:
     """Keep a profile in the user's cache; returns its file. Raises OutputError."""
-    place = _place(checkpoint, profile.precision)
+    place = _place(checkpoint, TUNED if profile.quality else profile.precision)
     with replacing(place) as draft:
         draft.write_text(json.dumps(asdict(profile), indent=2) + "\n", encoding="utf-8")
     return place
 
 
+def applying(checkpoint: Checkpoint, precision: str | None) -> Profile | None:
+    """The profile for calls in a precision, or in any: what was tuned for comes first, then float32's."""
+    tuned = stored(checkpoint, TUNED) if precision is None else None
+    if tuned is not None and tuned.folder and not Path(tuned.folder).is_dir():
+        log.warning("%s was removed, so that what was tuned is not used; run `anamorph tune` again", tuned.folder)
+        tuned = None
+    return tuned or stored(checkpoint, precision or DEFAULT)
+
+
 def stored(checkpoint: Checkpoint, precision: str) -> Profile | None:
-    """The profile of a model in a precision; None where it was not measured here."""
+    """The profile of a model in a precision, or the TUNED one; None where it was not measured here."""
     place = _place(checkpoint, precision)
     try:
         return Profile(**json.loads(place.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        log.warning("%s cannot be read (%s), so that it is not used; run `anamorph bench best` again", place, error)
+        log.warning("%s cannot be read (%s), so that it is not used; measure again or remove it", place, error)
         return None
 
 

@@ -62,15 +62,24 @@ PLAIN_UP = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D")
 
 
 def merging_unmet(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
-    """Why tokens of the highest resolution cannot be merged, or None."""
+    """Why tokens cannot be merged at the highest resolution that has transformers, or None."""
     if class_name != "UNet2DConditionModel" or native.is_preparing(part):
         return "it is no UNet that looks at a text"
-    if config["down_block_types"][0] != "CrossAttnDownBlock2D" or config["up_block_types"][-1] != "CrossAttnUpBlock2D":
-        return "it has no transformers at its highest resolution"
-    if len(config["block_out_channels"]) == 1:
-        return "its latents may have odd sides"
+    level = merging_level(config)
+    if level is None:
+        return "it has no resolution with transformers on both ways"
+    if level == len(config["block_out_channels"]) - 1:
+        return "latents may have odd sides where its transformers are"
     only = config.get("only_cross_attention", False)
     return "its pixels look at the text alone" if (any(only) if isinstance(only, Sequence) else only) else None
+
+
+def merging_level(config: Mapping[str, Any]) -> int | None:
+    """Number of the highest resolution, from 0, that has transformers on the way down and up."""
+    ways = zip(config["down_block_types"], config["up_block_types"][::-1], strict=True)
+    return next(
+        (level for level, way in enumerate(ways) if way == ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")), None
+    )
 
 
 PHASES, MERGING = "phase-convolutions", "token-merging"
@@ -107,7 +116,7 @@ REWRITES: Mapping[str, Rewrite] = {
         ),
         Rewrite(
             MERGING,
-            "at the highest resolution, the half of the pixels that resemble others look around together with them",
+            "where transformers see most pixels, the half that resembles others looks around together with them",
             False,
             merging_unmet,
             frozenset(),

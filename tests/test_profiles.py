@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from exported import exported
 
 from anamorph import DiffusionPipeline, profiles
-from anamorph.benchmarks import best
+from anamorph.benchmarks import best, tune
 from anamorph.benchmarks.records import Measured, Result
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.checkpoint import Source, open_checkpoint
@@ -74,3 +75,74 @@ def test_best_keeps_the_fastest_that_counts(model: Path) -> None:
     assert engines(model) == {"null"}
     with pytest.raises(BackendError, match="no parity: too far"):
         best.answer(Result(run, {"c": cells["c"]}), open_checkpoint(Source(str(model))))
+
+
+def tuned_cells() -> dict[str, Measured]:
+    def cell(seconds: float, psnr_db: float | None, **wishes: str) -> Measured:
+        parity = {"passed": True, "note": "", "stages": {}, "psnr_db": psnr_db}
+        burst = {"void": None, "samples": [{"total": seconds, "sentinel": [1.0, 1.0]}] * 3, "cache": "cold",
+                 "first": {"total": seconds}, "phases": {"import_s": 1.0, "export_s": 0.0, "load_s": 1.0},
+                 "memory": {}, "placement": []}  # fmt: skip
+        return Measured(Cell(**{"engine": "null", **wishes}), bursts=[burst], parity=parity)
+
+    return {
+        "a": cell(2.0, None),
+        "b": cell(1.0, 45.0, engine="eager", precision="bfloat16"),
+        "c": cell(0.5, 26.0, rewrites="token-merging"),
+        "d": cell(0.1, 21.0, engine="eager"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("quality", "found"),
+    [
+        ("lossless", ("null", "float32", "")),
+        ("high", ("eager", "bfloat16", "")),
+        ("fast", ("null", "float32", "token-merging")),
+    ],
+)
+def test_tuning_keeps_the_fastest_within_the_quality(model: Path, quality: str, found: tuple[str, str, str]) -> None:
+    opened = open_checkpoint(Source(str(model)))
+    text = tune.answer(Result({"time": "now"}, tuned_cells()), quality, opened, lambda _: None)
+    profile = profiles.applying(opened, None)
+    assert profile is not None
+    assert (profile.engine, profile.precision, profile.rewrites) == found
+    assert profile.quality == quality
+    assert "eager float32: 100 ms, but 21.0 dB where" in text
+    assert text.splitlines()[-1].startswith(" ".join(found[:2]))
+    assert profiles.applying(opened, "float32") is None  # who names a precision has not asked for a quality
+    if quality != "fast":  # the null engine takes no rewrites
+        pipe = DiffusionPipeline.from_pretrained(model)
+        assert {(placed.engine, placed.precision) for placed in pipe.placement.values()} == {found[:2]}
+
+
+def test_nothing_near_enough_is_an_error(model: Path) -> None:
+    cells = {name: cell for name, cell in tuned_cells().items() if name in "cd"}
+    with pytest.raises(
+        BackendError, match=r"within 60 dB \(null float32 token-merging: 26.0 dB; eager float32: 21.0 dB"
+    ):
+        tune.answer(Result({"time": "now"}, cells), "lossless", open_checkpoint(Source(str(model))), lambda _: None)
+
+
+def test_what_is_tried_depends_on_the_quality() -> None:
+    here = {"eager": ["float32", "bfloat16"], "onnxruntime": ["float32"], "openvino": ["float32", "bfloat16"]}
+    arms = {
+        name: [cell.arm for cell in tune.candidates("bundled", tune.QUALITIES[name], here, 4.0)]
+        for name in tune.QUALITIES
+    }
+    assert arms["lossless"] == ["eager float32", "onnxruntime float32", "openvino float32"]
+    assert len(arms["high"]) == 5
+    assert len(arms["fast"]) == 5 + 5 + 2  # merged tokens everywhere, int8 by OpenVINO
+    assert "openvino bfloat16 int8" in arms["fast"]
+
+
+def test_an_export_that_was_tuned_is_opened(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    opened = open_checkpoint(Source(str(model)))
+    folder = exported(model, "openvino")
+    profiles.store(opened, Profile("openvino", "float32", 0.1, "now", "fast", "", str(folder)))
+    with caplog.at_level("INFO"):
+        assert engines(model) == {"openvino"}
+    assert "exporting" not in caplog.text
+    profiles.store(opened, Profile("openvino", "float32", 0.1, "now", "fast", "", str(folder / "gone")))
+    assert engines(model) == {"eager"}
+    assert "was removed, so that what was tuned is not used" in caplog.text

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import UNET
 from exported import FORMATS, export, once, shared_place
 from numpy.typing import NDArray
 from parity import relative
@@ -14,6 +15,7 @@ from anamorph import DiffusionPipeline, StableDiffusionPipeline
 from anamorph.artifact import NATIVE, read_artifact
 from anamorph.errors import InputError
 from anamorph.exporting import LINKED
+from anamorph.models import MODELS
 from anamorph.models.merging import merged
 from anamorph.rewrites import MERGING, REWRITES
 
@@ -78,8 +80,20 @@ def test_merging_is_never_on_by_itself() -> None:
     assert not REWRITES[MERGING].on
 
 
+def test_it_applies_at_the_highest_resolution_that_has_transformers() -> None:
+    down, up = ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+    config = {"block_out_channels": (32,) * 3, "down_block_types": down, "up_block_types": up}
+    model = MODELS["UNet2DConditionModel"](**{**UNET, **config})
+    found = [name for name, layer in model.named_modules() if getattr(layer, "REWRITE", "") == MERGING]
+    assert found == ["down_blocks.1.attentions.0", "up_blocks.1.attentions.0", "up_blocks.1.attentions.1"]
+    unmet = REWRITES[MERGING].unmet
+    assert unmet("unet", "UNet2DConditionModel", {**config, "only_cross_attention": (False, True, False)}) is not None
+    assert unmet("unet", "UNet2DConditionModel", {**config, "up_block_types": ("UpBlock2D",) * 3}) is not None
+    assert unmet("vae_decoder", "AutoencoderKL", {}) is not None
+
+
 def test_where_it_does_not_apply(sdxl: Path) -> None:
-    with pytest.raises(InputError, match=r"unet: it has no transformers at its highest resolution"):
+    with pytest.raises(InputError, match="unet: latents may have odd sides where its transformers are"):
         DiffusionPipeline.from_pretrained(sdxl, backend="eager", rewrites=MERGING)
     with pytest.raises(InputError, match=r"3x4; draw a size of even latents"):
         merged(torch.zeros(1, 12, 5), 3, 4)

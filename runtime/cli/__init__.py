@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     _doctor(commands)
     _cache(commands)
     _bench(commands)
+    _tune(commands)
     return root
 
 
@@ -367,5 +368,18 @@ def _bench(commands: "Commands[argparse.ArgumentParser]") -> None:
     arguments(
         commands.add_parser(
             "bench", help="which engine is best here: measure, report, compare", description=DESCRIPTION
+        )
+    )
+
+
+def _tune(commands: "Commands[argparse.ArgumentParser]") -> None:
+    from anamorph.cli.tune import arguments
+
+    arguments(
+        commands.add_parser(
+            "tune",
+            help="find what draws a model fastest here within a fidelity; backend=auto takes it from then on",
+            description="Measure every engine here, and where the quality allows it lower precisions, int8 and merged "
+            "tokens, on whole pictures of a model; keep what is fastest within the fidelity asked for, and say why.",
         )
     )

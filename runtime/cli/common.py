@@ -16,7 +16,7 @@ from anamorph.pipelines import LatentDiffusion
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import precision_name
 from anamorph.pipelines.request import Request
-from anamorph.profiles import DEFAULT, stored
+from anamorph.profiles import applying
 from anamorph.schedulers import load_scheduler
 
 SCHEMA = 1
@@ -66,7 +66,7 @@ def open_pipeline(
         variant=variant,
     )
     if options.backend is None and pipe.origin is not None:
-        profile = stored(pipe.origin, precision_name(options.dtype or DEFAULT))
+        profile = applying(pipe.origin, precision_name(options.dtype) if options.dtype else None)
         if profile is not None and {placed.engine for placed in pipe.placement.values()} == {profile.engine}:
             print(f"anamorph: auto: {profile}", file=sys.stderr)
     return pipe

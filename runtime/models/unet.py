@@ -30,7 +30,7 @@ from anamorph.models.unet_blocks import check_even, down_ways, timesteps, up_siz
 from anamorph.models.unet_build import middle, style_of, waves
 from anamorph.models.unet_config import DEFAULTS, ONLY, check_unet
 from anamorph.native import KEYS, TEXT_KEYS, TEXT_VALUES, TIME_ROW, TIMES, is_branched, is_preparing, split, splits
-from anamorph.rewrites import MERGING, merging_unmet
+from anamorph.rewrites import MERGING, merging_level, merging_unmet
 
 
 class UNet2DConditionModel(Model):
@@ -78,8 +78,8 @@ class UNet2DConditionModel(Model):
         self.conv_out = same_size(first, full.out_channels, full.conv_out_kernel)
         give_places(self._timed)
         give_places(self._looking)
-        if not merging_unmet("unet", type(self).__name__, full):
-            for block in (self.down_blocks[0], self.up_blocks[-1]):
+        if merging_unmet("unet", type(self).__name__, full) is None and (level := merging_level(full)) is not None:
+            for block in (self.down_blocks[level], self.up_blocks[-1 - level]):
                 for layer in block.attentions:  # type: ignore[union-attr]
                     layer.REWRITE = MERGING
 

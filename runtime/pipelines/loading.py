@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.artifact import Artifact
-from anamorph.checkpoint import Checkpoint, component_config
+from anamorph.checkpoint import Checkpoint, Source, component_config, open_checkpoint
 from anamorph.components import UNEXPORTED, Component, interfaces
 from anamorph.config import Config
 from anamorph.engine import PRECISIONS, Backend, Program, Target
@@ -17,7 +17,7 @@ from anamorph.exporting import cached_export
 from anamorph.native import preparing
 from anamorph.pipelines.loaded import Loaded, Shown
 from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
-from anamorph.profiles import DEFAULT, stored
+from anamorph.profiles import Profile, applying
 from anamorph.rewrites import Wish, fitting, wanted
 from anamorph.weights import find_weights
 
@@ -62,25 +62,30 @@ class Wishes:
         wish = _pick(self.backend, component.name, part)
         if wish != "auto":
             return get_backend(wish)
-        backend, reason = self._measured(component, part) or choose_backend(component.content)
+        if (profile := self.profile_of(component, part)) is not None:
+            backend, reason = get_backend(profile.engine), f"auto: {profile}"
+        else:
+            backend, reason = choose_backend(component.content)
         log.info("%s: engine %s (%s)", part, backend.name, reason)
         return backend
 
-    def _measured(self, component: Component, part: str) -> tuple[Backend, str] | None:
-        """The engine that was fastest here for this checkpoint, where nothing speaks for another device."""
-        device = _pick(self.device, component.name, part)
-        if component.checkpoint is None or component.artifact is not None or device is not None:
+    def profile_of(self, component: Component, part: str) -> Profile | None:
+        """What was measured to be best here for this checkpoint, where the caller leaves the choice and the device."""
+        engine, device = _pick(self.backend, component.name, part), _pick(self.device, component.name, part)
+        if engine != "auto" or component.checkpoint is None or component.artifact is not None or device is not None:
             return None
-        profile = stored(component.checkpoint, _pick(self.precision, component.name, part) or DEFAULT)
-        backend = None if profile is None else list_backends().get(profile.engine)
-        if profile is None or backend is None or backend.unavailable() is not None:
+        profile = applying(component.checkpoint, _pick(self.precision, component.name, part))
+        if profile is None or (profile.quality and self.rewrites is not None):
             return None
-        return backend, f"auto: {profile}"
+        backend = list_backends().get(profile.engine)
+        return None if backend is None or backend.unavailable() is not None else profile
 
-    def target_of(self, component: str, part: str, backend: Backend) -> Target:
-        """Device and precision for one part; what the caller left open is the engine's first choice."""
-        device = _pick(self.device, component, part) or backend.devices()[0]
-        return Target(device, _pick(self.precision, component, part) or backend.precisions(device)[0])
+    def target_of(self, component: Component, part: str, backend: Backend) -> Target:
+        """Device and precision for one part; what the caller left open was measured, or is the engine's first."""
+        device = _pick(self.device, component.name, part) or backend.devices()[0]
+        profile = self.profile_of(component, part)
+        chosen = backend.precisions(device)[0] if profile is None else profile.precision
+        return Target(device, _pick(self.precision, component.name, part) or chosen)
 
 
 def single_wish(wishes: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
@@ -112,7 +117,7 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
     notes: dict[str, str] = {}
     for part in parts:
         backend = wishes.backend_of(component, part)
-        target = wishes.target_of(component.name, part, backend)
+        target = wishes.target_of(component, part, backend)
         if component.class_name in UNEXPORTED and CHECKPOINT not in backend.formats:
             if {part, component.name} & set(wishes.backend):
                 raise BackendError(
@@ -130,10 +135,24 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
         groups.setdefault((backend.name, target), (backend, []))[1].append(part)
     programs: dict[str, Program] = {}
     for (_, target), (backend, names) in groups.items():
-        readable = _readable(component, backend, wishes.rewrites)
+        profile = wishes.profile_of(component, names[0])
+        readable = _tuned(component, profile) or _readable(component, backend, wishes.rewrites or _rewrites(profile))
         further = [more for name in names if (more := preparing(name)) in readable.parts]
         programs |= backend.open(readable, [*names, *further], target)
     return Loaded(component, programs, notes)
+
+
+def _rewrites(profile: Profile | None) -> Wish:
+    return None if profile is None else profile.rewrites or None
+
+
+def _tuned(component: Component, profile: Profile | None) -> Component | None:
+    """The component from the export that was measured, where there is one and it can be exported at all."""
+    if profile is None or not profile.folder or component.class_name in UNEXPORTED:
+        return None
+    assert component.checkpoint is not None
+    opened = open_checkpoint(Source(profile.folder), made_from=component.checkpoint.folder)
+    return read_component(opened, component.name, (component.class_name,))
 
 
 def completed(loaded: Loaded, parts: Sequence[str], rewrites: Wish = None) -> Loaded:

@@ -1,0 +1,114 @@
+"""What is fastest for a model on this machine within a fidelity, kept for `backend="auto"`."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from anamorph.artifact import NATIVE
+from anamorph.benchmarks.arm import CALIBRATION
+from anamorph.benchmarks.records import Result
+from anamorph.benchmarks.report import ranked, seconds
+from anamorph.benchmarks.runner import Run
+from anamorph.benchmarks.scenarios import BUNDLED_MODEL, Cell, Plan, Scenario
+from anamorph.benchmarks.summary import Line, lines
+from anamorph.cache import cache_folder
+from anamorph.checkpoint import Checkpoint
+from anamorph.errors import BackendError
+from anamorph.exporters.quantization import unavailable
+from anamorph.exporting import LINKED, ExportOptions, Quantization
+from anamorph.plugins import get_backend, get_exporter
+from anamorph.profiles import Profile, store
+from anamorph.rewrites import MERGING, wanted
+
+PLAN = Plan(processes=2, most=3, seconds=600, burst_s=2, fewest=3, shared_exports=True, parity_steps=20)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A fidelity: PSNR (dB) of a picture to eager in float32, and what may be tried to be faster."""
+
+    psnr_db: float
+    narrow: bool
+    near: bool
+
+
+QUALITIES: Mapping[str, Quality] = MappingProxyType(
+    {"lossless": Quality(60.0, False, False), "high": Quality(35.0, True, False), "fast": Quality(25.0, True, True)}
+)
+
+
+def candidates(model: str, quality: Quality, engines: Mapping[str, Sequence[str]], guidance: float) -> list[Cell]:
+    """What may be fastest: every engine, and where allowed lower precisions, int8 and merged tokens."""
+    cells = [
+        Cell(model, engine=engine, precision=precision, guidance=guidance)
+        for engine, precisions in engines.items()
+        for precision in precisions
+        if precision == "float32" or quality.narrow
+    ]
+    if not quality.near:
+        return cells
+    merged = [replace(cell, rewrites=",".join((*wanted(None, _place(cell.engine)), MERGING))) for cell in cells]
+    whole = [replace(cell, quantize="int8") for cell in cells if unavailable(_place(cell.engine)) is None]
+    return [*cells, *merged, *whole]
+
+
+def _place(engine: str) -> str:
+    """The format that an engine opens, or its own name where it takes checkpoints."""
+    formats = get_backend(engine).formats
+    return engine if "checkpoint" in formats else formats[0]
+
+
+def measured(
+    model: str | None, quality: str, engines: Mapping[str, Sequence[str]], out: Path, say: Callable[[str], None]
+) -> Result:
+    """Whole pictures by every candidate."""
+    name = BUNDLED_MODEL if model is None else model
+    cells = candidates(name, QUALITIES[quality], engines, 4.0 if model is None else 7.5)
+    return Run(Scenario(f"tune-{quality}", tuple(cells), PLAN), out, say).all()
+
+
+def chosen(result: Result, quality: str) -> Line:
+    """The fastest cell that is as near as was asked; raises BackendError: there is none."""
+    asked = QUALITIES[quality].psnr_db
+    done = lines(result)
+    near = [one for one in ranked(done) if one.psnr_db is None or one.psnr_db >= asked]
+    if not near:
+        reasons = "; ".join(f"{one.cell.arm}: {one.refusal or one.fidelity}" for one in done)
+        raise BackendError(f"nothing was measured to be within {asked:g} dB ({reasons}); ask for a lower quality")
+    return near[0]
+
+
+def answer(result: Result, quality: str, checkpoint: Checkpoint, say: Callable[[str], None]) -> str:
+    """Keep what is fastest, and say why: every candidate with its time and fidelity."""
+    best = chosen(result, quality)
+    cell = best.cell
+    assert best.median is not None
+    folder = "" if not cell.quantize else str(_quantized(checkpoint, cell, say))
+    profile = Profile(
+        cell.engine, cell.precision, best.median / cell.batch, result.run["time"], quality, cell.rewrites, folder
+    )
+    place = store(checkpoint, profile)
+    table = "\n".join(_told(one, QUALITIES[quality].psnr_db, one is best) for one in lines(result))
+    return f"{table}\n{cell.arm}: {seconds(best.median)} a picture; backend=auto takes it from now on ({place})"
+
+
+def _told(line: Line, asked: float, best: bool) -> str:
+    if line.refusal is not None or line.median is None:
+        why = line.refusal or "no figure"
+    elif line.psnr_db is not None and line.psnr_db < asked:
+        why = f"{seconds(line.median)}, but {line.fidelity} where {asked:g} dB are asked"
+    else:
+        why = f"{seconds(line.median)}, {line.fidelity}{', the fastest' * best}"
+    return f"  {line.cell.arm}: {why}"
+
+
+def _quantized(checkpoint: Checkpoint, cell: Cell, say: Callable[[str], None]) -> Path:
+    """The export of the fastest arm, made again in the user's own cache, since that of the measurement is removed."""
+    exporter = get_exporter(get_backend(cell.engine).formats)
+    place = cache_folder() / "tuned" / f"{checkpoint.digest()[:32]}-{exporter.format}-{cell.quantize}"
+    shutil.rmtree(place, ignore_errors=True)
+    options = ExportOptions(LINKED, signature=NATIVE, quantize=Quantization(CALIBRATION))
+    exporter.export(checkpoint, place, options, say)
+    return place
