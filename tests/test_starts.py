@@ -40,7 +40,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fresh(checkpoint: Path, engine: str) -> Path:
-    """The checkpoint's artifact, and nothing of what its certificate has left in the cache."""
+    """The checkpoint's artifact, and nothing of it in the cache."""
     place = exported(checkpoint, engine)
     for entry in list(every()):
         entries.discard(entry.folder, "a test")
