@@ -61,7 +61,11 @@ def keep_code() -> None:
     """
     if FOLDER not in os.environ:
         place = cache_folder() / "inductor"
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("cannot make %s (%s); Inductor keeps its code in its own folder", place, error.strerror)
+            return
         check_owner(place)
         os.environ[FOLDER] = str(place)
 

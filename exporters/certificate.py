@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from anamorph.artifact import DRAFT, Artifact, Difference, Part, read_artifact
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.engine import Target
+from anamorph.entries import nothing_kept
 from anamorph.errors import AnamorphError, BackendUnavailable
 from anamorph.exporters.children import run_child
 from anamorph.exporters.references import Probe, read_probes
@@ -149,8 +150,9 @@ def main(arguments: Sequence[str]) -> int:
         assert artifact is not None
         place = Path(references)
         rows = _compare_blocks(artifact, place, parts) if parts else _compare(opened, artifact, place, precision)
-        for row in rows:
-            print(json.dumps(asdict(row)), flush=True)
+        with nothing_kept():
+            for row in rows:
+                print(json.dumps(asdict(row)), flush=True)
     except AnamorphError as error:
         print(error, file=sys.stderr)
         return 1

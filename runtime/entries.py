@@ -11,7 +11,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from anamorph.machine import processor
 log = logging.getLogger(__name__)
 
 ENTRY = "entry.json"
+_keeping = ContextVar("keeping", default=True)
 ANY = "any"
 """The shape of an entry that serves all sizes."""
 
@@ -145,11 +147,23 @@ def check_owner(folder: Path) -> None:
         raise ArtifactError(f"{folder} is not this user's own, and may hold foreign code")
 
 
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Add no entries meanwhile: what is compiled to be compared once is not worth the disk that it takes."""
+    token = _keeping.set(False)
+    try:
+        yield
+    finally:
+        _keeping.reset(token)
+
+
 def keep(key: Key, write: Callable[[Path], None]) -> Entry | None:
     """Let `write` fill a folder and make it the key's entry; None, with a warning, where the disk does not take it.
 
     Where another process has made the entry meanwhile, that one is taken.
     """
+    if not _keeping.get():
+        return None
     try:
         with drafted(key.folder) as draft:
             if draft is not None:

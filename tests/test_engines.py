@@ -169,7 +169,7 @@ def test_a_checkpoint_is_exported_once_for_an_engine_that_needs_it(
     monkeypatch.setenv("ANAMORPH_CACHE", str(tmp_path))
     caplog.set_level("INFO", logger="anamorph.exporting")
     pipe = load(sd1, backend={"unet": "onnxruntime", "default": "eager"})
-    assert [placed.engine for placed in pipe.placement.values()] == ["eager", "eager", "onnxruntime"]
+    assert [placed.engine for placed in pipe.placement.values()] == ["eager", "eager", "onnxruntime", "onnxruntime"]
     assert "exporting to onnx once" in caplog.text
     folders = list((tmp_path / "exports").iterdir())
     assert len(folders) == 1

@@ -12,7 +12,7 @@ from scarce import full, sealable
 
 from anamorph import digests
 from anamorph.digests import LARGE, digest
-from anamorph.entries import ENTRY, Key, find, keep, nearest
+from anamorph.entries import ENTRY, Key, find, keep, nearest, nothing_kept
 from anamorph.errors import OutputError
 
 KEY = Key("unet", "engine 1.2", "a" * 64, "b" * 64, "any", "float32", "threads=2", "a processor 0a1b")
@@ -173,6 +173,13 @@ def test_what_an_engine_cannot_write_is_one_warning(caplog: pytest.LogCaptureFix
 
     assert keep(KEY, failing) is None
     assert "going on without the cache" in caplog.text
+
+
+def test_nothing_is_kept_where_that_is_wished() -> None:
+    with nothing_kept():
+        assert keep(KEY, write) is None
+    assert find(KEY) is None
+    assert keep(KEY, write) is not None
 
 
 def test_the_nearest_entry_tells_what_differs() -> None:

@@ -18,10 +18,12 @@ from torch import Tensor
 from anamorph import DiffusionPipeline, UNet2DConditionModel
 from anamorph.arrays import NumpyArrays
 from anamorph.artifact import NATIVE, read_artifact
+from anamorph.backends import offloading
 from anamorph.backends.eager import TorchProgram
 from anamorph.components import even, unet_interface
 from anamorph.errors import InputError
 from anamorph.interface import Interface
+from anamorph.memory import Offload
 from anamorph.native import KEYS, NATIVE_REWRITES, PREFIX, TIMES, split, text_width, time_width
 from anamorph.pipelines import denoiser
 from anamorph.pipelines.denoiser import Opened
@@ -330,3 +332,21 @@ def test_a_fixed_batch_fixes_the_branches(sd1: Path, tmp_path: Path) -> None:
         pipe(**{**call, "guidance_scale": 1.0})
     with pytest.raises(InputError, match="batch is 2, expected 1"):
         pipe(**call, num_images_per_prompt=2)
+
+
+@pytest.mark.parametrize("kind", ["model", "sequential", "block_level", "leaf_level"])
+def test_weights_that_wait_elsewhere_come_when_a_picture_is_prepared(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet, _ = model("sd1")
+    sample, told = normal(1, 1, 4, 8, 4), conditions(unet, 2)
+    exact = predictions(on_eager(unet, NATIVE_REWRITES), sample, told, 2)
+    for weight in unet.parameters():
+        weight.data = weight.data / 2
+    monkeypatch.setattr(offloading, "copied", lambda weight, *_args, **_named: weight * 2)
+    monkeypatch.setattr(offloading, "_turns", {})
+    offloading.offload(unet, Offload(kind, "cpu:0", 1))
+    found = predictions(on_eager(unet, NATIVE_REWRITES), sample, told, 2)
+    offloading.offload(unet, Offload(None))
+    assert all(np.array_equal(a, b) for a, b in zip(found, exact, strict=True))
+    assert relative(predictions(on_eager(unet, NATIVE_REWRITES), sample, told, 2)[0], exact[0]) > 1e-2

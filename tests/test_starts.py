@@ -40,7 +40,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fresh(checkpoint: Path, engine: str) -> Path:
-    """The checkpoint's artifact, and nothing of what its certificate has left in the cache."""
+    """The checkpoint's artifact, and nothing of it in the cache."""
     place = exported(checkpoint, engine)
     for entry in list(every()):
         entries.discard(entry.folder, "a test")
@@ -233,6 +233,16 @@ def test_inductors_code_lies_in_the_users_own_cache(tmp_path: Path, monkeypatch:
     monkeypatch.setenv(FOLDER, str(tmp_path))
     keep_code()
     assert os.environ[FOLDER] == str(tmp_path)
+
+
+def test_inductor_goes_on_where_the_cache_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv(FOLDER, raising=False)
+    (tmp_path / "cache").write_text("no folder")
+    keep_code()
+    assert FOLDER not in os.environ
+    assert "cannot make" in caplog.text
 
 
 # ---- models for single sizes ---------------------------------------------------------------------------------------
