@@ -33,10 +33,10 @@ OPTIMISED, WEIGHTS = "model.onnx", "weights.bin"
 SAVING = {
     "session.optimized_model_external_initializers_file_name": WEIGHTS,
     "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
-    "session.save_external_prepacked_constant_initializers": "1",
 }
-"""How an optimised model is stored: its weights beside it, also as kernels pack them: all are mapped."""
-LAYOUT = 1
+"""How an optimised model is stored: its weights beside it, mapped. Not as kernels pack them, which it can store, too:
+ONNX Runtime 1.31 ends the process when it runs some of the models that it stored so, such as a safety checker."""
+LAYOUT = 2
 """Raised whenever the same graph is optimised in another way, so that older entries of the cache are not taken."""
 
 
