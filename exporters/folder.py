@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anamorph.artifact import DRAFT, MANIFEST, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
+from anamorph.artifact import DRAFT, MANIFEST, NATIVE, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
 from anamorph.backends.memory import release_memory
 from anamorph.checkpoint import Checkpoint
 from anamorph.components import UNEXPORTED, Component, vae_scale_factor
@@ -44,7 +44,7 @@ TOLERANCE = {
 That of int8 only excludes what is unlike: these inputs are noise, which its ranges are not for; what counts is the
 difference that was allowed on calls of real pictures.
 """
-LAYOUT = 6
+LAYOUT = 7
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
 
 
@@ -129,6 +129,7 @@ class FolderExporter:
                 place = draft / (name if len(functions) > 1 else component.name)
                 rewrites = fitting(wanted, name, component.class_name, component.config)
                 module.rewrite(rewrites)
+                module.even_sizes = options.signature == NATIVE
                 program = trace(module, module.method(name), interface)
                 module.rewrite(_reference(rewrites))
                 written = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, storing)

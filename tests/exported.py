@@ -41,7 +41,8 @@ def trace_once(module: Any, method: str, interface: Any) -> Any:
     """The traced graph of a model, the same for both formats."""
     weights = float(sum(value.double().sum() for value in module.state_dict().values()))
     config = module.config.to_json() if hasattr(module, "config") else None
-    key = (type(module), weights, config, getattr(module, "rewrites", ()), method, interface)
+    ways = getattr(module, "rewrites", ()), getattr(module, "even_sizes", False)
+    key = (type(module), weights, config, ways, method, interface)
     if key not in _traces:
         program = _trace(module, method, interface)
         for name, value in program.state_dict.items():  # a test may change the model, or the file that it maps

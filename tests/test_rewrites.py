@@ -107,9 +107,10 @@ def test_every_engine_computes_the_same_by_rewrites(sd2: Path, engine: str) -> N
     assert "rewrites" not in plain.placement["unet"].details
 
 
-def test_a_graph_holds_no_doubled_picture_and_its_weights_stay_linked(sd2: Path) -> None:
+@pytest.mark.parametrize("name", ["vae_decoder", "unet"])
+def test_a_graph_holds_no_doubled_picture_and_its_weights_stay_linked(sd2: Path, name: str) -> None:
     artifact = read_artifact(native(sd2, "onnxruntime"))
-    part = artifact.parts["vae_decoder"]
+    part = artifact.parts[name]
     graph = onnx.load(artifact.folder / part.file, load_external_data=False).graph
     assert artifact.parts["vae_encoder"].rewrites == ()
     assert "Resize" not in {node.op_type for node in graph.node}

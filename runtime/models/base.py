@@ -46,6 +46,8 @@ class Model(nn.Module):
     STEM: ClassVar[str] = "diffusion_pytorch_model"
     HARMLESS: ClassVar[tuple[str, ...]] = ()
     POINTWISE: ClassVar[tuple[str, ...]] = ()
+    even_sizes: bool = False
+    """Whether its levels halve every size that it is called with: exporters know this before they trace."""
     rewrites: tuple[str, ...] = ()
     """Rewrites by which it computes; see `anamorph.rewrites`."""
 

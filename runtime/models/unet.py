@@ -283,7 +283,8 @@ class UNet2DConditionModel(Model):
         x = x if inside[-1] is None else x + inside[-1]
         skips = extra.joined([*(dealt(state, text.branches) for state in skips[: self.before]), *skips[self.before :]])
         x = x if extra.mid is None else x + extra.mid
-        for block, count, size in zip(self.up_blocks, self.taken, up_sizes(sample, skips, self.taken), strict=True):
+        sizes = up_sizes(sample, skips, self.taken, self.even_sizes)
+        for block, count, size in zip(self.up_blocks, self.taken, sizes, strict=True):
             x = block(x, skips[len(skips) - count :], time, text, size)
             del skips[len(skips) - count :]
         if self.conv_norm_out is not None:

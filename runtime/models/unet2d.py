@@ -164,7 +164,8 @@ class UNet2DModel(Model):
             skips += states
         x = x if self.mid_block is None else self.mid_block(x, time)
         draft: Tensor | None = None
-        for block, count, size in zip(self.up_blocks, self.taken, up_sizes(sample, skips, self.taken), strict=True):
+        sizes = up_sizes(sample, skips, self.taken, self.even_sizes)
+        for block, count, size in zip(self.up_blocks, self.taken, sizes, strict=True):
             if next(carrying):
                 x, draft = block(x, skips[-count:], draft, time)
             else:

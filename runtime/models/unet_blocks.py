@@ -212,16 +212,18 @@ def check_even(sample: Tensor, levels: int) -> None:
         torch._check(size % factor == 0)  # type: ignore[no-untyped-call]
 
 
-def up_sizes(sample: Tensor, skips: Sequence[Tensor], taken: Sequence[int]) -> list[Sequence[int] | None]:
+def up_sizes(
+    sample: Tensor, skips: Sequence[Tensor], taken: Sequence[int], even: bool = False
+) -> list[Sequence[int] | None]:
     """What each block of the way up grows to: None for twice its size, else the size of the next state.
 
-    Doubling is taken where it is known to fit. An export with dynamic sizes knows it only if its caller stated
-    it first, with `torch._check(size % factor == 0)`; otherwise its graph serves every size, as do those that
-    `torch.jit.trace` makes, to which sizes are tensors.
+    Doubling is taken where it is known to fit: where the caller says that all sizes are `even` enough, or has stated
+    it with `torch._check(size % factor == 0)`. Otherwise an export with dynamic sizes serves every size, as do the
+    graphs that `torch.jit.trace` makes, to which sizes are tensors.
     """
     factor = 2 ** (len(taken) - 1)
     sides = sample.shape[2:]
-    if all(not isinstance(side, Tensor) and statically_known_true(side % factor == 0) for side in sides):
+    if even or all(not isinstance(side, Tensor) and statically_known_true(side % factor == 0) for side in sides):
         return [None] * len(taken)
     sizes: list[Sequence[int] | None] = []
     left = len(skips)
