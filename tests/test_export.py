@@ -83,7 +83,7 @@ def test_what_surrounds_the_parts(sd1: Path, engine: str) -> None:
     assert json.loads((place / "unet" / "config.json").read_text())["time_cond_proj_dim"] is None
     assert (place / "scheduler" / "scheduler_config.json").is_file()
     assert (place / "tokenizer" / "tokenizer.json").is_file()
-    assert not list(place.parent.glob(".*.partial"))
+    assert not list(place.parent.glob(f".{place.name}.*.partial"))
 
 
 def test_a_vocabulary_without_tokenizer_json_gets_one(sd1: Path, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_what_is_tried_depends_on_the_quality() -> None:
     }
     assert arms["lossless"] == ["eager float32", "onnxruntime float32", "openvino float32"]
     assert len(arms["high"]) == 5
-    assert len(arms["fast"]) == 5 + 5 + 2  # merged tokens everywhere, int8 by OpenVINO
+    assert len(arms["fast"]) == 5 + 5 + 3  # merged tokens everywhere, int8 by ONNX Runtime and OpenVINO
     assert "openvino bfloat16 int8" in arms["fast"]
 
 

@@ -44,7 +44,7 @@ def explained(options: argparse.Namespace) -> Iterator[Explained]:
         if (component := components[name]) is None:
             continue
         backend = wishes.backend_of(component, part)
-        target = wishes.target_of(component.name, part, backend)
+        target = wishes.target_of(component, part, backend)
         told = f"{backend.name} on {target.device} in {target.precision}"
         yield Explained(part, told, list(_lines(component, part, backend, target, wishes.rewrites)))
 
