@@ -20,9 +20,9 @@ from anamorph.arrays import Array
 from anamorph.artifact import Artifact
 from anamorph.backends.numpy_program import prepared
 from anamorph.engine import Session
-from anamorph.errors import AnamorphError, InputError
+from anamorph.errors import InputError
 from anamorph.exporters.certificate import open_unfinished
-from anamorph.exporters.children import run_child
+from anamorph.exporters.children import answered, run_child
 from anamorph.exporters.trial import pipeline
 from anamorph.exporting import Quantization
 from anamorph.interface import Interface
@@ -127,9 +127,10 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Draw; failures are one sentence on the error stream."""
+    """Draw the wishes, and keep or compare the pictures."""
     folder, checkpoint, place = map(Path, arguments)
-    try:
+
+    def work() -> None:
         opened = open_unfinished(folder, checkpoint)
         assert opened.artifact is not None
         engine, _ = choose_backend(opened.artifact.format)
@@ -141,10 +142,8 @@ def main(arguments: Sequence[str]) -> int:
         else:
             np.save(before, pictures)
             print(json.dumps([]))
-    except (AnamorphError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+
+    return answered(work)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from anamorph.artifact import DRAFT, Artifact, Difference, Part, read_artifact
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.engine import Target
 from anamorph.entries import nothing_kept
-from anamorph.errors import AnamorphError, BackendUnavailable
-from anamorph.exporters.children import run_child
+from anamorph.errors import BackendUnavailable
+from anamorph.exporters.children import answered, run_child
 from anamorph.exporters.references import Probe, read_probes
 from anamorph.exporters.taps import open_taps
 from anamorph.exporters.trial import pipeline, trajectory
@@ -142,9 +142,10 @@ def _sizes(part: Part, probe: Probe) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compare and print; failures are one sentence on the error stream."""
+    """Compare and print."""
     folder, checkpoint, references, precision, *parts = arguments
-    try:
+
+    def work() -> None:
         opened = open_unfinished(Path(folder), Path(checkpoint))
         artifact = opened.artifact
         assert artifact is not None
@@ -153,10 +154,8 @@ def main(arguments: Sequence[str]) -> int:
         with nothing_kept():
             for row in rows:
                 print(json.dumps(asdict(row)), flush=True)
-    except AnamorphError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+
+    return answered(work)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from anamorph.errors import ArtifactError
+from anamorph.errors import AnamorphError, ArtifactError
 
 
 def run_child(failure: str, module: str, *arguments: str | Path) -> str:
@@ -19,3 +20,13 @@ def run_child(failure: str, module: str, *arguments: str | Path) -> str:
         last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
         raise ArtifactError(f"{failure}: {last}")
     return done.stdout
+
+
+def answered(work: Callable[[], None]) -> int:
+    """The exit code of such a process: foreseen failures of its work are one sentence on the error stream."""
+    try:
+        work()
+    except (AnamorphError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

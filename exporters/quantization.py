@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.artifact import Artifact, FileRecord, Part
-from anamorph.errors import AnamorphError
 from anamorph.exporters.calibration import Sample, read_samples, read_wishes
 from anamorph.exporters.certificate import open_unfinished
-from anamorph.exporters.children import run_child
+from anamorph.exporters.children import answered, run_child
 from anamorph.exporting import INT8
 
 WRITERS: Mapping[str, tuple[str, str, tuple[str, ...]]] = MappingProxyType(
@@ -158,10 +157,11 @@ def _recorded(artifact: Artifact, old: Part, file: Path) -> Part:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Quantise a part of a draft, beside it; failures are one sentence on the error stream."""
+    """Quantise a part of a draft, beside it."""
     folder, checkpoint, place = map(Path, arguments[:3])
     part = arguments[3]
-    try:
+
+    def work() -> None:
         artifact = open_unfinished(folder, checkpoint).artifact
         assert artifact is not None
         wishes, samples = read_wishes(place), read_samples(place)
@@ -172,10 +172,8 @@ def main(arguments: Sequence[str]) -> int:
         beside.mkdir()
         file = layers.write([name for name in layers.groups if name not in kept], beside)
         print(json.dumps({"file": file, "found": {"kept": kept, "error": error, "alone": alone}}))
-    except (AnamorphError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+
+    return answered(work)
 
 
 if __name__ == "__main__":

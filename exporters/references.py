@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.components import Component
-from anamorph.errors import AnamorphError
-from anamorph.exporters.children import run_child
+from anamorph.exporters.children import answered, run_child
 from anamorph.exporters.taps import recorded
 from anamorph.exporters.trace import probes
 from anamorph.exporters.trial import PICTURE_CALL, pipeline, trajectory, trial
@@ -93,18 +92,16 @@ def write_picture(folder: Path, checkpoint: Checkpoint, artifact: Artifact) -> N
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Draw the picture whose request lies in the folder; failures are one sentence on the error stream."""
+    """Draw the picture whose request lies in the folder."""
     checkpoint, variant, folder, rewrites = arguments
-    try:
+
+    def work() -> None:
         opened = open_checkpoint(Source(checkpoint, variant=variant or None))
-        arrays: dict[str, Any] = dict(
-            trajectory(pipeline(opened, backend="eager", device="cpu", rewrites=rewrites), Path(folder))
-        )
+        pipe = pipeline(opened, backend="eager", device="cpu", rewrites=rewrites)
+        arrays: dict[str, Any] = dict(trajectory(pipe, Path(folder)))
         np.savez(Path(folder) / "picture.npz", **arrays)
-    except (AnamorphError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+
+    return answered(work)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,9 @@ def test_a_linked_graph_computes_what_eager_does_from_the_checkpoints_own_weight
     checks = export(checkpoint, engine, place, storage=LINKED, signature=NATIVE)
     assert all(check.passed for check in checks)
     weights = sum(path.stat().st_size for path in checkpoint.rglob("*.safetensors"))
-    files = [path for path in place.rglob("*") if path.is_file() and path.suffix not in (".json", ".txt")]
+    # OpenVINO's .xml names operations and holds no weights; of a tiny model it is as large as they are.
+    text = (".json", ".txt", ".xml")
+    files = [path for path in place.rglob("*") if path.is_file() and path.suffix not in text]
     assert sum(path.stat().st_size for path in files) < 0.4 * weights
     assert read_artifact(place).parts["unet"].storage == LINKED
     drawn = StableDiffusionPipeline.from_pretrained(place)("a cat", **CALL).images
