@@ -12,7 +12,7 @@ from anamorph.conditions import added_names, condition_ports, residual_ports
 from anamorph.config import Config
 from anamorph.errors import InputError
 from anamorph.models.activations import ACTIVATIONS
-from anamorph.models.attention import Attention, renamed
+from anamorph.models.attention import Attention, SpatialTransformer, renamed
 from anamorph.models.base import Model
 from anamorph.models.blocks import ResnetBlock2D, same_size
 from anamorph.models.conditioning import (
@@ -30,7 +30,7 @@ from anamorph.models.unet_blocks import check_even, down_ways, timesteps, up_siz
 from anamorph.models.unet_build import middle, style_of, waves
 from anamorph.models.unet_config import DEFAULTS, ONLY, check_unet
 from anamorph.native import KEYS, TEXT_KEYS, TEXT_VALUES, TIME_ROW, TIMES, is_branched, is_preparing, split, splits
-from anamorph.rewrites import MERGING, merging_level, merging_unmet
+from anamorph.rewrites import MERGING, SPLIT_EINSUM, merging_level, merging_unmet
 
 
 class UNet2DConditionModel(Model):
@@ -112,6 +112,9 @@ class UNet2DConditionModel(Model):
 
     def rewrite(self, names: Iterable[str]) -> None:
         super().rewrite(names)
+        for layer in self.modules():
+            if isinstance(layer, SpatialTransformer):
+                layer.split = SPLIT_EINSUM in self.rewrites
         if splits(self.rewrites):  # read here, so that compilers of `step` meet names and no interfaces
             stepping, *once = split(unet_interface(self.config), self.config, self.rewrites)
             self._stepping = tuple((port.name, is_branched(port)) for port in stepping.inputs[1:])

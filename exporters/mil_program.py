@@ -1,0 +1,148 @@
+"""Functions of a Core ML package: their inputs and outputs as Apple's tools have them, and where large ones are cut."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from coremltools.converters.mil.mil import Builder, Function, Var, types
+
+from anamorph.backends.coreml_ports import EXACT, STATES, package_names, package_shape
+from anamorph.exporters.mil import Emitting, Weights
+from anamorph.exporters.mil_operators import cast, transposed
+from anamorph.interface import Interface, Port, size_of
+
+
+@dataclass(frozen=True)
+class Face:
+    """How a part of one size looks in a package.
+
+    `apple` gives all inputs the types that apple/ml-stable-diffusion feeds, which loses fractions of timesteps.
+    `again` names outputs once more: other name -> port.
+    """
+
+    interface: Interface
+    apple: bool = False
+    again: Mapping[str, str] = field(default_factory=dict)
+
+    def kind(self, port: Port) -> Any:
+        """The type of an input: whole numbers are int32, but Apple's are float32."""
+        if port.dtype == "int64":
+            return types.fp32 if self.apple else types.int32
+        return types.fp32 if port.name in EXACT and not self.apple else types.fp16
+
+    def shape(self, port: Port) -> tuple[int, ...]:
+        """The shape of an input."""
+        sizes = {name: axis.minimum for name, axis in self.interface.axes.items()}
+        return package_shape(port, tuple(size_of(axis, sizes) for axis in port.axes), sizes["batch"])
+
+    def opened(self, port: Port, given: Var) -> Var:
+        """An input as the PyTorch graph takes it."""
+        if port.dtype == "int64":
+            return cast(given, types.int32)
+        if port.name in EXACT:
+            return cast(given, types.fp32)
+        if port.name == STATES and given.rank > len(port.axes):
+            return transposed(Builder.squeeze(x=given, axes=[2]), [0, 2, 1])
+        return given
+
+
+class Writer:
+    """Writes one traced graph as one function, or as several that hand values on."""
+
+    def __init__(self, program: torch.export.ExportedProgram, face: Face, weights: Weights, target: Any) -> None:
+        self.face, self.target = face, target
+        signature = program.graph_signature
+        stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.base = Emitting(weights)
+        ports = iter(face.interface.inputs)
+        self.ports: dict[Any, Port] = {}
+        for node in program.graph.find_nodes(op="placeholder"):
+            if node.name in stored:
+                name = stored[node.name]
+                self.base.enter_weight(node, name.removeprefix("model."), program.state_dict[name])
+            elif node.name in signature.inputs_to_lifted_tensor_constants:
+                self.base.known[node] = program.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
+            else:
+                self.ports[node] = next(ports)
+        self.nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+        (output,) = program.graph.find_nodes(op="output")
+        self.results: list[Any] = list(output.args[0])
+        self.handed: dict[Any, Var] = {}
+
+    def functions(self, pieces: int) -> list[Function]:
+        """The graph in so many pieces of about as many bytes of weights."""
+        places = [0, *self._cuts(pieces), len(self.nodes)]
+        made = []
+        for begin, end in zip(places, places[1:], strict=False):
+            made.append(self._function(self.nodes[begin:end], self._crossing(end) if end < len(self.nodes) else None))
+        return made
+
+    def _function(self, piece: Sequence[Any], crossing: Sequence[Any] | None) -> Function:
+        """One function; `crossing` are the nodes that later pieces take, None for the last piece."""
+        names = package_names(self.face.interface)
+        used = {each for node in piece for each in node.all_input_nodes} | set(self.results if crossing is None else ())
+        entering = [node for node in (*self.ports, *self.handed) if node in used]
+        called = {node: names[self.ports[node].name] if node in self.ports else node.name for node in entering}
+        inputs = {name: self._placeholder(node) for node, name in called.items()}
+        with Function(inputs, opset_version=self.target) as function:
+            emitting = Emitting(self.base.weights, dict(self.base.known), self.base.names)
+            for node, name in called.items():
+                given = function.inputs[name]
+                emitting.known[node] = self.face.opened(self.ports[node], given) if node in self.ports else given
+            for node in piece:
+                emitting.call(node)
+            if crossing is None:
+                outputs = self._outputs(emitting, names)
+            else:
+                self.handed = {node: emitting.known[node] for node in crossing if isinstance(emitting.known[node], Var)}
+                outputs = {node.name: value for node, value in self.handed.items()}
+            function.set_outputs([Builder.identity(x=value, name=name) for name, value in outputs.items()])
+        self.base.known |= {node: value for node, value in emitting.known.items() if not _made_later(value)}
+        return function
+
+    def _placeholder(self, node: Any) -> Any:
+        if node in self.ports:
+            port = self.ports[node]
+            return Builder.placeholder(shape=self.face.shape(port), dtype=self.face.kind(port))
+        return Builder.placeholder(shape=self.handed[node].shape, dtype=self.handed[node].dtype)
+
+    def _outputs(self, emitting: Emitting, names: Mapping[str, str]) -> dict[str, Var]:
+        results = {
+            port.name: cast(emitting.known[node], types.fp16)
+            for port, node in zip(self.face.interface.outputs, self.results, strict=True)
+        }
+        return {
+            **{names[port]: value for port, value in results.items()},
+            **{name: results[port] for name, port in self.face.again.items()},
+        }
+
+    def _cuts(self, pieces: int) -> list[int]:
+        """Where to cut: at the first places where only tensors cross and the weights before are their share."""
+        sizes = [sum(self._bytes(node)) for node in self.nodes]
+        total, found, before = sum(sizes), [], 0
+        for place, size in enumerate(sizes, 1):
+            before += size
+            share = (len(found) + 1) * total / pieces
+            if len(found) < pieces - 1 and before >= share and all(_is_tensor(each) for each in self._crossing(place)):
+                found.append(place)
+        return found
+
+    def _bytes(self, node: Any) -> Iterable[int]:
+        for each in node.all_input_nodes:
+            value = self.base.known.get(each)
+            if isinstance(value, torch.Tensor):
+                yield value.nbytes
+
+    def _crossing(self, place: int) -> list[Any]:
+        """The nodes before a place that nodes after it take."""
+        later = {each for node in self.nodes[place:] for each in node.all_input_nodes} | {*self.results}
+        return [node for node in self.nodes[:place] if node in later]
+
+
+def _is_tensor(node: Any) -> bool:
+    return isinstance(node.meta["val"], torch.Tensor)
+
+
+def _made_later(value: Any) -> bool:
+    return isinstance(value, Var) or (isinstance(value, list) and any(isinstance(each, Var) for each in value))
