@@ -35,12 +35,16 @@ class Rewrite:
 
 
 def _once(unmet: Callable[[str, Mapping[str, Any]], str | None]) -> Unmet:
-    """A precondition that asks for no part."""
-    return lambda _, class_name, config: unmet(class_name, config)
+    """A precondition of every part that denoises, or prepares for one."""
+    return lambda part, class_name, config: SEES if native.is_hinting(part) else unmet(class_name, config)
+
+
+SEES = "it sees nothing but a picture"
 
 
 def _branches_part(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
-    return "it sees no samples" if native.is_preparing(part) else native.prefix_unmet(class_name, config)
+    apart = native.is_preparing(part) or native.is_hinting(part)
+    return "it sees no samples" if apart else native.prefix_unmet(class_name, config)
 
 
 EVERYWHERE = frozenset({"onnx", "openvino", "eager", "compile"})
@@ -84,9 +88,10 @@ def merging_level(config: Mapping[str, Any]) -> int | None:
 
 
 def _split_unmet(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
-    if class_name != "UNet2DConditionModel" or native.is_preparing(part):
-        return "it is no UNet that looks at a text"
-    blocks = (*config["down_block_types"], config.get("mid_block_type"), *config["up_block_types"])
+    apart = native.is_preparing(part) or native.is_hinting(part)
+    if class_name not in ("UNet2DConditionModel", "ControlNetModel") or apart:
+        return "it has no transformers over pixels"
+    blocks = (*config["down_block_types"], config.get("mid_block_type"), *config.get("up_block_types", ()))
     return None if set(blocks) & set(TRANSFORMING) else "it has no transformers over pixels"
 
 
