@@ -1,4 +1,4 @@
-"""Inputs and outputs of Core ML packages, by the names, types and layouts of apple/ml-stable-diffusion."""
+"""Inputs and outputs of Core ML packages, by the names and layouts of apple/ml-stable-diffusion."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from anamorph.interface import Interface, Port
 
-ROWS = 4
-"""Dimensions of what attention looks at: [B, S, D] lies as [B, D, 1, S]."""
 STATES = "encoder_hidden_states"
+"""What attention looks at: [B, S, D] lies as [B, D, 1, S], which the Neural Engine needs not move."""
 EXACT = ("timestep", "time_ids")
-"""Numbers whose sines are taken: float16 cannot tell all of them apart."""
+"""Numbers whose sines are taken, and which float16 would round."""
 NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "out_sample": {"out_sample": "noise_pred"},
@@ -24,7 +23,7 @@ NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "text_embeds": {"text_embeds": "pooled_outputs"},
     }
 )
-"""First output of a part -> its ports by other names than ours."""
+"""First output of a part -> its ports that packages call otherwise."""
 
 
 def package_names(interface: Interface) -> dict[str, str]:
@@ -34,17 +33,22 @@ def package_names(interface: Interface) -> dict[str, str]:
     return {port.name: other.get(port.name, port.name.replace(".", "_")) for port in ports}
 
 
-def package_shape(port: Port, shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
-    """The shape of an input in a package: single numbers are given to each row of the batch."""
-    if port.name == STATES and len(shape) == ROWS - 1:
+def package_shape(port: Port, shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
+    """The shape of an input in a package of so many rows: a single number is given to each."""
+    if port.name == STATES and len(shape) == 3:
         return shape[0], shape[2], 1, shape[1]
-    return shape or (batch,)
+    return shape or (rows,)
+
+
+def port_shape(port: Port, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a package's input as its port has it."""
+    return (shape[0], shape[3], shape[1]) if port.name == STATES and len(shape) == 4 else shape
 
 
 def package_value(port: Port, value: NDArray[Any], rows: int) -> NDArray[Any]:
-    """An input laid out as a package of so many rows takes it."""
-    if value.ndim == 0:
+    """An input as a package of so many rows takes it."""
+    if not port.axes:
         return np.broadcast_to(value, (rows,))
-    if port.name == STATES and value.ndim == ROWS - 1:
-        return value.transpose(0, 2, 1)[:, :, None, :]
-    return value
+    value = np.broadcast_to(value, (rows, *value.shape[1:]))
+    laid = value.transpose(0, 2, 1) if port.name == STATES and value.ndim == 3 else value
+    return laid.reshape(package_shape(port, value.shape, rows))

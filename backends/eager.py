@@ -155,13 +155,14 @@ class Eager:
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
         check_target(self, target)
         module = load_module(component, target)
-        return {
-            part: TorchProgram(
-                self.function(module, part), module, part, self.name, component.interface(part), self.savings,
-                fitting(module.rewrites, part, component.class_name, component.config),
-            )
-            for part in parts
-        }  # fmt: skip
+        return {part: self.program(component, module, part) for part in parts}
+
+    def program(self, component: Component, module: Any, part: str) -> TorchProgram:
+        """One part of a component's model."""
+        return TorchProgram(
+            self.function(module, part), module, part, self.name, component.interface(part), self.savings,
+            fitting(module.rewrites, part, component.class_name, component.config),
+        )  # fmt: skip
 
     def function(self, module: Any, part: str) -> Callable[..., tuple[Any, ...]]:
         """The callable that serves one part."""

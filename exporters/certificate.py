@@ -22,6 +22,7 @@ from anamorph.engine import Target
 from anamorph.entries import nothing_kept
 from anamorph.errors import BackendUnavailable
 from anamorph.exporters.children import answered, run_child
+from anamorph.exporters.fitting import processor
 from anamorph.exporters.references import Probe, read_probes
 from anamorph.exporters.taps import open_taps
 from anamorph.exporters.trial import pipeline, trajectory
@@ -112,7 +113,7 @@ def _compare(opened: Checkpoint, artifact: Artifact, references: Path, precision
         else:
             slot = opened.components[part.component]
             component = read_component(opened, part.component, (slot[1],) if slot else ())
-            program = engine.open(component, [name], Target("cpu", precision))[name]
+            program = engine.open(component, [name], Target(processor(engine), precision))[name]
         program.spare(OwnSizes(0))  # the model for all sizes is certified: those for one are made from it
         session = program.session()
         for probe in read_probes(references, name):

@@ -1,52 +1,149 @@
 """Core ML packages of ML programs, for macOS 13 and iOS 16 on, with the names of apple/ml-stable-diffusion."""
 
-import contextlib
 import importlib.util
 import io
 import logging
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anamorph.exporters.folder import FolderExporter, Format
+from anamorph.errors import InputError
+from anamorph.exporters.folder import FolderExporter, Format, Writing
 from anamorph.exporters.static import each_size
-from anamorph.exporting import CoreMl, Exporter
+from anamorph.exporters.trace import with_scalars
+from anamorph.exporting import CoreMl, Exporter, ExportOptions, palette
 from anamorph.interface import Interface
 from anamorph.pipelines.slots import Tokenizer
 from anamorph.plugins import hookimpl
 
 if TYPE_CHECKING:
-    from anamorph.exporters.folder import Writing
     from anamorph.exporters.storing import Written
 
 PIECES = 2
-"""Into how many pieces a denoiser is cut, as Apple's tools cut it."""
-APPLE = "Stable_Diffusion_version_{version}_{part}.mlpackage"
+"""Into how many packages a denoiser is cut, as Apple's tools do it."""
+NAME = "model{chunk}.mlpackage"
+APPLE = "Stable_Diffusion_version_{version}_{part}{chunk}.mlpackage"
+MANIFEST = "Manifest.json"
+"""The file at the root of a package that names the others."""
+ONE = "main"
+"""What the function of a package with one size is called."""
 PALETTE = "compression::palettize_weights"
+CLEANING = ("common::const_deduplication", "common::dead_code_elimination")
+"""What is left of coremltools' passes: the graph is written as it shall be."""
 
 
-def write(writing: "Writing", interface: Interface, folder: Path) -> "Written":
-    """Write a part as one package with a function for each size, or a denoiser as two that run after one another."""
+def write(writing: Writing) -> "Written":
+    """Write a part as a package with a function for each size, or a denoiser as packages that run one after another."""
+    from anamorph.exporters.storing import Written
+
     with _quiet():
+        import coremltools
         from coremltools.converters.mil.mil import Program
 
         from anamorph.exporters.mil import Weights
         from anamorph.exporters.mil_program import Face, Writer
 
-        wishes = writing.options.coreml or CoreMl()
-        sizes, target, weights = list(each_size(interface)), _target(interface), Weights()
-        programs: list[Program] = []
+        wishes, weights, programs = _wishes(writing.options), Weights(), []
+        sizes = list(each_size(writing.interface))
+        target = coremltools.target.iOS18 if len(sizes) > 1 else coremltools.target.iOS16
+        cut = PIECES if wishes.chunked and writing.interface.outputs[0].name == "out_sample" else 1
         for each in sizes:
             face = Face(each, wishes.version is not None)
-            pieces = PIECES if wishes.chunked and interface.outputs[0].name == "out_sample" else 1
-            for place, function in enumerate(Writer(writing.trace(each), face, weights, target).functions(pieces)):
-                if place == len(programs):
-                    programs.append(Program())
-                programs[place].add_function(_function_name(each) if len(sizes) > 1 else "main", function)
-        packages = _places(programs, interface.component, folder, wishes.version)
-        for program, package in zip(programs, packages, strict=True):
-            _save(program, package, target, wishes)
-    return writing.written(packages)
+            program = writing.trace(with_scalars(each, (each.axes["batch"].minimum,)))
+            functions = Writer(program, face, weights, target).functions(cut)
+            programs = programs or [Program() for _ in functions]
+            for one, function in zip(programs, functions, strict=True):
+                one.add_function(_function_name(each) if len(sizes) > 1 else ONE, function)
+        packages = [_place(writing, wishes, place if cut > 1 else None) for place in range(len(programs))]
+        for one, package in zip(programs, packages, strict=True):
+            one.default_function_name = next(iter(one.functions))
+            one.export_as_multifunction = len(sizes) > 1
+            coremltools.convert(
+                one, convert_to="mlprogram", minimum_deployment_target=target, skip_model_load=True,
+                pass_pipeline=_pipeline(coremltools, wishes), package_dir=str(package),
+            )  # fmt: skip
+    storage = None if wishes.palette is None else palette(wishes.palette)
+    return Written(str(packages[0] / MANIFEST), {}, {}, tuple(packages), storage)
+
+
+def _wishes(options: ExportOptions) -> CoreMl:
+    assert options.coreml is not None
+    return options.coreml
+
+
+def _function_name(interface: Interface) -> str:
+    """What the function for one size is called."""
+    sides = (axis.minimum for name, axis in interface.axes.items() if name.endswith(("height", "width")))
+    return "size_" + "x".join(map(str, sides))
+
+
+def _place(writing: Writing, wishes: CoreMl, chunk: int | None) -> Path:
+    """Where a package goes: into the part's folder, or beside all others at the root under Apple's name."""
+    suffix = "" if chunk is None else f"_chunk{chunk + 1}"
+    if wishes.version is None:
+        return writing.folder / NAME.format(chunk=suffix)
+    version = wishes.version.replace("/", "_")
+    return writing.folder.parent / APPLE.format(version=version, part=writing.interface.component, chunk=suffix)
+
+
+def _pipeline(coremltools: Any, wishes: CoreMl) -> Any:
+    pipeline = coremltools.PassPipeline.EMPTY
+    if wishes.palette is not None:
+        optimize = coremltools.optimize.coreml
+        config = optimize.OpPalettizerConfig(mode="kmeans", nbits=wishes.palette)
+        pipeline.append_pass(PALETTE)
+        pipeline.set_options(PALETTE, {"config": optimize.OptimizationConfig(global_config=config)})
+    for name in CLEANING:
+        pipeline.append_pass(name)
+    return pipeline
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what coremltools says of other frameworks' versions and of its own progress."""
+    log = logging.getLogger("coremltools")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(before)
+
+
+def settle(options: ExportOptions) -> ExportOptions:
+    """Options as this format serves them: float16, the inputs that other tools feed, a batch of fixed size.
+
+    Raises InputError: another type of weights, linked ones, our own signature, or int8 is asked for.
+    """
+    if options.storage not in (None, "float16"):
+        raise InputError(f"Core ML's programs compute in float16, {options.storage} is asked for; leave the type out")
+    if options.signature != "portable" or options.rewrites not in (None, "none"):
+        raise InputError("Core ML's packages take the portable signature; choose their attention instead of rewrites")
+    if options.quantize is not None:
+        raise InputError("Core ML's weights are brought to fewer bits by palettes; leave int8 out")
+    return replace(options, storage="float16", batch=options.batch or 1, coreml=options.coreml or CoreMl())
+
+
+def unavailable() -> str | None:
+    """None, or what is missing."""
+    missing = [name for name in ("torch", "coremltools") if not importlib.util.find_spec(name)]
+    return f"{' and '.join(missing)} not installed; run: pip install 'anamorph[torch,coreml]'" if missing else None
+
+
+def root_files(storage: str) -> Mapping[str, str]:  # noqa: ARG001 - other formats have some
+    """Folders of packages have no file of their own at the root."""
+    return {}
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Readers of packages take the vocabulary files."""
+
+
+@hookimpl
+def anamorph_exporters() -> list[Exporter]:
+    packages = ("torch", "coremltools")
+    kind = Format("coreml", packages, write, unavailable, root_files, write_tokenizer, settle, static=True)
+    return [FolderExporter(kind)]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from anamorph.backends.memory import free_memory
 from anamorph.components import Component
+from anamorph.engine import Backend
 from anamorph.plugins import choose_backend
 from anamorph.weights import find_weights
 
@@ -18,9 +19,18 @@ def fitting_precision(components: Sequence[Component], form: str) -> tuple[str, 
     needed = 4 * COPIES * sum(map(_parameters, components))
     free = free_memory()
     engine, _ = choose_backend(form)
-    if free is None or needed <= free or BFLOAT16 not in engine.precisions("cpu"):
+    kinds = engine.precisions(processor(engine))
+    if FLOAT32 not in kinds:
+        return kinds[0], ""
+    if free is None or needed <= free or BFLOAT16 not in kinds:
         return FLOAT32, ""
     return BFLOAT16, f" in {BFLOAT16}: float32 would take about {needed / 2**30:.0f} GiB of memory"
+
+
+def processor(engine: Backend) -> str:
+    """The device that certificates are measured on: the processor, where an engine tells it from others."""
+    devices = engine.devices()
+    return "cpu" if "cpu" in devices else devices[0]
 
 
 def _parameters(component: Component) -> int:

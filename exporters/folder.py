@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,19 @@ from anamorph.errors import ArtifactError, BackendUnavailable, ConfigError, Inpu
 from anamorph.exporters import calibration, certificate, quantization
 from anamorph.exporters.fitting import fitting_precision
 from anamorph.exporters.references import load, write_picture, write_probes
-from anamorph.exporters.trace import part_interface, trace, with_scalars
-from anamorph.exporting import INT8, LINKED, PICTURE, Check, ExportOptions, Quantization, Report
+from anamorph.exporters.static import fixed, joined
+from anamorph.exporters.trace import part_interface, trace
+from anamorph.exporting import (
+    INT8,
+    LINKED,
+    PALETTES,
+    PICTURE,
+    Check,
+    ExportOptions,
+    Quantization,
+    Report,
+    palette,
+)
 from anamorph.interface import Interface
 from anamorph.native import is_preparing, native_of
 from anamorph.pipelines.base import DiffusionPipeline
@@ -37,32 +49,52 @@ if TYPE_CHECKING:
 
 TOLERANCE = {
     "float32": (1e-4, 1e-4), LINKED: (1e-4, 1e-4), "float16": (1e-2, 1e-1), "bfloat16": (5e-2, 3e-1),
-    INT8: (1.0, 1.0),
+    INT8: (1.0, 1.0), **{palette(bits): (1.0, 1.0) for bits in PALETTES},
 }  # fmt: skip
 """Storage -> largest relative L2 difference of a part's output, and of the latents after any step of a picture.
 
-That of int8 only excludes what is unlike: these inputs are noise, which its ranges are not for; what counts is the
-difference that was allowed on calls of real pictures.
+Those of int8 and of palettes only exclude what is unlike: these inputs are noise, which int8's ranges are not for; what
+counts there is the difference that was allowed on calls of real pictures.
 """
 LAYOUT = 7
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
 
 
+def open_sizes(options: ExportOptions) -> ExportOptions:
+    """Options of formats whose graphs take any size; raises InputError: some are for another format."""
+    if options.coreml is not None:
+        raise InputError("attention, palettes, chunks and several sizes are options of coreml; leave them out")
+    return replace(options, storage=options.storage or "float32")
+
+
+@dataclass(frozen=True)
+class Writing:
+    """One part to be written into `folder`: its interface, and what traces its model for an interface."""
+
+    interface: Interface
+    trace: Callable[[Interface], "torch.export.ExportedProgram"]
+    folder: Path
+    storing: "Storing"
+    options: ExportOptions
+
+
 @dataclass(frozen=True)
 class Format:
-    """What distinguishes one format: `write(program, interface, folder, storing)` writes one part.
+    """What distinguishes one format: `write` writes one part.
 
-    `scalars` are the dimensions that its files give to single numbers, `root_files(storage)` further files;
-    `write_tokenizer(tokenizer, folder)` adds a form of the tokenizer that its readers want, or returns why it cannot.
+    `root_files(storage)` are further files; `write_tokenizer(tokenizer, folder)` adds a form of the tokenizer that its
+    readers want, or returns why it cannot. `settle` fills in options that are left to the format, and refuses those
+    that it does not serve; `static`: it takes no sizes but those that it was written for.
     """
 
     name: str
     packages: tuple[str, ...]
-    scalars: tuple[int, ...]
-    write: Callable[["torch.export.ExportedProgram", Interface, Path, "Storing"], "Written"]
+    write: Callable[[Writing], "Written"]
     unavailable: Callable[[], str | None]
     root_files: Callable[[str], Mapping[str, str]]
     write_tokenizer: Callable[[Tokenizer, Path], str | None]
+    settle: Callable[[ExportOptions], ExportOptions] = open_sizes
+    static: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +124,8 @@ class FolderExporter:
         target = folder.expanduser().absolute()
         if target.exists():
             raise InputError(f"{target} exists already; remove it or name another folder")
-        interfaces = _interfaces(checkpoint, options, self.format)
+        options = self.kind.settle(options)
+        interfaces = _interfaces(checkpoint, options, self.kind)
         _check_rewrites(interfaces, options, self.format)
         if options.quantize is not None and (missing := quantization.unavailable(self.format)) is not None:
             raise BackendUnavailable(missing)
@@ -121,6 +154,7 @@ class FolderExporter:
     ) -> Artifact:
         parts: dict[str, Part] = {}
         wanted = options.wanted(self.format)
+        certified = certificate.no_engine(self.format) is None
         for component, functions in interfaces:
             module = load(component)
             storing = _storing(checkpoint, component, module, options, report)
@@ -130,20 +164,21 @@ class FolderExporter:
                 rewrites = fitting(wanted, name, component.class_name, component.config)
                 module.rewrite(rewrites)
                 module.even_sizes = options.signature == NATIVE
-                program = trace(module, module.method(name), interface)
+                place.mkdir(parents=True, exist_ok=True)
+                tracing = partial(trace, module, module.method(name))
+                written = self.kind.write(Writing(interface, tracing, place, storing, options))
                 module.rewrite(_reference(rewrites))
-                written = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, storing)
-                del program
                 parts[name] = replace(_part(component, written, place, draft, interface, storing), rewrites=rewrites)
                 (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")
-                write_probes(probes, name, interface, module, written.taps)
+                if certified:
+                    write_probes(probes, name, interface, module, written.taps)
             del module
             release_memory()  # traced graphs refer to themselves, and to the weights
         _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
         for name, tokenizer in _tokenizers(checkpoint).items():
             if (missing := self.kind.write_tokenizer(tokenizer, draft / name)) is not None:
                 report(missing)
-        for name, text in self.kind.root_files(options.storage).items():
+        for name, text in self.kind.root_files(str(options.storage)).items():
             (draft / name).write_text(text, encoding="utf-8")
         source = {"name": str(checkpoint.folder), "sha256": checkpoint.digest()}
         return Artifact(draft, self.format, options.signature, parts, source, {}, self.fingerprint())
@@ -214,14 +249,15 @@ def _storing(
             for name, entry in weights.entries().items()
         }
     linked = options.storage == LINKED
-    return Storing("float32" if linked else options.storage, linked, origins)
+    return Storing("float32" if linked else str(options.storage), linked, origins)
 
 
 def _part(
     component: Component, written: "Written", place: Path, draft: Path, interface: Interface, storing: "Storing"
 ) -> Part:
     """The record of a part that has just been written into `place`."""
-    files = {path.relative_to(draft).as_posix(): FileRecord.of(path) for path in sorted(place.iterdir())}
+    found = (path for root in written.roots or (place,) for path in sorted(root.rglob("*")) if path.is_file())
+    files = {path.relative_to(draft).as_posix(): FileRecord.of(path) for path in found}
     links = {
         origin.file: origin.entry.file
         for origin in storing.origins.values()
@@ -232,7 +268,7 @@ def _part(
         (place / written.file).relative_to(draft).as_posix(),
         files,
         interface,
-        LINKED if storing.linked else storing.dtype,
+        written.storage or (LINKED if storing.linked else storing.dtype),
         _PENDING,
         taps=written.taps,
         constants=written.constants,
@@ -254,23 +290,41 @@ def read_components(checkpoint: Checkpoint) -> list[Component]:
 
 
 def _interfaces(
-    checkpoint: Checkpoint, options: ExportOptions, form: str
+    checkpoint: Checkpoint, options: ExportOptions, form: Format
 ) -> list[tuple[Component, Mapping[str, Interface]]]:
     """What each part shall take, settled before anything is written."""
-    wanted = options.wanted(form)
+    wanted = options.wanted(form.name)
     components = [
         replace(c, rewrites=native_of(fitting(wanted, c.name, c.class_name, c.config)))
         for c in read_components(checkpoint)
     ]
     kind = DiffusionPipeline.registry[checkpoint.class_name]
     factor = next((vae_scale_factor(c.config) for c in components if "vae_decoder" in c.parts), 1)
+    sizes = _static_sizes(components, kind.DENOISER, factor, options) if form.static else ()
 
     def interface(component: Component, part: str) -> Interface:
         denoises = component.interface(part).outputs[0].name == "out_sample" or is_preparing(part)
         branches = kind.most_branches(component.config) if denoises else 1
-        return part_interface(component, part, options, factor, branches, kind.ALIKE)
+
+        def at(size: tuple[int, int] | None) -> Interface:
+            return part_interface(component, part, replace(options, size=size), factor, branches, kind.ALIKE)
+
+        return joined([fixed(at(size)) for size in sizes]) if form.static else at(options.size)
 
     return [(c, {part: interface(c, part) for part in c.parts}) for c in components]
+
+
+def _static_sizes(
+    components: Sequence[Component], denoiser: str, factor: int, options: ExportOptions
+) -> list[tuple[int, int]]:
+    """The sizes of a static export in pixels: those that are asked for, or what the model was trained for."""
+    more = () if options.coreml is None else options.coreml.sizes
+    if options.size is not None:
+        return [options.size, *more]
+    side = next((c.config.get("sample_size") for c in components if c.name == denoiser), None)
+    if not isinstance(side, int):
+        raise InputError(f"{denoiser}'s config.json has no sample_size; name the size of pictures")
+    return [(factor * side,) * 2, *more]
 
 
 def _reference(rewrites: Sequence[str]) -> tuple[str, ...]:

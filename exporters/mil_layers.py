@@ -133,7 +133,9 @@ def _upsample(call: "Call") -> Var:
     before, after = call.shape("input")[2:], tuple(int(size) for size in call.result.shape)[2:]
     factors = [new // old for new, old in zip(after, before, strict=True)]
     if [old * factor for old, factor in zip(before, factors, strict=True)] != list(after):
-        raise BackendError(f"the exporter has no rule for growing {before} to {after} in Core ML; take a size of more twos")
+        raise BackendError(
+            f"the exporter has no rule for growing {before} to {after} in Core ML; take a size of more twos"
+        )
     return Builder.upsample_nearest_neighbor(
         x=call.var("input"), scale_factor_height=factors[0], scale_factor_width=factors[1]
     )

@@ -1,5 +1,6 @@
 """Functions of a Core ML package: their inputs and outputs as Apple's tools have them, and where large ones are cut."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,7 +75,7 @@ class Writer:
         """The graph in so many pieces of about as many bytes of weights."""
         places = [0, *self._cuts(pieces), len(self.nodes)]
         made = []
-        for begin, end in zip(places, places[1:], strict=False):
+        for begin, end in itertools.pairwise(places):
             made.append(self._function(self.nodes[begin:end], self._crossing(end) if end < len(self.nodes) else None))
         return made
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anamorph.exporters.folder import FolderExporter, Format
+from anamorph.exporters.folder import FolderExporter, Format, Writing
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.pipelines.slots import Tokenizer
@@ -22,6 +22,11 @@ def write(program: "torch.export.ExportedProgram", interface: Interface, folder:
     from anamorph.exporters.emit import emit
 
     return emit(program, interface, folder, storing)
+
+
+def _write(writing: Writing) -> "Written":
+    """Write the graph for all sizes."""
+    return write(writing.trace(writing.interface), writing.interface, writing.folder, writing.storing)
 
 
 def unavailable() -> str | None:
@@ -41,4 +46,4 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format("onnx", ("torch", "onnx"), (), write, unavailable, root_files, write_tokenizer))]
+    return [FolderExporter(Format("onnx", ("torch", "onnx"), _write, unavailable, root_files, write_tokenizer))]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.errors import OutputError
 from anamorph.exporters import openvino_tokenizer
-from anamorph.exporters.folder import FolderExporter, Format
+from anamorph.exporters.folder import FolderExporter, Format, Writing
+from anamorph.exporters.trace import with_scalars
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.pipelines.slots import Tokenizer
@@ -53,6 +54,12 @@ def write(program: "torch.export.ExportedProgram", interface: Interface, folder:
         reason = str(error).strip().splitlines()[-1]
         raise OutputError(f"OpenVINO cannot write {folder / NAME} ({reason}); free the disk") from None
     return replace(written, file=NAME, taps=_kept(written.taps, folder / NAME))
+
+
+def _write(writing: Writing) -> "Written":
+    """Write the graph for all sizes; single numbers have one dimension, as other tools feed them."""
+    program = writing.trace(writing.interface)
+    return write(program, with_scalars(writing.interface, (1,)), writing.folder, writing.storing)
 
 
 def _kept(taps: Mapping[str, str], file: Path) -> dict[str, str]:
@@ -114,4 +121,4 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> str | None:
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
     packages = ("torch", "onnx", "openvino")
-    return [FolderExporter(Format("openvino", packages, (1,), write, unavailable, root_files, write_tokenizer))]
+    return [FolderExporter(Format("openvino", packages, _write, unavailable, root_files, write_tokenizer))]

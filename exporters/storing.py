@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 
 import torch
@@ -86,11 +87,17 @@ class Weight:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the `file` to open, block -> value that it ends with, constant -> where it comes from."""
+    """What was written: the `file` to open, block -> value that it ends with, constant -> where it comes from.
+
+    `roots` are the folders that belong to the part where its own does not, `storage` the type of the weights on disk
+    where it is not the one that was asked for.
+    """
 
     file: str
     taps: Mapping[str, str]
     constants: Mapping[str, Constant]
+    roots: tuple[Path, ...] = ()
+    storage: str | None = None
 
 
 def stored_tensor(name: str, value: torch.Tensor, file: BinaryIO) -> TensorProto:

@@ -101,11 +101,15 @@ class Interface:
         sizes: dict[str, int] = {}
         for name, value in inputs.items():
             self._check_port(ports[name], tuple(int(size) for size in value.shape), sizes)
-        if self.sizes and not any(set(listed) <= set(sizes.items()) for listed in self.sizes):
-            listed = "; ".join(", ".join(f"{axis} {size}" for axis, size in each) for each in self.sizes)
-            given = ", ".join(f"{axis} {sizes[axis]}" for axis, _ in self.sizes[0])
-            raise InputError(f"{self.component} was made for {listed}, but {given} is asked for; take one of these sizes")
+        self._check_listed(sizes)
         return sizes
+
+    def _check_listed(self, sizes: Mapping[str, int]) -> None:
+        if not self.sizes or any(set(listed) <= set(sizes.items()) for listed in self.sizes):
+            return
+        known = "; ".join(", ".join(f"{axis} {size}" for axis, size in listed) for listed in self.sizes)
+        given = ", ".join(f"{axis} {sizes[axis]}" for axis, _ in self.sizes[0])
+        raise InputError(f"{self.component} was made for {known}, but {given} is asked for; take a size of these")
 
     def check_values(self, inputs: Mapping[str, Any]) -> None:
         """Compare whole numbers with the range that their port declares; engines look these up without asking.

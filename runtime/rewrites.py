@@ -140,7 +140,7 @@ REWRITES: Mapping[str, Rewrite] = {
         ),
         Rewrite(
             SPLIT_EINSUM,
-            "transformers over pixels become 1x1 convolutions and one small product per head, for Apple's Neural Engine",
+            "transformers over pixels become 1x1 convolutions and a small product per head, for Apple's Neural Engine",
             True,
             _split_unmet,
             frozenset(),
