@@ -20,7 +20,7 @@ from anamorph.exporters.quantization import unavailable
 from anamorph.exporting import LINKED, ExportOptions, Quantization
 from anamorph.plugins import get_backend, get_exporter
 from anamorph.profiles import Profile, store
-from anamorph.rewrites import MERGING, wanted
+from anamorph.rewrites import DEFAULT, MERGING
 
 PLAN = Plan(processes=2, most=3, seconds=600, burst_s=2, fewest=3, shared_exports=True, parity_steps=20)
 
@@ -49,7 +49,7 @@ def candidates(model: str, quality: Quality, engines: Mapping[str, Sequence[str]
     ]
     if not quality.near:
         return cells
-    merged = [replace(cell, rewrites=",".join((*wanted(None, _place(cell.engine)), MERGING))) for cell in cells]
+    merged = [replace(cell, rewrites=f"{DEFAULT},{MERGING}") for cell in cells]
     whole = [replace(cell, quantize="int8") for cell in cells if unavailable(_place(cell.engine)) is None]
     return [*cells, *merged, *whole]
 

@@ -52,6 +52,11 @@ def dealt(x: Tensor, branches: int | None) -> Tensor:
     return x if branches is None else x[None].expand(branches, *[-1] * x.ndim).flatten(0, 1)
 
 
+def parted(x: Tensor, branches: int | None, samples: int) -> Tensor:
+    """What belongs to each branch apart: [branches N, ...] -> [branches, N, ...], N samples."""
+    return x if branches is None else torch.unflatten(x, 0, (branches, samples))
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What a call of a denoiser knows besides x_t, t and the text; the names are those of its `forward`."""

@@ -25,11 +25,26 @@ from anamorph.models.conditioning import (
 from anamorph.models.embeddings import TimestepEmbedding
 from anamorph.models.levels import DOWN_BLOCKS, UP_BLOCKS, down_levels, kinds, up_levels
 from anamorph.models.outputs import UNet2DConditionOutput
-from anamorph.models.told import Conditions, Text, Time, Times, dealt, give_places, mask_bias
+from anamorph.models.told import Conditions, Text, Time, Times, dealt, give_places, mask_bias, parted
 from anamorph.models.unet_blocks import check_even, down_ways, timesteps, up_sizes, up_ways
 from anamorph.models.unet_build import middle, style_of, waves
 from anamorph.models.unet_config import DEFAULTS, ONLY, check_unet
-from anamorph.native import KEYS, TEXT_KEYS, TEXT_VALUES, TIME_ROW, TIMES, is_branched, is_preparing, split, splits
+from anamorph.native import (
+    CACHING,
+    DEEP,
+    KEYS,
+    TEXT_KEYS,
+    TEXT_VALUES,
+    TIME_ROW,
+    TIMES,
+    is_branched,
+    is_preparing,
+    is_shallow,
+    preparing,
+    shallow,
+    split,
+    splits,
+)
 from anamorph.rewrites import MERGING, merging_level, merging_unmet
 
 
@@ -106,6 +121,8 @@ class UNet2DConditionModel(Model):
     def method(self, part: str) -> str:
         if is_preparing(part):
             return "prepare"
+        if is_shallow(part):
+            return "shallow"
         return "step" if splits(self.rewrites) else "denoise"
 
     method.__doc__ = Model.method.__doc__
@@ -113,9 +130,15 @@ class UNet2DConditionModel(Model):
     def rewrite(self, names: Iterable[str]) -> None:
         super().rewrite(names)
         if splits(self.rewrites):  # read here, so that compilers of `step` meet names and no interfaces
-            stepping, *once = split(unet_interface(self.config), self.config, self.rewrites)
-            self._stepping = tuple((port.name, is_branched(port)) for port in stepping.inputs[1:])
-            self._once = tuple(port.name for each in once for port in each.inputs)
+            plain = unet_interface(self.config)
+            parts = split(plain, self.config, self.rewrites)
+            named = {
+                name: tuple((port.name, is_branched(port)) for port in part.inputs) for name, part in parts.items()
+            }
+            part = plain.component
+            self._stepping = named[part][1:]
+            self._once = tuple(name for name, _ in named.get(preparing(part), ()))
+            self._last = named.get(shallow(part), ())[1:]
 
     rewrite.__doc__ = Model.rewrite.__doc__
 
@@ -149,13 +172,39 @@ class UNet2DConditionModel(Model):
             outputs += [torch.cat(each, dim=-1) for each in zip(*pairs, strict=True)]
         return tuple(outputs)
 
-    def step(self, sample: Tensor, *inputs: Tensor | None) -> tuple[Tensor]:
+    def step(self, sample: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """One call of the denoiser with what `native.split` lists, most of which `prepare` made.
 
         Where branches share the prefix, samples are [N, C, h, w] and what differs between branches is
-        [branches, N, ...], and so is the prediction.
+        [branches, N, ...], and so is the prediction. Where steps are cached, the state that enters the last layer
+        of the way up follows.
         """
-        named = [(*port, value) for port, value in zip(self._stepping, inputs, strict=False) if value is not None]
+        _, time, text, extra = self._told(sample, self._stepping, inputs)
+        if CACHING not in self.rewrites:
+            return (parted(self._predict(sample, time, text, extra), text.branches, sample.shape[0]),)
+        x, skips = self._lower(sample, time, text, extra)
+        deep = self.up_blocks[-1](x, skips[1:], time, text, some=slice(None, -1))
+        predicted = self._out(self._last_layer(deep, skips[0], time, text))
+        return parted(predicted, text.branches, sample.shape[0]), parted(deep, text.branches, sample.shape[0])
+
+    def shallow(self, sample: Tensor, *inputs: Tensor | None) -> tuple[Tensor]:
+        """The last layer of a call alone, with the state of an earlier one in the place of what precedes it."""
+        given, time, text, extra = self._told(sample, self._last, inputs)
+        first = dealt(self._in(sample), text.branches)
+        if extra.down:
+            first = first if extra.down[0] is None else first + extra.down[0]
+        x = self._last_layer(given[DEEP], first, time, text)
+        return (parted(self._out(x), text.branches, sample.shape[0]),)
+
+    def _last_layer(self, x: Tensor, skip: Tensor, time: Time, text: Text) -> Tensor:
+        last: Tensor = self.up_blocks[-1](x, [skip], time, text, some=slice(-1, None))
+        return last
+
+    def _told(
+        self, sample: Tensor, ports: Sequence[tuple[str, bool]], inputs: Sequence[Tensor | None]
+    ) -> tuple[Mapping[str, Tensor], Time, Text, Conditions]:
+        """The inputs of a step by their names, branches in the batch, and what the layers are told by them."""
+        named = [(*port, value) for port, value in zip(ports, inputs, strict=False) if value is not None]
         counts = [value.shape[0] for _, branched, value in named if branched]
         branches = counts[0] if counts else None
         given = {name: value.flatten(0, 1) if branched else value for name, branched, value in named}
@@ -169,8 +218,7 @@ class UNet2DConditionModel(Model):
             text = Text(keys=given[TEXT_KEYS], values=given[TEXT_VALUES])
         else:
             text = self._text(states, extra)
-        predicted = self._predict(sample, time, replace(text, branches=branches), extra)
-        return (predicted if branches is None else torch.unflatten(predicted, 0, (branches, sample.shape[0])),)
+        return given, time, replace(text, branches=branches), extra
 
     def _extra(self, given: Mapping[str, Tensor]) -> Conditions:
         """The conditions among the inputs of a part."""
@@ -271,9 +319,18 @@ class UNet2DConditionModel(Model):
         return UNet2DConditionOutput(predicted) if return_dict else (predicted,)
 
     def _predict(self, sample: Tensor, time: Time, text: Text, extra: Conditions) -> Tensor:
+        x, skips = self._lower(sample, time, text, extra)
+        return self._out(self.up_blocks[-1](x, skips, time, text))
+
+    def _in(self, sample: Tensor) -> Tensor:
+        x: Tensor = self.conv_in(2 * sample - 1 if self.config.center_input_sample else sample)
+        return x
+
+    def _lower(self, sample: Tensor, time: Time, text: Text, extra: Conditions) -> tuple[Tensor, list[Tensor]]:
+        """What enters the last block of the way up, and the states that meet it there."""
         if self.even:
             check_even(sample, len(self.taken))
-        x = self.conv_in(2 * sample - 1 if self.config.center_input_sample else sample)
+        x = self._in(sample)
         skips, inside = [x], (*extra.inside, *[None] * (len(self.down_blocks) + 1 - len(extra.inside)))
         for block, residual in zip(self.down_blocks, inside[:-1], strict=True):
             x, states = block(x, time, text, residual)
@@ -284,9 +341,12 @@ class UNet2DConditionModel(Model):
         skips = extra.joined([*(dealt(state, text.branches) for state in skips[: self.before]), *skips[self.before :]])
         x = x if extra.mid is None else x + extra.mid
         sizes = up_sizes(sample, skips, self.taken, self.even_sizes)
-        for block, count, size in zip(self.up_blocks, self.taken, sizes, strict=True):
+        for block, count, size in zip(self.up_blocks[:-1], self.taken, sizes, strict=False):
             x = block(x, skips[len(skips) - count :], time, text, size)
             del skips[len(skips) - count :]
+        return x, skips
+
+    def _out(self, x: Tensor) -> Tensor:
         if self.conv_norm_out is not None:
             x = ACTIVATIONS[self.config.act_fn](self.conv_norm_out(x))
         predicted: Tensor = self.conv_out(x)

@@ -157,7 +157,16 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         start = self.TASK.start(scene)
         conditions = {name: arrays.put(value) for name, value in {**told, **start.conditions}.items()}
         return Plan(
-            table, start.latents, conditions, guidance, noise, start.beside, start.joined, start.after, self.ALIKE
+            table,
+            start.latents,
+            conditions,
+            guidance,
+            noise,
+            start.beside,
+            start.joined,
+            start.after,
+            self.ALIKE,
+            request.step_caching,
         )
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__
