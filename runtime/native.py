@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from anamorph.conditions import ADDED, PROJECTED, projection
+from anamorph.conditions import ADDED, HINT, INTRABLOCK, PROJECTED, projection
 from anamorph.interface import Axis, Dimension, Interface, Port
 
 KEYS, TIMES, PREFIX, CACHING = "keys-once", "times-once", "prefix-sharing", "step-caching"
@@ -23,7 +23,7 @@ NATIVE_REWRITES = (KEYS, TIMES, PREFIX, CACHING)
 
 BATCH, BRANCHES, SEQUENCE, STEPS = (Axis(name) for name in ("batch", "branches", "sequence", "steps"))
 TEXT_KEYS, TEXT_VALUES, TIME_ROW, DEEP = "text_keys", "text_values", "time_projections", "deep_state"
-PREPARE, SHALLOW = "_prepare", "_shallow"
+PREPARE, SHALLOW, HINTING = "_prepare", "_shallow", "_hint"
 
 LOOKING = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
 """Blocks with a transformer behind each residual block (in the middle: behind each but the last)."""
@@ -55,6 +55,11 @@ def is_beside(part: str) -> bool:
     return is_preparing(part) or is_shallow(part)
 
 
+def is_hinting(part: str) -> bool:
+    """Whether a part encodes the picture that a ControlNet follows."""
+    return part.endswith(HINTING)
+
+
 def native_of(rewrites: Sequence[str]) -> tuple[str, ...]:
     """Those of the rewrites that change what a part takes, and not only how it computes."""
     return tuple(name for name in rewrites if name in NATIVE_REWRITES)
@@ -82,9 +87,11 @@ def splits(rewrites: Sequence[str]) -> bool:
 def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) -> dict[str, Interface]:
     """A denoiser's interface by these rewrites, and those of the parts beside it, by their names.
 
-    `plain` is sample, timestep, conditions and optional residuals. Whatever follows from the time or from the text
-    alone leaves it for the part that prepares.
+    `plain` is sample, timestep, conditions and optional residuals; any other interface stays as it is. Whatever
+    follows from the time or from the text alone leaves it for the part that prepares.
     """
+    if "timestep" not in {port.name for port in plain.inputs}:
+        return {plain.component: plain}
     sample, timestep, *others = plain.inputs
     optional = [port for port in others if port.optional]
     conditions = [port for port in others if not port.optional]
@@ -94,7 +101,7 @@ def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) 
     row, keys = _row(config), _keys(config)
     told = [
         row if TIMES in rewrites else timestep,
-        *(port for port in conditions if port.name in stepwise),
+        *(port for port in conditions if port.name in stepwise or port.name == HINT),
         *(keys if KEYS in rewrites else ()),
     ]
     deep = [_deep(config, sample)] if CACHING in rewrites else []
@@ -122,6 +129,8 @@ def _deep(config: Mapping[str, Any], sample: Port) -> Port:
 
 
 def _branched(port: Port) -> Port:
+    if port.name == HINT or port.name.startswith(INTRABLOCK):
+        return port
     return replace(port, axes=(BRANCHES, *port.axes))
 
 
@@ -160,11 +169,10 @@ def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, int, int, int]]:
     layers = _spread(config["layers_per_block"], levels)
     depths = _spread(config.get("transformer_layers_per_block", 1), levels)
     turned = config.get("reverse_transformer_layers_per_block")
-    ways = (
-        (config["down_block_types"], channels, layers, depths),
-        (config["up_block_types"], channels[::-1], [count + 1 for count in layers[::-1]],
-         depths[::-1] if turned is None else _spread(turned, levels)),
-    )  # fmt: skip
+    ways = [(config["down_block_types"], channels, layers, depths)]
+    if "up_block_types" in config:
+        upward = depths[::-1] if turned is None else _spread(turned, levels)
+        ways.append((config["up_block_types"], channels[::-1], [count + 1 for count in layers[::-1]], upward))
     for way in ways:
         for kind, width, count, depth in zip(*way, strict=True):
             yield kind, width, count, depth * count if isinstance(depth, int) else sum(depth)
@@ -191,9 +199,10 @@ def text_width(config: Mapping[str, Any]) -> int:
 
 def unshaped(class_name: str, config: Mapping[str, Any]) -> str | None:
     """Why a model has no native signature of its own, or None."""
-    if class_name != "UNet2DConditionModel":
+    if class_name not in ("UNet2DConditionModel", "ControlNetModel"):
         return "it is no UNet that looks at a text"
-    kinds = (*config["down_block_types"], *config["up_block_types"], config.get("mid_block_type", PLAIN[0]) or PLAIN[0])
+    middle = config.get("mid_block_type", PLAIN[0]) or PLAIN[0]
+    kinds = (*config["down_block_types"], *config.get("up_block_types", ()), middle)
     if strange := [kind for kind in kinds if kind not in (*LOOKING, *PLAIN)]:
         return f"it has blocks of another kind ({strange[0]})"
     only = (config.get("only_cross_attention", False), config.get("mid_block_only_cross_attention"))
@@ -213,6 +222,13 @@ def keys_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
 
 def times_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
     """Why time projections cannot be computed once, or None."""
+    return unshaped(class_name, config)
+
+
+def caching_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
+    """Why the last layer of the way up cannot be computed alone, or None."""
+    if class_name == "ControlNetModel":
+        return "it has no way up"
     return unshaped(class_name, config)
 
 
