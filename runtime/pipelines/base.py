@@ -247,8 +247,9 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
 
     @property
     def rewrites(self) -> Wish:
-        """The rewrites that were asked for; None: those that are on by themselves."""
-        return self._given[3]
+        """The rewrites that were asked for, or measured to be best; None: those that are on by themselves."""
+        profile = self._models[self.DENOISER].profile
+        return self._given[3] or (None if profile is None else profile.rewrites or None)
 
     def _config(self, name: str) -> Any:
         return self._models[name].config

@@ -125,6 +125,9 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     def _job(self, call: Arguments) -> Job:
         more = partial(self.FAMILY.more, options=self.options, encoders=len(self.encoders))
+        profile = self._models[self.DENOISER].profile
+        if call["step_caching"] is None and profile is not None:
+            call = {**call, "step_caching": profile.step_caching}
         job = job_of(call, self._limits(), self.TASK.needs, more)
         if self.options.get("add_watermarker"):
             watermark.check(job.request.width)
