@@ -56,7 +56,7 @@ TOLERANCE = {
 Those of int8 and of palettes only exclude what is unlike: these inputs are noise, which int8's ranges are not for; what
 counts there is the difference that was allowed on calls of real pictures.
 """
-LAYOUT = 7
+LAYOUT = 8
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
 
 
