@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
-from anamorph.backends.coreml_ports import package_names, package_value, port_shape
+from anamorph.backends.coreml_ports import CHECKED, package_names, package_value, port_shape
 from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
 from anamorph.backends.rows import BATCH, rows_of
 from anamorph.components import Component
@@ -130,7 +130,8 @@ class CoreMlProgram(Graph):
         """One call: each package takes what it names of the inputs and of what those before it returned."""
         with self.turn:
             for model, step in zip(self.opened(sized), sized.steps, strict=True):
-                given = {name: np.ascontiguousarray(known[name], kind) for name, (kind, _) in step.inputs.items()}
+                asked = {name: np.zeros(port[1]) for name, port in step.inputs.items() if name in CHECKED} | known
+                given = {name: np.ascontiguousarray(asked[name], kind) for name, (kind, _) in step.inputs.items()}
                 known = {**known, **model.predict(given)}
         return known
 
@@ -205,7 +206,7 @@ def _sized(interface: Interface, packages: Sequence[Path]) -> Iterator[Sized]:
             raise ArtifactError(f"{packages[-1]} has no function {function}, which {packages[0]} has; export again")
         steps = tuple(each[function] for each in found)
         inner = {name for step in steps for name in step.outputs}
-        taken = {name: port for step in steps for name, port in step.inputs.items() if name not in inner}
+        taken = {name: port for step in steps for name, port in step.inputs.items() if name not in (*inner, *CHECKED)}
         if strange := [name for name in taken if name not in ports]:
             raise ArtifactError(
                 f"{packages[0]} wants {', '.join(strange)}, which nothing feeds to {interface.component}"

@@ -13,6 +13,8 @@ STATES = "encoder_hidden_states"
 """What attention looks at: [B, S, D] lies as [B, D, 1, S], which the Neural Engine needs not move."""
 EXACT = ("timestep", "time_ids")
 """Numbers whose sines are taken, and which float16 would round."""
+CHECKED = ("images", "adjustment")
+"""What Apple's safety checker takes besides, to return pictures; we ask for its scores alone."""
 NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "out_sample": {"out_sample": "noise_pred"},

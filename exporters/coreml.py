@@ -41,16 +41,17 @@ def write(writing: Writing) -> "Written":
     with _quiet():
         import coremltools
         from coremltools.converters.mil.mil import Program
+        from coremltools.converters.mil.mil.passes import pass_pipeline as passes
 
         from anamorph.exporters.mil import Weights
-        from anamorph.exporters.mil_program import Face, Writer
+        from anamorph.exporters.mil_program import Face, Writer, share_weights
 
         wishes, weights, programs = _wishes(writing.options), Weights(), []
         sizes = list(each_size(writing.interface))
         target = coremltools.target.iOS18 if len(sizes) > 1 else coremltools.target.iOS16
         cut = PIECES if wishes.chunked and writing.interface.outputs[0].name == "out_sample" else 1
         for each in sizes:
-            face = Face(each, wishes.version is not None)
+            face = Face(each, wishes.version is not None, (1, *_wanted_size(writing.options), 3))
             program = writing.trace(with_scalars(each, (each.axes["batch"].minimum,)))
             functions = Writer(program, face, weights, target).functions(cut)
             programs = programs or [Program() for _ in functions]
@@ -60,9 +61,12 @@ def write(writing: Writing) -> "Written":
         for one, package in zip(programs, packages, strict=True):
             one.default_function_name = next(iter(one.functions))
             one.export_as_multifunction = len(sizes) > 1
+            passes.PassPipelineManager.apply_pipeline(one, _pipeline(coremltools, wishes))
+            if len(sizes) > 1:
+                share_weights(one)
             coremltools.convert(
                 one, convert_to="mlprogram", minimum_deployment_target=target, skip_model_load=True,
-                pass_pipeline=_pipeline(coremltools, wishes), package_dir=str(package),
+                pass_pipeline=coremltools.PassPipeline.EMPTY, package_dir=str(package),
             )  # fmt: skip
     storage = None if wishes.palette is None else palette(wishes.palette)
     return Written(str(packages[0] / MANIFEST), {}, {}, tuple(packages), storage)
@@ -71,6 +75,11 @@ def write(writing: Writing) -> "Written":
 def _wishes(options: ExportOptions) -> CoreMl:
     assert options.coreml is not None
     return options.coreml
+
+
+def _wanted_size(options: ExportOptions) -> tuple[int, int]:
+    assert options.size is not None  # static formats settle it before they write
+    return options.size
 
 
 def _function_name(interface: Interface) -> str:

@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, BackendUnavailable, ConfigError, InputError
 from anamorph.exporters import calibration, certificate, quantization
 from anamorph.exporters.fitting import fitting_precision
-from anamorph.exporters.references import load, write_picture, write_probes
+from anamorph.exporters.references import check_rewritten, load, write_picture, write_probes
 from anamorph.exporters.static import fixed, joined
 from anamorph.exporters.trace import part_interface, trace
 from anamorph.exporting import (
@@ -124,7 +124,7 @@ class FolderExporter:
         target = folder.expanduser().absolute()
         if target.exists():
             raise InputError(f"{target} exists already; remove it or name another folder")
-        options = self.kind.settle(options)
+        options = _sized(checkpoint, self.kind.settle(options), self.kind)
         interfaces = _interfaces(checkpoint, options, self.kind)
         _check_rewrites(interfaces, options, self.format)
         if options.quantize is not None and (missing := quantization.unavailable(self.format)) is not None:
@@ -162,8 +162,11 @@ class FolderExporter:
                 report(f"exporting {name}")
                 place = draft / (name if len(functions) > 1 else component.name)
                 rewrites = fitting(wanted, name, component.class_name, component.config)
-                module.rewrite(rewrites)
                 module.even_sizes = options.signature == NATIVE
+                if not certified and (names := [each for each in rewrites if each not in _reference(rewrites)]):
+                    error = check_rewritten(component, name, module, names)
+                    report(f"{name}: {' '.join(names)} computes what the model does, to {error:.0e} (relative L2)")
+                module.rewrite(rewrites)
                 place.mkdir(parents=True, exist_ok=True)
                 tracing = partial(trace, module, module.method(name))
                 written = self.kind.write(Writing(interface, tracing, place, storing, options))
@@ -300,7 +303,7 @@ def _interfaces(
     ]
     kind = DiffusionPipeline.registry[checkpoint.class_name]
     factor = next((vae_scale_factor(c.config) for c in components if "vae_decoder" in c.parts), 1)
-    sizes = _static_sizes(components, kind.DENOISER, factor, options) if form.static else ()
+    further = () if options.coreml is None else options.coreml.sizes
 
     def interface(component: Component, part: str) -> Interface:
         denoises = component.interface(part).outputs[0].name == "out_sample" or is_preparing(part)
@@ -309,22 +312,26 @@ def _interfaces(
         def at(size: tuple[int, int] | None) -> Interface:
             return part_interface(component, part, replace(options, size=size), factor, branches, kind.ALIKE)
 
-        return joined([fixed(at(size)) for size in sizes]) if form.static else at(options.size)
+        return joined([fixed(at(size)) for size in (options.size, *further)]) if form.static else at(options.size)
 
     return [(c, {part: interface(c, part) for part in c.parts}) for c in components]
 
 
-def _static_sizes(
-    components: Sequence[Component], denoiser: str, factor: int, options: ExportOptions
-) -> list[tuple[int, int]]:
-    """The sizes of a static export in pixels: those that are asked for, or what the model was trained for."""
-    more = () if options.coreml is None else options.coreml.sizes
-    if options.size is not None:
-        return [options.size, *more]
-    side = next((c.config.get("sample_size") for c in components if c.name == denoiser), None)
+def _sized(checkpoint: Checkpoint, options: ExportOptions, form: Format) -> ExportOptions:
+    """Options with a size for formats that need one: what is asked for, or what the model was trained for."""
+    if not form.static or options.size is not None:
+        return options
+    components = {c.name: c for c in read_components(checkpoint)}
+    denoiser = DiffusionPipeline.registry[checkpoint.class_name].DENOISER
+    side = components[denoiser].config.get("sample_size")
     if not isinstance(side, int):
         raise InputError(f"{denoiser}'s config.json has no sample_size; name the size of pictures")
-    return [(factor * side,) * 2, *more]
+    return replace(options, size=(side * _factor(components.values()),) * 2)
+
+
+def _factor(components: Iterable[Component]) -> int:
+    """Pixels per latent along one side."""
+    return next((vae_scale_factor(c.config) for c in components if "vae_decoder" in c.parts), 1)
 
 
 def _reference(rewrites: Sequence[str]) -> tuple[str, ...]:

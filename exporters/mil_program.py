@@ -1,17 +1,25 @@
 """Functions of a Core ML package: their inputs and outputs as Apple's tools have them, and where large ones are cut."""
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from coremltools.converters.mil.mil import Builder, Function, Var, types
+from coremltools.converters.mil.mil import Builder, Function, Program, Var, types
 
-from anamorph.backends.coreml_ports import EXACT, STATES, package_names, package_shape
+from anamorph.backends.coreml_ports import CHECKED, EXACT, STATES, package_names, package_shape
 from anamorph.exporters.mil import Emitting, Weights
 from anamorph.exporters.mil_operators import cast, transposed
+from anamorph.exporters.mil_safety import filtered
 from anamorph.interface import Interface, Port, size_of
+
+INLINE = 64
+"""Constants up to this size are in the program itself (bytes)."""
+LAYERS = "hidden_states."
+"""How the names of the states of a text encoder's layers begin; SDXL takes those before the last."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +27,12 @@ class Face:
     """How a part of one size looks in a package.
 
     `apple` gives all inputs the types that apple/ml-stable-diffusion feeds, which loses fractions of timesteps.
-    `again` names outputs once more: other name -> port.
+    `pictures` is the shape of those that its safety checker holds back.
     """
 
     interface: Interface
     apple: bool = False
-    again: Mapping[str, str] = field(default_factory=dict)
+    pictures: tuple[int, ...] = ()
 
     def kind(self, port: Port) -> Any:
         """The type of an input: whole numbers are int32, but Apple's are float32."""
@@ -86,6 +94,7 @@ class Writer:
         entering = [node for node in (*self.ports, *self.handed) if node in used]
         called = {node: names[self.ports[node].name] if node in self.ports else node.name for node in entering}
         inputs = {name: self._placeholder(node) for node, name in called.items()}
+        inputs |= {name: Builder.placeholder(shape=shape, dtype=types.fp16) for name, shape in self._further.items()}
         with Function(inputs, opset_version=self.target) as function:
             emitting = Emitting(self.base.weights, dict(self.base.known), self.base.names)
             for node, name in called.items():
@@ -94,10 +103,12 @@ class Writer:
             for node in piece:
                 emitting.call(node)
             if crossing is None:
-                outputs = self._outputs(emitting, names)
+                outputs = self._outputs(emitting, names, [function.inputs[name] for name in self._further])
             else:
-                self.handed = {node: emitting.known[node] for node in crossing if isinstance(emitting.known[node], Var)}
-                outputs = {node.name: value for node, value in self.handed.items()}
+                made = {node: emitting.known[node] for node in piece if node in crossing}
+                made = {node: value for node, value in made.items() if isinstance(value, Var)}
+                self.handed |= made
+                outputs = {node.name: value for node, value in made.items()}
             function.set_outputs([Builder.identity(x=value, name=name) for name, value in outputs.items()])
         self.base.known |= {node: value for node, value in emitting.known.items() if not _made_later(value)}
         return function
@@ -108,15 +119,24 @@ class Writer:
             return Builder.placeholder(shape=self.face.shape(port), dtype=self.face.kind(port))
         return Builder.placeholder(shape=self.handed[node].shape, dtype=self.handed[node].dtype)
 
-    def _outputs(self, emitting: Emitting, names: Mapping[str, str]) -> dict[str, Var]:
+    @property
+    def _further(self) -> dict[str, tuple[int, ...]]:
+        """Inputs besides those of the interface, with their shapes."""
+        checks = self.face.apple and self.face.interface.outputs[0].name == "special"
+        return dict(zip(CHECKED, (self.face.pictures, (1,)), strict=True)) if checks else {}
+
+    def _outputs(self, emitting: Emitting, names: Mapping[str, str], further: Sequence[Var]) -> dict[str, Var]:
         results = {
             port.name: cast(emitting.known[node], types.fp16)
             for port, node in zip(self.face.interface.outputs, self.results, strict=True)
         }
-        return {
-            **{names[port]: value for port, value in results.items()},
-            **{name: results[port] for name, port in self.face.again.items()},
-        }
+        outputs = {names[port]: value for port, value in results.items()}
+        if further:
+            outputs |= filtered(results, *further)
+        if self.face.apple and f"{LAYERS}1" in results:
+            penultimate = sum(name.startswith(LAYERS) for name in results) - 2
+            outputs["hidden_embeds"] = results[f"{LAYERS}{penultimate}"]
+        return outputs
 
     def _cuts(self, pieces: int) -> list[int]:
         """Where to cut: at the first places where only tensors cross and the weights before are their share."""
@@ -147,3 +167,13 @@ def _is_tensor(node: Any) -> bool:
 
 def _made_later(value: Any) -> bool:
     return isinstance(value, Var) or (isinstance(value, list) and any(isinstance(each, Var) for each in value))
+
+
+def share_weights(program: Program) -> None:
+    """Let equal constants of all functions lie in the package's file once."""
+    for function in program.functions.values():
+        for operation in function.find_ops(op_type="const"):
+            value = operation.outputs[0].val
+            if isinstance(value, np.ndarray) and value.nbytes > INLINE:
+                bits = np.ascontiguousarray(value).view(np.uint8)
+                operation.weight_id = f"{value.shape}{hashlib.blake2b(bits.data).hexdigest()}"

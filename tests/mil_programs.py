@@ -1,7 +1,7 @@
 """Core ML packages run by PyTorch, operation by operation in float32: what a Mac computes, but for its rounding."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +98,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "mul": lambda x, y: x * y,
     "real_div": lambda x, y: x / y,
     "maximum": torch.maximum,
+    "greater": lambda x, y: x > y,
     "equal": lambda x, y: x == y,
     "select": lambda cond, a, b: torch.where(cond, a, b),
     "square": lambda x: x.square(),
@@ -161,17 +162,22 @@ class Interpreted:
             known[var] = torch.from_numpy(value.astype(np.float32 if value.dtype == np.float16 else value.dtype))
         for op in self.function.operations:
             if op.op_type != "const":
-                results = OPERATIONS[op.op_type](**dict(_arguments(op, known)))
+                results = OPERATIONS[op.op_type](**arguments(op, known))
                 known |= zip(op.outputs, [results] if isinstance(results, Tensor) else results, strict=True)
         return {var.name: known[var].numpy() for var in self.function.outputs}
 
 
-def _arguments(op: Any, known: Mapping[Var, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in op.inputs.items():
-        if isinstance(value, Var):
-            yield name, known[value]
-        elif isinstance(value, list | tuple):
-            yield name, [known[each] for each in value]
+def arguments(op: Any, known: Mapping[Var, Any] | None = None) -> dict[str, Any]:
+    """The arguments of an operation: what is known of its variables, or the constants that they are."""
+
+    def value(var: Var) -> Any:
+        return known[var] if known is not None and var in known else _known(var.val)
+
+    return {
+        name: [value(each) for each in given] if isinstance(given, list | tuple) else value(given)
+        for name, given in op.inputs.items()
+        if given is not None
+    }
 
 
 def _known(value: Any) -> Any:

@@ -37,7 +37,7 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> Faked:
     return fake
 
 
-def rows(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+def rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """How many rows each call of PyTorch's functions takes from now on, by part."""
     seen: dict[str, list[int]] = {}
     plain = mps.TorchSession.__call__
@@ -55,7 +55,7 @@ def test_batches_are_cut_and_pictures_stay_the_same(sd1: Path, faked: Faked, mon
     expected = DiffusionPipeline.from_pretrained(sd1, backend="eager")(PROMPTS, **CALL).images
     faked(LARGE)
     pipe = DiffusionPipeline.from_pretrained(sd1, backend="mps")
-    seen = rows(pipe, monkeypatch)
+    seen = rows(monkeypatch)
     assert relative(pipe(PROMPTS, **CALL).images, expected) <= 1e-5
     assert {part: max(counts) for part, counts in seen.items()} == {"text_encoder": 1, "unet": 2, "vae_decoder": 1}
     assert seen["unet"] == [2, 2, 2] * 2
@@ -79,7 +79,7 @@ def test_old_versions_are_warmed_up_and_get_no_bfloat16(
 ) -> None:
     faked(OLD)
     pipe = DiffusionPipeline.from_pretrained(sd1, backend="mps")
-    seen = rows(pipe, monkeypatch)
+    seen = rows(monkeypatch)
     for seed in (3, 4):
         pipe("a cat", **{**CALL, "seed": seed})
     assert len(seen["unet"]) == 2 * 2 + 1
