@@ -46,7 +46,8 @@ def write(writing: Writing) -> "Written":
         from anamorph.exporters.mil import Weights
         from anamorph.exporters.mil_program import Face, Writer, share_weights
 
-        wishes, weights, programs = _wishes(writing.options), Weights(), []
+        wishes, weights = _wishes(writing.options), Weights()
+        programs: list[Program] = []
         sizes = list(each_size(writing.interface))
         target = coremltools.target.iOS18 if len(sizes) > 1 else coremltools.target.iOS16
         cut = PIECES if wishes.chunked and writing.interface.outputs[0].name == "out_sample" else 1

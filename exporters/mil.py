@@ -64,6 +64,7 @@ class Emitting:
     known: dict[Any, Any] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     constants: dict[int, Var] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def enter_weight(self, node: Any, name: str, value: torch.Tensor) -> None:
         """A tensor of the model, which has that name in the checkpoint."""
@@ -91,8 +92,9 @@ class Emitting:
         return self.constants[id(array)]
 
     def _unused(self, name: str) -> str:
-        used = {constant.name for constant in self.constants.values()} if name == "constant" else ()
-        return f"{name}_{len(self.constants)}" if name in used or name == "constant" else name
+        """A name for a constant; those after the first of a name are numbered."""
+        count = self.counts[name] = self.counts.get(name, 0) + 1
+        return name if count == 1 else f"{name}_{count}"
 
     def call(self, node: Any) -> None:
         """Translate one operation; one of what is known now is computed now, by PyTorch itself."""

@@ -141,7 +141,8 @@ class Writer:
     def _cuts(self, pieces: int) -> list[int]:
         """Where to cut: at the first places where only tensors cross and the weights before are their share."""
         sizes = [sum(self._bytes(node)) for node in self.nodes]
-        total, found, before = sum(sizes), [], 0
+        total, before = sum(sizes), 0
+        found: list[int] = []
         for place, size in enumerate(sizes, 1):
             before += size
             share = (len(found) + 1) * total / pieces

@@ -80,8 +80,13 @@ def _reduce(name: str) -> Operation:
     return run
 
 
-def _lut(lut: Tensor, indices: Tensor, **_: Any) -> Tensor:
-    return lut.reshape(-1)[indices.long()].reshape(indices.shape)
+def _lut(lut: Any, indices: Any, shape: Any) -> Tensor:
+    """Values by indices that are packed bit after bit, the lowest first."""
+    table, sizes = np.asarray(lut, np.float32).reshape(-1), [int(size) for size in shape]
+    width = int(np.log2(len(table)))
+    bits = np.unpackbits(np.asarray(indices, np.uint8), bitorder="little")[: int(np.prod(sizes)) * width]
+    places = bits.reshape(-1, width) @ (2 ** np.arange(width))
+    return torch.from_numpy(table[places].reshape(sizes))
 
 
 def _cast(x: Tensor, dtype: str) -> Tensor:
@@ -97,7 +102,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "sub": lambda x, y: x - y,
     "mul": lambda x, y: x * y,
     "real_div": lambda x, y: x / y,
-    "maximum": torch.maximum,
+    "maximum": lambda x, y: torch.maximum(x, y),
     "greater": lambda x, y: x > y,
     "equal": lambda x, y: x == y,
     "select": lambda cond, a, b: torch.where(cond, a, b),

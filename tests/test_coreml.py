@@ -43,6 +43,8 @@ EXACT = 1e-5
 """Relative L2 difference of attention that was rewritten (float32)."""
 BOUND = 1e-4
 """The same of a program run in float32: numbers such as 1 / sqrt(d) are float16 in it, as the weights are."""
+HANDED = 1e-3
+"""The same of a program in two pieces: what the first hands over is float16."""
 HALF = 5e-3
 """The same of a picture: what goes from part to part is float16, too."""
 PARTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
@@ -147,10 +149,11 @@ def difference(session: CoreMlProgram, model: Any, inputs: Mapping[str, Any]) ->
 
 @pytest.mark.parametrize("part", PARTS)
 def test_programs_compute_what_the_models_compute(sd1: Path, part: str) -> None:
-    for folder in (split(sd1), apples(sd1)):
+    for folder, whole in ((split(sd1), False), (apples(sd1), True)):
         session = opened(folder, part).session()
-        inputs = inputs_of(session.interface, batch=3, whole=folder == apples(sd1))
-        assert difference(session, rounded(sd1, part), inputs) <= BOUND
+        bound = BOUND if len(session.packages) == 1 else HANDED
+        inputs = inputs_of(session.interface, batch=3, whole=whole)
+        assert difference(session, rounded(sd1, part), inputs) <= bound
 
 
 @pytest.mark.parametrize("part", ["text_encoder_2", "unet"])
