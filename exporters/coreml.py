@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anamorph.errors import InputError
+from anamorph.errors import BackendUnavailable, InputError
 from anamorph.exporters.folder import FolderExporter, Format, Writing
 from anamorph.exporters.static import each_size
 from anamorph.exporters.trace import with_scalars
@@ -126,7 +126,8 @@ def _quiet() -> Iterator[None]:
 def settle(options: ExportOptions) -> ExportOptions:
     """Options as this format serves them: float16, the inputs that other tools feed, a batch of fixed size.
 
-    Raises InputError: another type of weights, linked ones, our own signature, or int8 is asked for.
+    Raises InputError: another type of weights, linked ones, our own signature, or int8 is asked for. Raises
+    BackendUnavailable: what makes palettes is not installed.
     """
     if options.storage not in (None, "float16"):
         raise InputError(f"Core ML's programs compute in float16, {options.storage} is asked for; leave the type out")
@@ -134,6 +135,11 @@ def settle(options: ExportOptions) -> ExportOptions:
         raise InputError("Core ML's packages take the portable signature; choose their attention instead of rewrites")
     if options.quantize is not None:
         raise InputError("Core ML's weights are brought to fewer bits by palettes; leave int8 out")
+    palettes = options.coreml is not None and options.coreml.palette is not None
+    if palettes and importlib.util.find_spec("sklearn") is None:
+        raise BackendUnavailable(
+            "palettes need scikit-learn, which is not installed; run: pip install 'anamorph[coreml]'"
+        )
     return replace(options, storage="float16", batch=options.batch or 1, coreml=options.coreml or CoreMl())
 
 

@@ -50,10 +50,16 @@ def _narrowed(name: str, value: torch.Tensor, dtype: np.dtype[Any]) -> NDArray[A
 
 
 def number(value: float, dtype: Any) -> Any:
-    """A number in a type of NumPy's; what float16 would round to nothing becomes its smallest normal number."""
+    """A number in a type of NumPy's; what float16 would round to nothing becomes its smallest normal number.
+
+    Raises BackendError: it is beyond float16's range.
+    """
+    value = MASKED if value == -np.inf else value
+    if np.dtype(dtype) == np.float16 and abs(value) > HALF.max:
+        raise BackendError(f"the model holds {value}, beyond float16's range, in which Core ML's programs compute")
     if np.dtype(dtype) == np.float16 and value and abs(value) < HALF.smallest_subnormal:
         return np.float16(HALF.tiny)
-    return np.dtype(dtype).type(max(value, MASKED) if value == -np.inf else value)
+    return np.dtype(dtype).type(value)
 
 
 @dataclass
@@ -111,7 +117,11 @@ class Emitting:
             raise BackendError(
                 f"the exporter has no rule for the operation {kind} in Core ML; add one to exporters/mil_operators.py"
             )
-        self.known[node] = RULES[kind](Call(self, node, bound_arguments(node)))
+        try:
+            self.known[node] = RULES[kind](Call(self, node, bound_arguments(node)))
+        except (ValueError, TypeError, AssertionError) as error:  # coremltools', where MIL lacks a shape or type
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BackendError(f"Core ML cannot compute {kind} here ({reason}); take another format") from error
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,16 @@ from anamorph.backends.coreml import CoreMlProgram, open_part
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.cli import main
 from anamorph.components import Component, even
-from anamorph.errors import ArtifactError, BackendUnavailable, InputError
+from anamorph.errors import ArtifactError, BackendError, BackendUnavailable, InputError
 from anamorph.exporters import coreml as exporter
 from anamorph.exporters.folder import Writing, read_components
 from anamorph.exporters.references import check_rewritten, load
 from anamorph.exporters.static import fixed, joined
 from anamorph.exporters.storing import Storing
 from anamorph.exporters.trace import probe
+from anamorph.exporters.trace import trace as plain_trace
 from anamorph.exporting import CoreMl, ExportOptions
-from anamorph.interface import Axis, Interface
+from anamorph.interface import Axis, Interface, Port
 from anamorph.models import MODELS
 from anamorph.plugins import get_backend, get_exporter
 from anamorph.rewrites import SPLIT_EINSUM
@@ -340,6 +341,27 @@ def test_apples_safety_checker_returns_pictures_too(tmp_path: Path) -> None:
         assert np.array_equal(result["filtered_images"], np.where(expected, 0, images))
         held.append(bool(expected))
     assert len(set(held)) == 2, "pictures of both kinds"
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (torch.erfinv, "has no rule for the operation aten.erfinv.default in Core ML"),
+        (lambda x: torch.einsum("abcd,abcd->ab", x, x), "cannot compute aten.einsum.default here"),
+        (lambda x: x + 1e6, "holds 1000000.0, beyond float16's range"),
+    ],
+)
+def test_what_core_ml_cannot_compute_is_named(tmp_path: Path, function: Any, said: str) -> None:
+    class Model(torch.nn.Module):
+        def run(self, sample: torch.Tensor) -> tuple[torch.Tensor]:
+            return (function(sample),)
+
+    shape = (Axis("batch", 1, 1, 1), 2, 3, 4)
+    interface = Interface("part", (Port("sample", shape),), (Port("out", shape),))
+    trace = functools.partial(plain_trace, Model(), "run")
+    writing = Writing(interface, trace, tmp_path, Storing("float16"), ExportOptions(size=(8, 8), coreml=CoreMl()))
+    with pytest.raises(BackendError, match=said):
+        exporter.write(writing)
 
 
 @pytest.mark.parametrize(
