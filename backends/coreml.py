@@ -1,4 +1,4 @@
-"""Core ML on macOS, in float16: packages of fixed sizes, called as often as a batch needs."""
+"""Core ML on macOS: packages of fixed sizes, called as often as a batch needs."""
 
 import importlib.util
 import platform
@@ -13,20 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.arrays import Array, NumpyArrays
-from anamorph.artifact import Artifact
+from anamorph.artifact import Artifact, Part
 from anamorph.backends.coreml_ports import CHECKED, package_names, package_value, port_shape
 from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
 from anamorph.backends.rows import BATCH, rows_of
 from anamorph.components import Component
 from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
-from anamorph.errors import ArtifactError
+from anamorph.errors import ArtifactError, BackendError
 from anamorph.interface import Axis, Interface
 from anamorph.plugins import hookimpl
 from anamorph.rewrites import noted
 
 UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")
 """Core ML's compute units: which processors it may choose from."""
-PRECISION = "float16"
+HALF, WIDE = "float16", "float32"
+"""In which programs compute: the latter where weights are stored so, because the model overflows in the former."""
 MANIFEST = "Manifest.json"
 """The file at the root of each package."""
 TYPES = {65552: np.float16, 65568: np.float32, 131104: np.int32}
@@ -109,7 +110,7 @@ class CoreMlProgram(Graph):
         read = {model.compute_unit.name for models in self.models.values() for model in models}
         part = self.artifact.parts[self.part]
         details = {"weights": part.storage, **noted(part.rewrites)}
-        return Placement(self.part, "coreml", " ".join(sorted(read)) or self.units, PRECISION, details)
+        return Placement(self.part, "coreml", " ".join(sorted(read)) or self.units, precision_of(part), details)
 
     def session(self) -> "CoreMlProgram":
         """A call keeps nothing, so a session is no more than the program."""
@@ -168,12 +169,20 @@ class CoreMl:
         return UNITS
 
     def precisions(self, device: str) -> tuple[str, ...]:  # noqa: ARG002 - programs compute in the type they hold
-        return (PRECISION,)
+        return HALF, WIDE
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
         check_target(self, target)
         artifact = artifact_of(component, self.name, self.formats)
+        for part in parts:
+            if (made := precision_of(artifact.parts[part])) != target.precision:
+                raise BackendError(f"{part} was exported to compute in {made}, not in {target.precision}; take {made}")
         return {part: open_part(artifact, part, target.device) for part in parts}
+
+
+def precision_of(part: Part) -> str:
+    """In which a part's programs compute."""
+    return WIDE if part.storage == WIDE else HALF
 
 
 def open_part(artifact: Artifact, name: str, units: str) -> CoreMlProgram:

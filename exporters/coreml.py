@@ -52,7 +52,8 @@ def write(writing: Writing) -> "Written":
         target = coremltools.target.iOS18 if len(sizes) > 1 else coremltools.target.iOS16
         cut = PIECES if wishes.chunked and writing.interface.outputs[0].name == "out_sample" else 1
         for each in sizes:
-            face = Face(each, wishes.version is not None, (1, *_wanted_size(writing.options), 3))
+            pictures = (1, *_wanted_size(writing.options), 3)
+            face = Face(each, wishes.version is not None, pictures, writing.wide)
             program = writing.trace(with_scalars(each, (each.axes["batch"].minimum,)))
             functions = Writer(program, face, weights, target).functions(cut)
             programs = programs or [Program() for _ in functions]
@@ -62,14 +63,16 @@ def write(writing: Writing) -> "Written":
         for one, package in zip(programs, packages, strict=True):
             one.default_function_name = next(iter(one.functions))
             one.export_as_multifunction = len(sizes) > 1
-            passes.PassPipelineManager.apply_pipeline(one, _pipeline(coremltools, wishes))
+            passes.PassPipelineManager.apply_pipeline(
+                one, _pipeline(coremltools, None if writing.wide else wishes.palette)
+            )
             if len(sizes) > 1:
                 share_weights(one)
             coremltools.convert(
                 one, convert_to="mlprogram", minimum_deployment_target=target, skip_model_load=True,
                 pass_pipeline=coremltools.PassPipeline.EMPTY, package_dir=str(package),
             )  # fmt: skip
-    storage = None if wishes.palette is None else palette(wishes.palette)
+    storage = "float32" if writing.wide else None if wishes.palette is None else palette(wishes.palette)
     return Written(str(packages[0] / MANIFEST), {}, {}, tuple(packages), storage)
 
 
@@ -98,11 +101,11 @@ def _place(writing: Writing, wishes: CoreMl, chunk: int | None) -> Path:
     return writing.folder.parent / APPLE.format(version=version, part=writing.interface.component, chunk=suffix)
 
 
-def _pipeline(coremltools: Any, wishes: CoreMl) -> Any:
+def _pipeline(coremltools: Any, bits: int | None) -> Any:
     pipeline = coremltools.PassPipeline.EMPTY
-    if wishes.palette is not None:
+    if bits is not None:
         optimize = coremltools.optimize.coreml
-        config = optimize.OpPalettizerConfig(mode="kmeans", nbits=wishes.palette)
+        config = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits)
         pipeline.append_pass(PALETTE)
         pipeline.set_options(PALETTE, {"config": optimize.OptimizationConfig(global_config=config)})
     for name in CLEANING:

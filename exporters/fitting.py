@@ -20,7 +20,7 @@ def fitting_precision(components: Sequence[Component], form: str) -> tuple[str, 
     free = free_memory()
     engine, _ = choose_backend(form)
     kinds = engine.precisions(processor(engine))
-    if FLOAT32 not in kinds:
+    if kinds[0] != FLOAT32:
         return kinds[0], ""
     if free is None or needed <= free or BFLOAT16 not in kinds:
         return FLOAT32, ""

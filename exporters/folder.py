@@ -69,13 +69,17 @@ def open_sizes(options: ExportOptions) -> ExportOptions:
 
 @dataclass(frozen=True)
 class Writing:
-    """One part to be written into `folder`: its interface, and what traces its model for an interface."""
+    """One part to be written into `folder`: its interface, and what traces its model for an interface.
+
+    A `wide` one overflows in float16.
+    """
 
     interface: Interface
     trace: Callable[[Interface], "torch.export.ExportedProgram"]
     folder: Path
     storing: "Storing"
     options: ExportOptions
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,9 +159,11 @@ class FolderExporter:
         parts: dict[str, Part] = {}
         wanted = options.wanted(self.format)
         certified = certificate.no_engine(self.format) is None
+        slots = DiffusionPipeline.registry[checkpoint.class_name].SLOTS
         for component, functions in interfaces:
             module = load(component)
             storing = _storing(checkpoint, component, module, options, report)
+            wide = slots[component.name].wide and bool(component.config.get("force_upcast"))
             for name, interface in functions.items():
                 report(f"exporting {name}")
                 place = draft / (name if len(functions) > 1 else component.name)
@@ -169,7 +175,7 @@ class FolderExporter:
                 module.rewrite(rewrites)
                 place.mkdir(parents=True, exist_ok=True)
                 tracing = partial(trace, module, module.method(name))
-                written = self.kind.write(Writing(interface, tracing, place, storing, options))
+                written = self.kind.write(Writing(interface, tracing, place, storing, options, wide))
                 module.rewrite(_reference(rewrites))
                 parts[name] = replace(_part(component, written, place, draft, interface, storing), rewrites=rewrites)
                 (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")

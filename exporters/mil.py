@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from coremltools.converters.mil.mil import Builder, Var
+from coremltools.converters.mil.mil import Builder, Var, types
 from numpy.typing import NDArray
 
 from anamorph.errors import BackendError
@@ -20,6 +20,8 @@ from anamorph.exporters.nodes import bound_arguments, leaves
 MASKED = -1e4
 """What stands for minus infinity: far below any score, and no infinity, of which some devices make NaN."""
 HALF = np.finfo(np.float16)
+KINDS = {np.dtype(np.float16): types.fp16, np.dtype(np.float32): types.fp32}
+"""NumPy's types -> MIL's."""
 
 
 @dataclass
@@ -64,9 +66,13 @@ def number(value: float, dtype: Any) -> Any:
 
 @dataclass
 class Emitting:
-    """A function while it is written: `known` is what each node of the PyTorch graph has become."""
+    """A function while it is written in float16, or in another type of NumPy's.
+
+    `known` is what each node of the PyTorch graph has become.
+    """
 
     weights: Weights
+    floats: Any = np.float16
     known: dict[Any, Any] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     constants: dict[int, Var] = field(default_factory=dict)
@@ -136,17 +142,22 @@ class Call:
         """An argument: numbers as they are, tensors as variables or, if they are known now, as tensors."""
         return self.emitting.resolve(self.arguments[name])
 
-    def var(self, name: str, dtype: Any = np.float16) -> Var:
-        """A tensor as a variable; one that is known now gets this type."""
-        return self.emitting.var(self[name], dtype)
+    def var(self, name: str) -> Var:
+        """A tensor as a variable."""
+        return self.constant(self[name])
 
     def vars(self, name: str) -> list[Var]:
         """A list of tensors as variables."""
         return [self.constant(value) for value in self[name]]
 
-    def constant(self, value: Any, dtype: Any = np.float16) -> Var:
-        """A variable as it is; what is known now in this type."""
-        return self.emitting.var(value, dtype)
+    def constant(self, value: Any, dtype: Any = None) -> Var:
+        """A variable as it is; what is known now in this type, or in that of the function."""
+        return self.emitting.var(value, dtype or self.emitting.floats)
+
+    @property
+    def kind(self) -> Any:
+        """MIL's name for the type of the function."""
+        return KINDS[np.dtype(self.emitting.floats)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The traced shape of a tensor."""

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from coremltools.converters.mil.mil import Builder, Var, types
+from coremltools.converters.mil.mil import Builder, Var
 
 from anamorph.errors import BackendError
 from anamorph.exporters.mil_operators import RULES as RULES
@@ -18,7 +18,7 @@ def _conv(call: "Call") -> Var:
     sides = len(call.shape("input")) - 2
     padding, stride, dilation = (each(call[name], sides) for name in ("padding", "stride", "dilation"))
     return Builder.conv(
-        x=_half(call, "input"), weight=call.var("weight"), **_bias(call), strides=stride, pad_type="custom",
+        x=_narrow(call, "input"), weight=call.var("weight"), **_bias(call), strides=stride, pad_type="custom",
         pad=[side for side in padding for _ in range(2)], dilations=dilation, groups=call["groups"],
     )  # fmt: skip
 
@@ -32,14 +32,14 @@ def _bias(call: "Call") -> dict[str, Var]:
     return {} if call["bias"] is None else {"bias": call.var("bias")}
 
 
-def _half(call: "Call", name: str) -> Var:
-    """What weights multiply is float16."""
-    return cast(call.var(name), types.fp16)
+def _narrow(call: "Call", name: str) -> Var:
+    """What weights multiply has their type."""
+    return cast(call.var(name), call.kind)
 
 
 @rule("aten.linear.default")
 def _linear(call: "Call") -> Var:
-    return Builder.linear(x=_half(call, "input"), weight=call.var("weight"), **_bias(call))
+    return Builder.linear(x=_narrow(call, "input"), weight=call.var("weight"), **_bias(call))
 
 
 @rule("aten.group_norm.default")

@@ -60,9 +60,9 @@ for _name in ("exp", "sigmoid", "tanh", "relu", "silu"):
 
 @rule("aten.sin.default", "aten.cos.default")
 def _wave(call: "Call") -> Var:
-    """In float32, of an angle in float32; the wave itself fits float16."""
+    """In float32, of an angle in float32; the wave itself fits the function's type."""
     kind = str(call.node.target).split(".")[1]
-    return cast(getattr(Builder, kind)(x=cast(call.var("self"), EXACT)), types.fp16)
+    return cast(getattr(Builder, kind)(x=cast(call.var("self"), EXACT)), call.kind)
 
 
 @rule("aten.log.default")
@@ -90,7 +90,7 @@ def operands(call: "Call") -> list[Var]:
     """Both operands in one type: float32 where one of them is."""
     given = [call[name] for name in ("self", "other")]
     kinds = {value.dtype for value in given if isinstance(value, Var)}
-    kind = EXACT if EXACT in kinds else next(iter(kinds - {types.bool}), types.fp16)
+    kind = EXACT if EXACT in kinds else next(iter(kinds - {types.bool}), call.kind)
     dtype = {EXACT: np.float32, types.int32: np.int32}.get(kind, np.float16)
     return [cast(call.constant(value, dtype), kind) for value in given]
 
@@ -110,7 +110,7 @@ def _cast(call: "Call") -> Var:
     """Floats stay in the type that this module chooses for them."""
     x = call.var("self")
     if call.result.is_floating_point():
-        return x if x.dtype in (types.fp16, EXACT) else cast(x, types.fp16)
+        return x if x.dtype in (types.fp16, EXACT) else cast(x, call.kind)
     return cast(x, types.int32)
 
 

@@ -27,12 +27,14 @@ class Face:
     """How a part of one size looks in a package.
 
     `apple` gives all inputs the types that apple/ml-stable-diffusion feeds, which loses fractions of timesteps.
-    `pictures` is the shape of those that its safety checker holds back.
+    `pictures` is the shape of those that its safety checker holds back. Where it is `wide`, it computes in float32
+    between inputs and outputs of float16.
     """
 
     interface: Interface
     apple: bool = False
     pictures: tuple[int, ...] = ()
+    wide: bool = False
 
     def kind(self, port: Port) -> Any:
         """The type of an input: whole numbers are int32, but Apple's are float32."""
@@ -53,7 +55,7 @@ class Face:
             return cast(given, types.fp32)
         if port.name == STATES and given.rank > len(port.axes):
             return transposed(Builder.squeeze(x=given, axes=[2]), [0, 2, 1])
-        return given
+        return cast(given, types.fp32) if self.wide else given
 
 
 class Writer:
@@ -63,7 +65,7 @@ class Writer:
         self.face, self.target = face, target
         signature = program.graph_signature
         stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self.base = Emitting(weights)
+        self.base = Emitting(weights, np.float32 if face.wide else np.float16)
         ports = iter(face.interface.inputs)
         self.ports: dict[Any, Port] = {}
         for node in program.graph.find_nodes(op="placeholder"):
@@ -96,7 +98,7 @@ class Writer:
         inputs = {name: self._placeholder(node) for node, name in called.items()}
         inputs |= {name: Builder.placeholder(shape=shape, dtype=types.fp16) for name, shape in self._further.items()}
         with Function(inputs, opset_version=self.target) as function:
-            emitting = Emitting(self.base.weights, dict(self.base.known), self.base.names)
+            emitting = Emitting(self.base.weights, self.base.floats, dict(self.base.known), self.base.names)
             for node, name in called.items():
                 given = function.inputs[name]
                 emitting.known[node] = self.face.opened(self.ports[node], given) if node in self.ports else given
