@@ -48,6 +48,7 @@ def write(writing: Writing) -> "Written":
 
         wishes, weights = _wishes(writing.options), Weights()
         programs: list[Program] = []
+        bits = None if writing.wide else wishes.palette
         sizes = list(each_size(writing.interface))
         target = coremltools.target.iOS18 if len(sizes) > 1 else coremltools.target.iOS16
         cut = PIECES if wishes.chunked and writing.interface.outputs[0].name == "out_sample" else 1
@@ -63,16 +64,14 @@ def write(writing: Writing) -> "Written":
         for one, package in zip(programs, packages, strict=True):
             one.default_function_name = next(iter(one.functions))
             one.export_as_multifunction = len(sizes) > 1
-            passes.PassPipelineManager.apply_pipeline(
-                one, _pipeline(coremltools, None if writing.wide else wishes.palette)
-            )
+            passes.PassPipelineManager.apply_pipeline(one, _pipeline(coremltools, bits))
             if len(sizes) > 1:
                 share_weights(one)
             coremltools.convert(
                 one, convert_to="mlprogram", minimum_deployment_target=target, skip_model_load=True,
                 pass_pipeline=coremltools.PassPipeline.EMPTY, package_dir=str(package),
             )  # fmt: skip
-    storage = "float32" if writing.wide else None if wishes.palette is None else palette(wishes.palette)
+    storage = "float32" if writing.wide else None if bits is None else palette(bits)
     return Written(str(packages[0] / MANIFEST), {}, {}, tuple(packages), storage)
 
 

@@ -159,8 +159,18 @@ def test_programs_compute_what_the_models_compute(sd1: Path, part: str) -> None:
 
 @pytest.mark.parametrize("part", ["text_encoder_2", "unet"])
 def test_those_of_sdxl_too(sdxl: Path, part: str) -> None:
-    program = alone(sdxl, part, CoreMl())
-    assert difference(program, rounded(sdxl, part), inputs_of(program.interface, batch=3)) <= BOUND
+    session = opened(split(sdxl), part).session()
+    assert difference(session, rounded(sdxl, part), inputs_of(session.interface, batch=3)) <= BOUND
+
+
+def test_an_autoencoder_that_overflows_computes_in_float32(sdxl: Path) -> None:
+    decoder = opened(split(sdxl), "vae_decoder")
+    (package,) = decoder.packages
+    kinds = {op.outputs[0].dtype for op in operations(package) if op.op_type in ("conv", "matmul", "square", "linear")}
+    assert kinds == {types.fp32}
+    module = load(component_of(sdxl, "vae_decoder"))
+    assert difference(decoder, module.pixels, inputs_of(decoder.interface)) <= EXACT
+    assert decoder.placement.precision == "float32"
 
 
 def test_another_model_would_be_seen(sd1: Path) -> None:
@@ -292,18 +302,24 @@ def functions(package: Path) -> list[Any]:
     return list(function.operations)
 
 
-def test_pictures_are_those_of_eager(sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_pictures_are_those_of_eager(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Engine, "unavailable", lambda _: None)
+    checkpoint = request.getfixturevalue(name)
     call: dict[str, Any] = {"num_inference_steps": 3, "seed": [3, 4], "guidance_scale": 5.0, "output_type": "np"}
     prompts = ["a photo of a red cat", "a dog"]
-    ours = DiffusionPipeline.from_pretrained(split(sd1), backend="coreml", device="CPU_AND_NE")
-    eager = DiffusionPipeline.from_pretrained(sd1, backend="eager")
+    ours = DiffusionPipeline.from_pretrained(split(checkpoint), backend="coreml", device="CPU_AND_NE")
+    eager = DiffusionPipeline.from_pretrained(checkpoint, backend="eager")
     assert relative(ours(prompts, **call).images, eager(prompts, **call).images) <= HALF
     placed = ours.placement["unet"]
     assert (placed.engine, placed.device, placed.precision) == ("coreml", "CPU_AND_NE", "float16")
     assert placed.details["rewrites"] == SPLIT_EINSUM
     with pytest.raises(InputError, match="latent_height is 12, expected 8"):
-        ours("a cat", height=96, width=96)
+        ours("a cat", height=12 * (8 if name == "sd1" else 2), width=64)
+    with pytest.raises(BackendError, match="was exported to compute in float16, not in float32; take float16"):
+        DiffusionPipeline.from_pretrained(split(checkpoint), backend="coreml", torch_dtype="float32")
 
 
 def test_elsewhere_it_says_why_it_cannot_run(sd1: Path, capsys: pytest.CaptureFixture[str]) -> None:
