@@ -74,6 +74,7 @@ class Compile(Eager):
     """torch.compile with Inductor; the first picture of each size waits for the compiler."""
 
     name = "compile"
+    sizes = "each"
     savings: tuple[type[Saving], ...] = (ChannelsLast,)  # hooks and slices would be compiled again and again
     rank = None  # minutes of compilation are never spent without being asked for
 

@@ -4,13 +4,14 @@ import importlib.util
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from anamorph.arrays import Array
 from anamorph.backends.torch_arrays import TorchArrays
 from anamorph.components import Component
-from anamorph.engine import Backend, Placement, Program, Target, check_target
+from anamorph.engine import Backend, Placement, Program, Target, kind_of
 from anamorph.interface import Interface
 from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
 from anamorph.plugins import hookimpl
@@ -116,9 +117,6 @@ class TorchSession:
         import torch
 
         program, waits = self.program, waiting_of(self.program.module)
-        program.interface.check(inputs)
-        if not program.arrays.asynchronous:  # on a device, asking for values would stop its queue
-            program.interface.check_values(inputs)
         ports = program.interface.inputs  # a scalar timestep stays as it is, too
         casts = {port.name for port in ports if port.axes and port.dtype == "float32" and not port.exact}
         given = ((port.name, inputs.get(port.name)) for port in ports)
@@ -136,6 +134,11 @@ class Eager:
     formats = ("checkpoint",)
     rank: int | None = 10
     double = False
+    # PyTorch's float16 kernels on x86 are two orders of magnitude slower than float32: never offered there.
+    places: Mapping[str, tuple[str, ...]] = MappingProxyType({
+        "cpu": ("float32", "bfloat16"), "cuda": ("float32", "float16", "bfloat16"),
+    })  # fmt: skip
+    sizes = "any"
     savings: tuple[type[Saving], ...] = (AttentionSlices, ChannelsLast, Offload)
     """What its programs can be asked for."""
 
@@ -149,11 +152,9 @@ class Eager:
         return (*cuda[:1], "cpu", *(("cuda",) if cuda else ()), *cuda[1:])
 
     def precisions(self, device: str) -> tuple[str, ...]:
-        # PyTorch's float16 kernels on x86 are two orders of magnitude slower than float32: never offered there.
-        return ("float32", "bfloat16") if device == "cpu" else ("float32", "float16", "bfloat16")
+        return self.places[kind_of(device)]
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
-        check_target(self, target)
         module = load_module(component, target)
         return {
             part: TorchProgram(

@@ -4,18 +4,17 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-
-from numpy.typing import NDArray
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.buckets import COMPILED, FOUND
 from anamorph.backends.cores import physical_cores
-from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
+from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, imported, prepared
 from anamorph.backends.onnx_files import external_locations, with_outputs
 from anamorph.components import Component
-from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
+from anamorph.engine import Backend, Graph, Placement, Program, Target
 from anamorph.entries import ANY, Entry, Key, discard, find, keep
 from anamorph.errors import ArtifactError, OutputError
 from anamorph.interface import Interface
@@ -56,10 +55,9 @@ class OnnxProgram(Graph):
         return self
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        values, sizes = prepared(self.interface, inputs)
+        values = prepared(self.interface, inputs)
         names = [port.name for port in self.interface.outputs]
-        results = self.engine.run(names, values)
-        return checked(self.interface, sizes, dict(zip(names, results, strict=True)))
+        return dict(zip(names, self.engine.run(names, values), strict=True))
 
 
 class OnnxRuntime:
@@ -69,6 +67,8 @@ class OnnxRuntime:
     formats = ("onnx",)
     rank: int | None = 10
     double = False
+    places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",)})
+    sizes = "any"
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("onnxruntime"):
@@ -79,28 +79,25 @@ class OnnxRuntime:
         return ("cpu",)
 
     def precisions(self, device: str) -> tuple[str, ...]:  # noqa: ARG002 - there is one device
-        return ("float32",)
+        return self.places["cpu"]
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
-        check_target(self, target)
         artifact = artifact_of(component, self.name, self.formats)
         return {part: _open(artifact, part, target) for part in parts}
 
     def key(self, artifact: Artifact, part: str, target: Target) -> Key:  # noqa: ARG002 - there is one target
         return _key(artifact, part)
 
+    def inner_values(
+        self, artifact: Artifact, part: str, names: Sequence[str]
+    ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        program = _open(artifact, part, Target(), names)
 
-def inner_values(
-    artifact: Artifact, part: str, names: Sequence[str]
-) -> Callable[[Mapping[str, Array]], dict[str, NDArray[Any]]]:
-    """A part as a function from its inputs to values inside its graph, in float32."""
-    program = _open(artifact, part, Target(), names)
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            values = prepared(program.interface, inputs)
+            return dict(zip(names, program.engine.run(list(names), values), strict=True))
 
-    def run(inputs: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
-        values, _ = prepared(program.interface, inputs)
-        return dict(zip(names, program.engine.run(list(names), values), strict=True))
-
-    return run
+        return run
 
 
 def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] = ()) -> OnnxProgram:

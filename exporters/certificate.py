@@ -26,6 +26,7 @@ from anamorph.exporters.references import Probe, read_probes
 from anamorph.exporters.taps import open_taps
 from anamorph.exporters.trial import pipeline, trajectory
 from anamorph.exporting import PICTURE
+from anamorph.guard import open_parts, places_here
 from anamorph.memory import OwnSizes
 from anamorph.pipelines.loading import read_component
 from anamorph.plugins import choose_backend
@@ -112,13 +113,16 @@ def _compare(opened: Checkpoint, artifact: Artifact, references: Path, precision
         else:
             slot = opened.components[part.component]
             component = read_component(opened, part.component, (slot[1],) if slot else ())
-            program = engine.open(component, [name], Target("cpu", precision))[name]
+            device = next(iter(places_here(engine)))
+            program = open_parts(engine, component, [name], Target(device, precision))[name]
         program.spare(OwnSizes(0))  # the model for all sizes is certified: those for one are made from it
         session = program.session()
         for probe in read_probes(references, name):
             where = _sizes(part, probe)
-            for output, value in session(probe.inputs).items():
-                yield Measured(name, f"{output} {where}", output, difference(np.asarray(value), probe.outputs[output]))
+            given = {port: program.arrays.put(value) for port, value in probe.inputs.items()}
+            for output, value in session(given).items():
+                found = program.arrays.get(value)
+                yield Measured(name, f"{output} {where}", output, difference(found, probe.outputs[output]))
     with np.load(references / "picture.npz") as stored:
         for what, value in trajectory(pipe, references):
             yield Measured(PICTURE, what, "latents", difference(value, stored[what]))
@@ -132,6 +136,7 @@ def _compare_blocks(artifact: Artifact, references: Path, parts: Sequence[str]) 
             rows.append([
                 Measured(name, f"block {block} {where}", block, difference(found[block], value))
                 for block, value in probe.blocks.items()
+                if block in found
             ])  # fmt: skip
         for row in zip(*rows, strict=True):  # block by block, at all sizes
             yield from row

@@ -52,17 +52,19 @@ LAYOUT = 7
 class Format:
     """What distinguishes one format: `write(program, interface, folder, storing)` writes one part.
 
-    `scalars` are the dimensions that its files give to single numbers, `root_files(storage)` further files;
-    `write_tokenizer(tokenizer, folder)` adds a form of the tokenizer that its readers want, or returns why it cannot.
+    `packages` decide what is written, `storages` are the types in which it stores weights, `scalars` the dimensions
+    that its files give to single numbers, `root_files(storage)` further files; `write_tokenizer(tokenizer, folder)`
+    adds a form of the tokenizer that its readers want, or returns why it cannot.
     """
 
     name: str
     packages: tuple[str, ...]
-    scalars: tuple[int, ...]
     write: Callable[["torch.export.ExportedProgram", Interface, Path, "Storing"], "Written"]
     unavailable: Callable[[], str | None]
-    root_files: Callable[[str], Mapping[str, str]]
-    write_tokenizer: Callable[[Tokenizer, Path], str | None]
+    storages: tuple[str, ...] = ("float32",)
+    scalars: tuple[int, ...] = ()
+    root_files: Callable[[str], Mapping[str, str]] = lambda _: {}
+    write_tokenizer: Callable[[Tokenizer, Path], str | None] = lambda *_: None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class FolderExporter:
         """The format's name."""
         return self.kind.name
 
+    @property
+    def storages(self) -> tuple[str, ...]:
+        """Types in which it stores weights."""
+        return self.kind.storages
+
     def unavailable(self) -> str | None:
         """None, or what is missing."""
         return self.kind.unavailable()
@@ -87,6 +94,10 @@ class FolderExporter:
 
     def export(self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, report: Report) -> Sequence[Check]:
         """Write and certify an artifact; see `anamorph.exporting.Exporter`."""
+        if options.storage not in self.storages:
+            raise InputError(
+                f"weights of {self.format} are not stored as {options.storage}; expected {', '.join(self.storages)}"
+            )
         if checkpoint.artifact is not None:
             raise InputError(f"{checkpoint.folder} is an exported folder already; name the checkpoint it was made from")
         target = folder.expanduser().absolute()

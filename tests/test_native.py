@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def on_graphs(engine: str, unet: UNet2DConditionModel, rewrites: Sequence[str], 
         for one in interfaces
     ]
     prepares = (sessions[1], interfaces[1]) if len(sessions) > 1 else ()
-    return Opened(sessions[0], interfaces[0], NumpyArrays(), *prepares)
+    return Opened(sessions[0], interfaces[0], NumpyArrays(), engine, *prepares)
 
 
 def predictions(made: Opened, sample: NDArray[Any], told: Mapping[str, NDArray[Any]], branches: int) -> list[Any]:
@@ -181,7 +182,7 @@ def test_residuals_of_a_controlnet_may_differ_between_branches(engine: str, tmp_
     plain = predictions(made, sample, told, 2)[0]
     named = {port.name: made.arrays.put(value) for port, value in zip(ports, residuals, strict=True)}
     step = made.step
-    controlled = Opened(lambda inputs: step({**inputs, **named}), made.interface, made.arrays, made.once, made.prepares)
+    controlled = replace(made, step=lambda inputs: step({**inputs, **named}))
     assert relative(predictions(controlled, sample, told, 2)[0], exact) <= BOUND
     assert relative(predictions(made, sample, told, 2)[0], plain) == 0  # nothing of the last call is left
     assert relative(plain, exact) > 1e-2

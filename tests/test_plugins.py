@@ -15,6 +15,7 @@ from anamorph.backends.null import Null
 from anamorph.components import Component
 from anamorph.engine import Backend, Program, Target
 from anamorph.errors import BackendError, BackendUnavailable, InputError
+from anamorph.guard import open_parts
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **modules: types.ModuleType | None) -> None:
@@ -140,7 +141,7 @@ def test_the_runtime_imports_no_engine_and_no_outer_layer() -> None:
 
 
 def programs(backend: Backend, component: Component, parts: Sequence[str]) -> dict[str, Program]:
-    return backend.open(component, parts, Target())
+    return open_parts(backend, component, parts, Target())
 
 
 @pytest.mark.parametrize("name", ["eager", "null"])

@@ -6,19 +6,25 @@ from typing import Any
 
 from anamorph.cli import OK
 from anamorph.engine import Backend
+from anamorph.errors import BackendError
+from anamorph.guard import missing, places_here
 from anamorph.plugins import choose_backend, installed
 
 
 def describe(backend: Backend) -> dict[str, Any]:
     """One engine as plain JSON types."""
-    reason = backend.unavailable()
-    devices = () if reason else backend.devices()
+    reason, places = missing(backend), {}
+    if reason is None:
+        try:
+            places = places_here(backend)
+        except BackendError as error:
+            reason = str(error)
     return {
         "name": backend.name,
         "available": reason is None,
         "missing": reason,
         "opens": list(backend.formats),
-        "devices": {device: list(backend.precisions(device)) for device in devices},
+        "devices": {device: list(precisions) for device, precisions in places.items()},
         "test_double": backend.double,
         "rank": backend.rank,
     }

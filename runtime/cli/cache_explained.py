@@ -57,7 +57,7 @@ def _lines(component: Component, part: str, backend: Backend, target: Target, re
     if artifact is None:
         assert component.checkpoint is not None
         exporter = get_exporter(backend.formats)
-        place = export_place(component.checkpoint, exporter, cached_options(rewrites))
+        place = export_place(component.checkpoint, exporter, cached_options(exporter, rewrites))
         artifact = _artifact(place, component.checkpoint.folder)
         if artifact is None:
             yield f"export: not found, it will be made; {_nearest_export(component.checkpoint, exporter)}"

@@ -10,6 +10,7 @@ from typing import Any
 from anamorph.cache import cache_folder
 from anamorph.cli import OK
 from anamorph.cli.backends import describe
+from anamorph.guard import missing
 from anamorph.plugins import installed
 
 PACKAGES = {
@@ -22,7 +23,7 @@ PACKAGES = {
 def examine() -> dict[str, Any]:
     """Everything as plain JSON types."""
     found = installed()
-    exporters = {name: exporter.unavailable() for name, exporter in sorted(found.exporters.items())}
+    exporters = {name: missing(exporter) for name, exporter in sorted(found.exporters.items())}
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

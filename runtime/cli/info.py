@@ -13,6 +13,7 @@ from anamorph.artifact import Artifact
 from anamorph.checkpoint import BUNDLED, Checkpoint, Source, component_config, open_checkpoint
 from anamorph.cli import OK
 from anamorph.errors import CheckpointError
+from anamorph.guard import missing
 from anamorph.pipelines import DiffusionPipeline, LatentDiffusion
 from anamorph.pipelines.auto import tasks_of_class
 from anamorph.pipelines.slots import parts_of
@@ -171,14 +172,14 @@ def engines_for(form: str) -> dict[str, str]:
         exporters = [found.exporters[kind] for kind in backend.formats if kind in found.exporters]
         if backend.double:
             continue
-        if (missing := backend.unavailable()) is not None:
-            engines[name] = f"not available: {missing}"
+        if (reason := missing(backend)) is not None:
+            engines[name] = f"not available: {reason}"
         elif form in backend.formats:
             engines[name] = "opens it as it is"
         elif form != "checkpoint" or not exporters:
             engines[name] = f"does not open {form}, only {', '.join(backend.formats)}"
         else:
-            reasons = [exporter.unavailable() for exporter in exporters]
+            reasons = [missing(exporter) for exporter in exporters]
             ready = None in reasons
             engines[name] = (
                 f"opens its export to {exporters[0].format}, made at first use" if ready else str(reasons[0])

@@ -1,7 +1,7 @@
 """What predicts in the loop: told once what a picture is of, and called at each step."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -27,6 +27,10 @@ class Denoiser(Protocol):
         """The kind of array that it takes and returns."""
 
     @property
+    def engine(self) -> str:
+        """The engine that runs it, or several, for errors."""
+
+    @property
     def shares(self) -> bool:
         """Whether branches that see the same sample may share it."""
 
@@ -44,15 +48,15 @@ class Opened:
     step: Session
     interface: Interface
     arrays: Arrays
+    engine: str
     once: Session | None = None
     prepares: Interface | None = None
 
     @classmethod
     def of(cls, step: Program, once: Program | None) -> "Opened":
         """Sessions of its programs for one thread."""
-        if once is None:
-            return cls(step.session(), step.interface, step.arrays)
-        return cls(step.session(), step.interface, step.arrays, once.session(), once.interface)
+        plain = cls(step.session(), step.interface, step.arrays, step.placement.engine)
+        return plain if once is None else replace(plain, once=once.session(), prepares=once.interface)
 
     @property
     def shares(self) -> bool:

@@ -227,7 +227,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         program = self.program("vae_encoder")
         cut, _ = autoencoder_tiles(self._config(self.VAE))
         moments = divided(self._models[self.VAE], "vae_encoder", "sample", program.arrays.put(pictures), cut)
-        FiniteCheck(program.arrays, "vae_encoder").add_now(moments, "encoding the pictures")
+        FiniteCheck.of(program).add_now(moments, "encoding the pictures")
         return program.arrays.get(moments)
 
     def _pixels(self, latents: Array) -> NDArray[Any]:

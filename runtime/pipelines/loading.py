@@ -14,6 +14,8 @@ from anamorph.config import Config
 from anamorph.engine import PRECISIONS, Backend, Program, Target
 from anamorph.errors import ArtifactError, BackendError, CheckpointError, ConfigError, InputError
 from anamorph.exporting import cached_export
+from anamorph.guard import missing as lacking
+from anamorph.guard import open_parts, places_here
 from anamorph.native import preparing
 from anamorph.pipelines.loaded import Loaded, Shown
 from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
@@ -78,14 +80,15 @@ class Wishes:
         if profile is None or (profile.quality and self.rewrites is not None):
             return None
         backend = list_backends().get(profile.engine)
-        return None if backend is None or backend.unavailable() is not None else profile
+        return None if backend is None or lacking(backend) is not None else profile
 
     def target_of(self, component: Component, part: str, backend: Backend) -> Target:
         """Device and precision for one part; what the caller left open was measured, or is the engine's first."""
-        device = _pick(self.device, component.name, part) or backend.devices()[0]
+        places = places_here(backend)
+        device = _pick(self.device, component.name, part) or next(iter(places))
         profile = self.profile_of(component, part)
-        chosen = backend.precisions(device)[0] if profile is None else profile.precision
-        return Target(device, _pick(self.precision, component.name, part) or chosen)
+        precision = _pick(self.precision, component.name, part) or (None if profile is None else profile.precision)
+        return Target(device, precision or places.get(device, tuple(PRECISIONS))[0])
 
 
 def single_wish(wishes: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
@@ -125,7 +128,8 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
                 )
             notes["instead of"] = backend.name
             backend, reason = choose_backend(CHECKPOINT)
-            target = Target(backend.devices()[0], backend.precisions(backend.devices()[0])[0])
+            device, precisions = next(iter(places_here(backend).items()))
+            target = Target(device, precisions[0])
             log.info("%s: engine %s (%s), as no exporter writes it", part, backend.name, reason)
         named = {part, component.name} & set(wishes.precision)
         if target.precision == "float16" and wide and component.config.get("force_upcast") and not named:
@@ -138,7 +142,7 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
         profile = wishes.profile_of(component, names[0])
         readable = _tuned(component, profile) or _readable(component, backend, wishes.rewrites or _rewrites(profile))
         further = [more for name in names if (more := preparing(name)) in readable.parts]
-        programs |= backend.open(readable, [*names, *further], target)
+        programs |= open_parts(backend, readable, [*names, *further], target)
     return Loaded(component, programs, notes)
 
 
@@ -163,7 +167,7 @@ def completed(loaded: Loaded, parts: Sequence[str], rewrites: Wish = None) -> Lo
     placed = next(iter(loaded.programs.values())).placement
     backend = get_backend(placed.engine)
     readable = _readable(loaded.component, backend, rewrites)
-    more = backend.open(readable, missing, Target(placed.device, placed.precision))
+    more = open_parts(backend, readable, missing, Target(placed.device, placed.precision))
     return replace(loaded, programs={**loaded.programs, **more})
 
 
