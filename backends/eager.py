@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 from anamorph.arrays import Array
 from anamorph.backends.torch_arrays import TorchArrays
 from anamorph.components import Component
-from anamorph.engine import Backend, Placement, Program, Target, kind_of
+from anamorph.engine import Backend, Costs, Placement, Program, Target, kind_of
 from anamorph.interface import Interface
 from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
 from anamorph.plugins import hookimpl
@@ -139,6 +139,7 @@ class Eager:
         "cpu": ("float32", "bfloat16"), "cuda": ("float32", "float16", "bfloat16"),
     })  # fmt: skip
     sizes = "any"
+    costs = Costs()
     savings: tuple[type[Saving], ...] = (AttentionSlices, ChannelsLast, Offload)
     """What its programs can be asked for."""
 

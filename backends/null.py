@@ -8,7 +8,7 @@ import numpy as np
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.components import Component
-from anamorph.engine import Backend, Graph, Placement, Program, Session, Target
+from anamorph.engine import Backend, Costs, Graph, Placement, Program, Session, Target
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
 
@@ -38,6 +38,7 @@ class Null:
     double = True
     places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",)})
     sizes = "any"
+    costs = Costs()
 
     def unavailable(self) -> str | None:
         return None

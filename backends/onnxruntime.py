@@ -14,7 +14,7 @@ from anamorph.backends.cores import physical_cores
 from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, imported, prepared
 from anamorph.backends.onnx_files import external_locations, with_outputs
 from anamorph.components import Component
-from anamorph.engine import Backend, Graph, Placement, Program, Target
+from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target
 from anamorph.entries import ANY, Entry, Key, discard, find, keep
 from anamorph.errors import ArtifactError, OutputError
 from anamorph.interface import Interface
@@ -69,6 +69,7 @@ class OnnxRuntime:
     double = False
     places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",)})
     sizes = "any"
+    costs = Costs(disk=4.0)
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("onnxruntime"):

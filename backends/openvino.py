@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.buckets import Buckets, Sizes
-from anamorph.backends.memory import free_memory
 from anamorph.backends.numpy_program import artifact_of, prepared
 from anamorph.backends.openvino_models import DEVICE, SCALAR, Compiled, Source, core, promised
 from anamorph.components import Component
-from anamorph.engine import Backend, Graph, Placement, Program, Target
+from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target
 from anamorph.entries import Key
 from anamorph.interface import Interface, size_of
+from anamorph.machine import free_memory
 from anamorph.memory import OwnSizes, Saving
 from anamorph.plugins import hookimpl
 from anamorph.rewrites import noted
@@ -116,6 +116,7 @@ class OpenVino:
     double = False
     places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32", "bfloat16")})
     sizes = "any"
+    costs = Costs(memory=1.9)
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("openvino"):

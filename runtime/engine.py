@@ -104,6 +104,18 @@ class Graph:
         return loaded
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What weights cost with an engine.
+
+    `memory`: bytes of memory for each byte of weights in the precision that runs; `disk`: bytes of the user's cache for
+    each parameter, beside what an exporter writes.
+    """
+
+    memory: float = 1.0
+    disk: float = 0.0
+
+
 SIZES = {
     "any": "any size",
     "each": "any size, each compiled at its first call",
@@ -139,6 +151,10 @@ class Backend(Protocol):
     @property
     def sizes(self) -> str:
         """How it serves sizes of pictures: a key of `SIZES`."""
+
+    @property
+    def costs(self) -> Costs:
+        """What weights cost, for predictions."""
 
     def unavailable(self) -> str | None:
         """None, or one sentence: what is missing and how to install it. Must be cheap and import nothing heavy."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from anamorph.arrays import Array, Arrays
 from anamorph.components import Component
-from anamorph.engine import PRECISIONS, SIZES, Backend, Placement, Program, Session, Target, kind_of
+from anamorph.engine import PRECISIONS, SIZES, Backend, Costs, Placement, Program, Session, Target, kind_of
 from anamorph.errors import AnamorphError, BackendError
 from anamorph.exporting import LINKED, STORAGE, Exporter
 from anamorph.interface import Interface
@@ -33,13 +33,26 @@ def check_declared(backend: Any) -> None:
         "double": isinstance(backend.double, bool),
         "places": isinstance(backend.places, Mapping) and all(map(_known, backend.places.values())),
         "sizes": backend.sizes in SIZES,
+        "costs": isinstance(backend.costs, Costs),
     }
     if lost := [member for member, right in wrong.items() if not right]:
         said = ", ".join(f"{member} = {getattr(backend, member)!r}" for member in lost)
         raise BackendError(f"engine {name} declares {said}, which is not what anamorph.engine.Backend asks for")
 
 
-_MEMBERS = ("name", "formats", "rank", "double", "places", "sizes", "unavailable", "devices", "precisions", "open")
+_MEMBERS = (
+    "name",
+    "formats",
+    "rank",
+    "double",
+    "places",
+    "sizes",
+    "costs",
+    "unavailable",
+    "devices",
+    "precisions",
+    "open",
+)
 
 
 def _known(precisions: object) -> bool:

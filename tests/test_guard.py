@@ -56,7 +56,7 @@ def declaring(**members: Any) -> Any:
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
-        (SimpleNamespace(name="liar"), "engine liar lacks formats, rank, double, places, sizes, unavailable"),
+        (SimpleNamespace(name="liar"), "engine liar lacks formats, rank, double, places, sizes, costs, unavailable"),
         (declaring(name=""), "name = ''"),
         (declaring(name="auto"), "name = 'auto'"),
         (declaring(formats="checkpoint"), "formats = 'checkpoint'"),

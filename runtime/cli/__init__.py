@@ -205,6 +205,9 @@ def _backends(commands: "Commands[argparse.ArgumentParser]") -> None:
         description="List the engines that plug-ins offer. ANAMORPH_PLUGINS narrows the plug-ins that are imported: "
         "`none`, or names joined by commas.",
     )
+    command.add_argument(
+        "--matrix", action="store_true", help="every task, engine, device and precision: which work here, and why not"
+    )
     command.add_argument("--json", action="store_true", help="print the list as JSON")
 
 
@@ -332,8 +335,13 @@ def _doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
         "doctor",
         help="what is installed, what each engine can do here, what is missing",
         description="Say what is installed, what each engine and exporter can do on this machine, and how to install "
-        "what is missing.",
+        "what is missing; for a model, which tasks run where, in which sizes, and what memory and disk they take. "
+        "Nothing is loaded.",
     )
+    command.add_argument(
+        "model", nargs="?", help="checkpoint folder, exported folder, file, cached hub id, or the word bundled"
+    )
+    command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 

@@ -10,7 +10,7 @@ from anamorph import hookimpl
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.backends.numpy_program import artifact_of, prepared
 from anamorph.components import Component
-from anamorph.engine import Backend, Graph, Placement, Program, Target
+from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target
 from anamorph.errors import ArtifactError
 from anamorph.interface import Interface
 from anamorph_tape import FORMAT, TAPE, WEIGHTS
@@ -80,6 +80,7 @@ class Tape:
     double = False
     places: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",)}
     sizes = "any"
+    costs = Costs()
 
     def unavailable(self) -> str | None:
         return unavailable()
