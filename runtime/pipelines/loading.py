@@ -16,7 +16,7 @@ from anamorph.errors import ArtifactError, BackendError, CheckpointError, Config
 from anamorph.exporting import cached_export
 from anamorph.guard import missing as lacking
 from anamorph.guard import open_parts, places_here
-from anamorph.native import preparing
+from anamorph.native import preparing, shallow
 from anamorph.pipelines.loaded import Loaded, Shown
 from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
 from anamorph.profiles import Profile, applying
@@ -138,12 +138,14 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
             notes["instead of"] = "float16"
         groups.setdefault((backend.name, target), (backend, []))[1].append(part)
     programs: dict[str, Program] = {}
+    profile: Profile | None = None
     for (_, target), (backend, names) in groups.items():
         profile = wishes.profile_of(component, names[0])
         readable = _tuned(component, profile) or _readable(component, backend, wishes.rewrites or _rewrites(profile))
-        further = [more for name in names if (more := preparing(name)) in readable.parts]
+        beside = [more for name in names for more in (preparing(name), shallow(name))]
+        further = [more for more in beside if more in readable.parts]
         programs |= open_parts(backend, readable, [*names, *further], target)
-    return Loaded(component, programs, notes)
+    return Loaded(component, programs, notes, profile=profile)
 
 
 def _rewrites(profile: Profile | None) -> Wish:
