@@ -140,6 +140,7 @@ class Eager:
     })  # fmt: skip
     sizes = "any"
     costs = Costs()
+    options: Mapping[str, str] = MappingProxyType({})
     savings: tuple[type[Saving], ...] = (AttentionSlices, ChannelsLast, Offload)
     """What its programs can be asked for."""
 

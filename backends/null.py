@@ -39,6 +39,7 @@ class Null:
     places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",)})
     sizes = "any"
     costs = Costs()
+    options: Mapping[str, str] = MappingProxyType({})
 
     def unavailable(self) -> str | None:
         return None

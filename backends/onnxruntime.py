@@ -70,6 +70,7 @@ class OnnxRuntime:
     places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",)})
     sizes = "any"
     costs = Costs(disk=4.0)
+    options: Mapping[str, str] = MappingProxyType({})
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("onnxruntime"):

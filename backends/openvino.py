@@ -117,6 +117,7 @@ class OpenVino:
     places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32", "bfloat16")})
     sizes = "any"
     costs = Costs(memory=1.9)
+    options: Mapping[str, str] = MappingProxyType({})
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("openvino"):

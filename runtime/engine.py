@@ -29,10 +29,15 @@ def kind_of(device: str) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how a component shall run."""
+    """Where and how a component shall run; `options` are the engine's own, by name.
+
+    `trusted`: the caller vouches for machine code that an exported folder holds.
+    """
 
     device: str = "cpu"
     precision: str = "float32"
+    options: tuple[tuple[str, str], ...] = ()
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,10 @@ class Backend(Protocol):
     @property
     def costs(self) -> Costs:
         """What weights cost, for predictions."""
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """Name of what else it can be told -> what that means, as half a sentence."""
 
     def unavailable(self) -> str | None:
         """None, or one sentence: what is missing and how to install it. Must be cheap and import nothing heavy."""

@@ -136,9 +136,12 @@ class Exporter(Protocol):
         Raises OutputError: it cannot be written.
         """
 
-    def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report, blocks: bool = False) -> Sequence[Check]:
+    def verify(
+        self, artifact: Checkpoint, source: Checkpoint, report: Report, blocks: bool = False, trusted: bool = False
+    ) -> Sequence[Check]:
         """Compare an artifact with the checkpoint that it was made from: parts, a picture step by step, and last,
         in the order in which they are computed, the blocks of the parts that differ, or of all where `blocks`.
+        Machine code in it runs only where it is `trusted`, or in the cache of this user.
 
         Raises ArtifactError: it was made from another checkpoint.
         """

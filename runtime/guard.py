@@ -34,25 +34,15 @@ def check_declared(backend: Any) -> None:
         "places": isinstance(backend.places, Mapping) and all(map(_known, backend.places.values())),
         "sizes": backend.sizes in SIZES,
         "costs": isinstance(backend.costs, Costs),
+        "options": isinstance(backend.options, Mapping) and all(isinstance(name, str) for name in backend.options),
     }
     if lost := [member for member, right in wrong.items() if not right]:
         said = ", ".join(f"{member} = {getattr(backend, member)!r}" for member in lost)
         raise BackendError(f"engine {name} declares {said}, which is not what anamorph.engine.Backend asks for")
 
 
-_MEMBERS = (
-    "name",
-    "formats",
-    "rank",
-    "double",
-    "places",
-    "sizes",
-    "costs",
-    "unavailable",
-    "devices",
-    "precisions",
-    "open",
-)
+_MEMBERS = ("name", "formats", "rank", "double", "places", "sizes", "costs", "options", "unavailable", "devices",
+            "precisions", "open")  # fmt: skip
 
 
 def _known(precisions: object) -> bool:
@@ -105,7 +95,7 @@ def places_here(backend: Backend) -> dict[str, tuple[str, ...]]:
 
 
 def check_target(backend: Backend, target: Target) -> None:
-    """Raise BackendError where this engine does not serve that device or precision on this machine."""
+    """Raise BackendError where this engine does not serve that device, precision or option on this machine."""
     places = places_here(backend)
     if target.device not in places:
         raise BackendError(
@@ -116,6 +106,9 @@ def check_target(backend: Backend, target: Target) -> None:
             f"engine {backend.name} does not run in {target.precision} on {target.device}; "
             f"it serves {', '.join(places[target.device])}"
         )
+    if strange := [name for name, _ in target.options if name not in backend.options]:
+        known = ", ".join(backend.options) or "none"
+        raise BackendError(f"engine {backend.name} has no option {', '.join(strange)}; it has {known}")
 
 
 def open_parts(backend: Backend, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:

@@ -56,7 +56,10 @@ def declaring(**members: Any) -> Any:
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
-        (SimpleNamespace(name="liar"), "engine liar lacks formats, rank, double, places, sizes, costs, unavailable"),
+        (
+            SimpleNamespace(name="liar"),
+            "engine liar lacks formats, rank, double, places, sizes, costs, options, unavailable",
+        ),
         (declaring(name=""), "name = ''"),
         (declaring(name="auto"), "name = 'auto'"),
         (declaring(formats="checkpoint"), "formats = 'checkpoint'"),

@@ -178,7 +178,23 @@ def _engine(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", help="such as cpu or cuda (default: the engine's first)")
     command.add_argument("--dtype", help="execution precision: fp32, bf16 or fp16 (default: the engine's first)")
+    command.add_argument(
+        "--backend-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what else to tell the engine, such as provider=cuda (see `anamorph backends --json`; may be repeated)",
+    )
+    _trust(command)
     _rewrites(command, "the engine")
+
+
+def _trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run machine code of an exported folder that you trust (what you exported yourself lies in the cache)",
+    )
 
 
 def _rewrites(command: argparse.ArgumentParser, where: str) -> None:
@@ -319,6 +335,7 @@ def _verify(commands: "Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("--model", help="where the checkpoint lies now (default: where it was)")
     command.add_argument("--variant", help="weights variant that was exported, such as fp16")
     command.add_argument("--blocks", action="store_true", help="compare the blocks of all parts")
+    _trust(command)
     command.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 

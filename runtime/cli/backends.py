@@ -31,6 +31,7 @@ def describe(backend: Backend) -> dict[str, Any]:
         "devices": {device: list(precisions) for device, precisions in places.items()},
         "test_double": backend.double,
         "rank": backend.rank,
+        "options": dict(backend.options),
     }
 
 

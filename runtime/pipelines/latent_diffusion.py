@@ -229,9 +229,9 @@ class LatentDiffusion(DiffusionPipeline, public=False):
 
     def upcast_vae(self) -> None:
         """Let the autoencoder compute in float32 from now on, whatever the other models do."""
-        backend, device, dtype, rewrites = self._given
+        dtype = self._given.torch_dtype
         wishes = dict(dtype) if isinstance(dtype, Mapping) else {"default": dtype}
-        self._given = (backend, device, {**wishes, self.VAE: "float32"}, rewrites)
+        self._given = replace(self._given, torch_dtype={**wishes, self.VAE: "float32"})
         loaded = self._models[self.VAE]
         self._models[self.VAE] = replace(self._open(self.VAE, loaded.component), sparing=loaded.sparing)
 

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,18 @@ SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
+class Given:
+    """The arguments of `from_pretrained` that say where and how a pipeline runs, as the caller gave them."""
+
+    backend: str | Mapping[str, str] = "auto"
+    device: Any = None
+    torch_dtype: Any = None
+    rewrites: Wish = None
+    backend_options: Mapping[str, Any] | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
 class Wishes:
     """What the caller asked for, per component name, part name or "default"."""
 
@@ -43,20 +55,24 @@ class Wishes:
     precision: Mapping[str, str | None]
     rewrites: Wish = None
     """Not per part: each rewrite knows its own."""
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {"default": {}})
+    trusted: bool = False
 
     @classmethod
-    def of(cls, backend: Any, device: Any, torch_dtype: Any, rewrites: Wish, names: Sequence[str]) -> "Wishes":
+    def of(cls, given: Given, names: Sequence[str]) -> "Wishes":
         """Normalise the arguments of `from_pretrained`.
 
         Raises InputError: a mapping names no component of the pipeline, or a precision is unknown.
         """
-        devices = _per_component(device, None, names, "device")
-        dtypes = _per_component(torch_dtype, None, names, "torch_dtype")
+        devices = _per_component(given.device, None, names, "device")
+        dtypes = _per_component(given.torch_dtype, None, names, "torch_dtype")
         return cls(
-            _per_component(backend, "auto", names, "backend"),
+            _per_component(given.backend, "auto", names, "backend"),
             {key: None if value is None else str(value) for key, value in devices.items()},
             {key: None if value is None else precision_name(value) for key, value in dtypes.items()},
-            rewrites,
+            given.rewrites,
+            _options(given.backend_options, names),
+            given.trust_remote_code,
         )
 
     def backend_of(self, component: Component, part: str) -> Backend:
@@ -88,13 +104,13 @@ class Wishes:
         device = _pick(self.device, component.name, part) or next(iter(places))
         profile = self.profile_of(component, part)
         precision = _pick(self.precision, component.name, part) or (None if profile is None else profile.precision)
-        return Target(device, precision or places.get(device, tuple(PRECISIONS))[0])
+        options = tuple(sorted(_pick(self.options, component.name, part).items()))
+        return Target(device, precision or places.get(device, tuple(PRECISIONS))[0], options, self.trusted)
 
 
 def single_wish(wishes: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
     """Engine, device and precision for all components alike; raises InputError where they are to differ."""
-    backend, device, torch_dtype = (wishes[name] for name in ("backend", "device", "torch_dtype"))
-    one = Wishes.of(backend, device, torch_dtype, wishes["rewrites"], ())
+    one = Wishes.of(Given(**wishes), ())
     return one.backend["default"], one.device["default"], one.precision["default"]
 
 
@@ -161,15 +177,17 @@ def _tuned(component: Component, profile: Profile | None) -> Component | None:
     return read_component(opened, component.name, (component.class_name,))
 
 
-def completed(loaded: Loaded, parts: Sequence[str], rewrites: Wish = None) -> Loaded:
+def completed(loaded: Loaded, parts: Sequence[str], given: Given) -> Loaded:
     """A component that another pipeline opened, with `parts` beside what it has; they go where its first part runs."""
     missing = [part for part in parts if part not in loaded.programs]
     if not missing:
         return loaded
     placed = next(iter(loaded.programs.values())).placement
     backend = get_backend(placed.engine)
-    readable = _readable(loaded.component, backend, rewrites)
-    more = open_parts(backend, readable, missing, Target(placed.device, placed.precision))
+    readable = _readable(loaded.component, backend, given.rewrites)
+    target = replace(Wishes.of(given, [*loaded.programs, *missing, loaded.component.name]).target_of(
+        loaded.component, missing[0], backend), device=placed.device, precision=placed.precision)  # fmt: skip
+    more = open_parts(backend, readable, missing, target)
     return replace(loaded, programs={**loaded.programs, **more})
 
 
@@ -327,6 +345,17 @@ def _has_variant(component: Component) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def _options(value: Mapping[str, Any] | None, names: Sequence[str]) -> dict[str, Mapping[str, str]]:
+    """Options of engines for all components, or for those that are named; values as texts.
+
+    Raises InputError: a component is unknown, or options are no mapping.
+    """
+    if value is None or not all(isinstance(one, Mapping) for one in value.values()):
+        value = {"default": value or {}}
+    found = _per_component(value, {}, names, "backend_options")
+    return {name: {key: str(one) for key, one in options.items()} for name, options in found.items()}
 
 
 def _per_component(value: Any, default: Any, names: Sequence[str], argument: str) -> dict[str, Any]:

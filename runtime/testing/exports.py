@@ -31,7 +31,7 @@ def certified(subject: Subject) -> None:
 def verified_again(subject: Subject) -> None:
     if subject.exporter is None:
         return
-    checks = subject.exporter.verify(subject.opened, subject.checkpoint, _silent)
+    checks = subject.exporter.verify(subject.opened, subject.checkpoint, _silent, trusted=True)
     lost = [check for check in checks if not check.passed]
     held(bool(checks) and not lost, f"verifying again finds {lost}")
 

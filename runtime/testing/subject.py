@@ -153,7 +153,7 @@ def subject(engine: str, device: str | None = None, precision: str | None = None
     backend, checkpoint = get_backend(engine), tiny_checkpoint()
     places = places_here(backend)
     device = device or next(iter(places))
-    target = Target(device, precision or places[device][0])
+    target = Target(device, precision or places[device][0], trusted=True)
     exporter: Exporter | None = None
     opened = checkpoint
     certificate: tuple[Measured, ...] = ()
@@ -173,5 +173,11 @@ def open_pipeline(opened: Checkpoint, engine: str, target: Target) -> DiffusionP
     kind = DiffusionPipeline.registry["StableDiffusionImg2ImgPipeline"]
     rewrites = NONE if opened.artifact is None else None
     return kind.from_checkpoint(
-        opened, {}, backend=engine, device=target.device, torch_dtype=target.precision, rewrites=rewrites
+        opened,
+        {},
+        backend=engine,
+        device=target.device,
+        torch_dtype=target.precision,
+        rewrites=rewrites,
+        trust_remote_code=True,
     )

@@ -81,6 +81,7 @@ class Tape:
     places: Mapping[str, tuple[str, ...]] = {"cpu": ("float32",)}
     sizes = "any"
     costs = Costs()
+    options: Mapping[str, str] = {}
 
     def unavailable(self) -> str | None:
         return unavailable()
