@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; every foreseen failure is one sentence on the error stream and an exit code."""
+    """Run one command; see `finish`."""
     root = parser()
     options = root.parse_args(arguments)
     if options.version:
@@ -65,6 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         root.print_help()
         return USAGE
+    return finish(options)
+
+
+def finish(options: argparse.Namespace) -> int:
+    """Run the command that was read; every foreseen failure is one sentence on the error stream and an exit code."""
     try:
         code: int = _run(options)
         sys.stdout.flush()
@@ -290,9 +295,16 @@ def _export(commands: "Commands[argparse.ArgumentParser]") -> None:
         description="Write a checkpoint in the format of another engine, compare each part and a whole picture with "
         "PyTorch in a fresh process, and move the folder into place. Running it needs no PyTorch.",
     )
+    export_arguments(command)
+
+
+def export_arguments(command: argparse.ArgumentParser) -> None:
+    """The arguments of `anamorph export`."""
     command.add_argument("model", help="checkpoint folder in diffusers' layout, hub id, or the word bundled")
     command.add_argument("out", help="folder to write; it must not exist")
-    command.add_argument("--to", required=True, metavar="FORMAT", help="onnx or openvino (see `anamorph doctor`)")
+    command.add_argument(
+        "--to", required=True, metavar="FORMAT", help="such as onnx or openvino (see `anamorph doctor`)"
+    )
     command.add_argument("--dtype", help="type of the weights on disk: fp32, fp16 or bf16 (default: fp32)")
     command.add_argument(
         "--signature",
