@@ -40,6 +40,8 @@ def _recordable(program: "torch.export.ExportedProgram") -> "torch.nn.Module":
     """The graph as a module whose sizes a tracer follows: read by a tensor's method instead of an operation."""
     import torch
 
+    for name in program.graph_signature.parameters:  # an exported program may hold them as plain tensors
+        program.state_dict[name] = torch.nn.Parameter(program.state_dict[name].detach(), requires_grad=False)
     module = program.module(check_guards=False)
     graph: Any = module.graph
     for node in list(graph.nodes):

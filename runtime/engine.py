@@ -163,7 +163,7 @@ class Backend(Protocol):
 
     @property
     def options(self) -> Mapping[str, str]:
-        """Name of what else it can be told -> what that means, as half a sentence."""
+        """Name of what else it can be told (`x.*`: all that begin with it) -> what that means, as half a sentence."""
 
     def unavailable(self) -> str | None:
         """None, or one sentence: what is missing and how to install it. Must be cheap and import nothing heavy."""

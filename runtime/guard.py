@@ -6,6 +6,8 @@ nor a result that is not what was declared reaches the others.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from anamorph.arrays import Array, Arrays
@@ -106,7 +108,7 @@ def check_target(backend: Backend, target: Target) -> None:
             f"engine {backend.name} does not run in {target.precision} on {target.device}; "
             f"it serves {', '.join(places[target.device])}"
         )
-    if strange := [name for name, _ in target.options if name not in backend.options]:
+    if strange := [name for name, _ in target.options if not any(map(partial(fnmatchcase, name), backend.options))]:
         known = ", ".join(backend.options) or "none"
         raise BackendError(f"engine {backend.name} has no option {', '.join(strange)}; it has {known}")
 

@@ -14,7 +14,7 @@ from anamorph.testing.suite import FAILED, NOT_HERE, Result
 from anamorph.testing.table import BEGIN, END, read, replaced, said, table
 
 README = Path(__file__).parent.parent / "README.md"
-PLACES = [(engine, precision) for engine in ("eager", *ENGINES) for precision in ("float32", "bfloat16")
+PLACES = [(engine, precision) for engine in ("eager", "torchscript", *ENGINES) for precision in ("float32", "bfloat16")
           if precision in get_backend(engine).places["cpu"]]  # fmt: skip
 
 

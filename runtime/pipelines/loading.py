@@ -14,8 +14,8 @@ from anamorph.config import Config
 from anamorph.engine import PRECISIONS, Backend, Program, Target
 from anamorph.errors import ArtifactError, BackendError, CheckpointError, ConfigError, InputError
 from anamorph.exporting import cached_export
+from anamorph.guard import check_target, open_parts, places_here
 from anamorph.guard import missing as lacking
-from anamorph.guard import open_parts, places_here
 from anamorph.native import preparing, shallow
 from anamorph.pipelines.loaded import Loaded, Shown
 from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
@@ -156,6 +156,7 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
     programs: dict[str, Program] = {}
     profile: Profile | None = None
     for (_, target), (backend, names) in groups.items():
+        check_target(backend, target)  # before anything is exported
         profile = wishes.profile_of(component, names[0])
         readable = _tuned(component, profile) or _readable(component, backend, wishes.rewrites or _rewrites(profile))
         beside = [more for name in names for more in (preparing(name), shallow(name))]
