@@ -33,6 +33,7 @@ class AotInductor(Eager):
     rank: int | None = 1
     places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",)})
     costs = Costs()
+    options: Mapping[str, str] = MappingProxyType({})
 
     def unavailable(self) -> str | None:
         return None if importlib.util.find_spec("torch") else INSTALL

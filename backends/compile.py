@@ -5,7 +5,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from anamorph.backends.eager import INSTALL, Eager
@@ -75,6 +76,7 @@ class Compile(Eager):
 
     name = "compile"
     sizes = "each"
+    options: Mapping[str, str] = MappingProxyType({})  # its compiler chooses kernels by itself
     savings: tuple[type[Saving], ...] = (ChannelsLast,)  # hooks and slices would be compiled again and again
     rank = None  # minutes of compilation are never spent without being asked for
 

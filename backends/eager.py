@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from anamorph.backends.offloading import Offloaded
     from anamorph.pipelines.loaded import Loaded
 
+ATTENTION = "attention"
+"""The option that chooses how attention is computed."""
 INSTALL = "PyTorch is not installed; run: pip install 'anamorph[torch]'"
 
 
@@ -52,13 +54,15 @@ class TorchProgram:
     """What it can be asked for after it was opened."""
     rewrites: tuple[str, ...] = ()
     """Those of the module's that concern this part."""
+    options: tuple[tuple[str, str], ...] = ()
+    """What else the engine was told."""
 
     @property
     def placement(self) -> Placement:
         """Read back from the module at each time of asking."""
         precision = str(self.module.dtype).removeprefix("torch.")
         waits = waiting_of(self.module)
-        notes = noted(self.rewrites)
+        notes = {**noted(self.rewrites), **dict(self.options)}
         if waits is not None:
             notes["offload"] = str(waits.wish.kind)
         if (stranger := called(self.module)) is not None:
@@ -140,7 +144,10 @@ class Eager:
     })  # fmt: skip
     sizes = "any"
     costs = Costs()
-    options: Mapping[str, str] = MappingProxyType({})
+    options: Mapping[str, str] = MappingProxyType({
+        ATTENTION: "how attention is computed: sdpa (PyTorch chooses), flash, efficient, math, cudnn, xformers, "
+        "sliced, or plain (written out)",
+    })  # fmt: skip
     savings: tuple[type[Saving], ...] = (AttentionSlices, ChannelsLast, Offload)
     """What its programs can be asked for."""
 
@@ -161,7 +168,7 @@ class Eager:
         return {
             part: TorchProgram(
                 self.function(module, part), module, part, self.name, component.interface(part), self.savings,
-                fitting(module.rewrites, part, component.class_name, component.config),
+                fitting(module.rewrites, part, component.class_name, component.config), target.options,
             )
             for part in parts
         }  # fmt: skip
@@ -177,6 +184,7 @@ def load_module(component: Component, target: Target) -> Any:
     import torch
 
     from anamorph.models import MODELS
+    from anamorph.models.attention_processor import choose_attention
 
     dtype = getattr(torch, target.precision)
     module = component.module
@@ -188,6 +196,8 @@ def load_module(component: Component, target: Target) -> Any:
         module = model.from_pretrained(component.stored, torch_dtype=dtype, variant=component.variant)
         module.rewrite(component.rewrites)
         _opened[key] = module
+    if (way := dict(target.options).get(ATTENTION)) is not None:
+        choose_attention(module, way)
     module = module.to(device=target.device, dtype=dtype).eval()
     if target.device == "cpu" and dtype == torch.float32:  # oneDNN's own layout is as fast; weights can stay mapped
         return module

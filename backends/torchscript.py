@@ -75,6 +75,7 @@ class TorchScript(Eager):
     rank: int | None = 1
     places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",), "cuda": ("float32",)})
     costs = Costs()
+    options: Mapping[str, str] = MappingProxyType({})
 
     def unavailable(self) -> str | None:
         return None if importlib.util.find_spec("torch") else INSTALL
