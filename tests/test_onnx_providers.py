@@ -29,7 +29,8 @@ NAMES = {
 
 def test_names_are_those_of_onnx_runtime() -> None:
     assert {name: one.name for name, one in PROVIDERS.items()} == NAMES
-    assert set(NAMES.values()) <= set(onnxruntime.get_all_providers())
+    gone = {"ROCMExecutionProvider"}  # builds since 1.23 have MIGraphX in its place
+    assert set(NAMES.values()) - gone <= set(onnxruntime.get_all_providers())
 
 
 @dataclass

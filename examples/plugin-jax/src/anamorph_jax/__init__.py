@@ -1,1 +1,1 @@
-"""JAX as an engine: PyTorch's models, translated by torchax and compiled by XLA."""
+"""JAX as an engine: PyTorch's models, traced and compiled by XLA."""

@@ -1,4 +1,4 @@
-"""The engine: each part is one function of JAX, compiled for every shape that it meets."""
+"""The engine: each part is traced once and compiled by XLA for every shape that it meets."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from anamorph import hookimpl
 from anamorph.arrays import Array
 from anamorph.backends.eager import load_module
-from anamorph.components import Component
+from anamorph.components import Component, even
 from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target
 from anamorph.errors import BackendError
 from anamorph.interface import Axis, Interface
@@ -32,24 +32,27 @@ class JaxProgram(Graph):
         return self
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        given = tuple(self._spread(port.axes, inputs.get(port.name)) for port in self.interface.inputs)
-        results = self.function(self.weights, given)
+        import jax.numpy as jnp
+
+        absent = {port.name: self.interface.absent(port) for port in self.interface.inputs if port.name not in inputs}
+        given = {**inputs, **{name: jnp.zeros(shape) for name, shape in absent.items()}}
+        results = self.function(
+            self.weights, [self._dealt(port.axes, given[port.name]) for port in self.interface.inputs]
+        )
         return {port.name: value for port, value in zip(self.interface.outputs, results, strict=True)}
 
-    def _spread(self, axes: Sequence[Any], value: Array | None) -> Array | None:
+    def _dealt(self, axes: Sequence[Any], value: Array) -> Array:
         """The value with its batch dealt out to all devices where it can be divided, or whole on each of them."""
         from jax import device_put
         from jax.sharding import NamedSharding, PartitionSpec
 
-        if value is None:
-            return None
         batched = bool(axes) and isinstance(axes[0], Axis) and axes[0].name == "batch"
-        dealt = batched and value.shape[0] % self.mesh.size == 0
-        return device_put(value, NamedSharding(self.mesh, PartitionSpec("batch" if dealt else None)))
+        rule = PartitionSpec("batch") if batched and value.shape[0] % self.mesh.size == 0 else PartitionSpec()
+        return device_put(value, NamedSharding(self.mesh, rule))
 
 
 class Jax:
-    """JAX on the processor; `shards` simulated devices share the pictures of a batch."""
+    """JAX on the processor; with `shards`, several of its devices share the pictures of a batch."""
 
     name = "jax"
     formats = ("checkpoint",)
@@ -61,7 +64,7 @@ class Jax:
     options: Mapping[str, str] = MappingProxyType({"shards": "how many of JAX's devices a batch is dealt out to"})
 
     def unavailable(self) -> str | None:
-        lost = [name for name in ("torch", "jax", "torchax") if not importlib.util.find_spec(name)]
+        lost = [name for name in ("torch", "jax") if not importlib.util.find_spec(name)]
         return f"{' and '.join(lost)} not installed; run: pip install anamorph-jax" if lost else None
 
     def devices(self) -> tuple[str, ...]:
@@ -71,14 +74,23 @@ class Jax:
         return self.places[device]
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
+        from jax import device_put, jit
+        from jax.sharding import NamedSharding, PartitionSpec
+
+        from anamorph.exporters.trace import trace
+        from anamorph_jax.graph import Graph as Traced
+        from anamorph_jax.graph import weights_of
+
         mesh = _mesh(dict(target.options).get("shards", "1"))
-        module = load_module(replace(component, rewrites=()), target)
         shards = {"shards": str(mesh.size)} if mesh.size > 1 else {}
-        opened: dict[str, Program] = {}
+        module, opened = load_module(component, replace(target, options=())), dict[str, Program]()
         for part in parts:
-            function, weights = _translated(module, part, mesh)
+            interface = even(component.interface(part), component.config)
+            program = trace(module, module.method(part), interface)
+            weights = device_put(weights_of(program), NamedSharding(mesh, PartitionSpec()))
             placement = Placement(part, self.name, target.device, target.precision, shards)
-            opened[part] = JaxProgram(function, weights, mesh, component.interface(part), placement, JaxArrays())
+            function = jit(Traced(program, interface).__call__)
+            opened[part] = JaxProgram(function, weights, mesh, interface, placement, JaxArrays())
         return opened
 
 
@@ -93,19 +105,6 @@ def _mesh(wish: str) -> Any:
             "XLA_FLAGS=--xla_force_host_platform_device_count=N makes N of the processor"
         )
     return jax.sharding.Mesh(here[: int(wish)], ("batch",))
-
-
-def _translated(module: Any, part: str, mesh: Any) -> tuple[Callable[..., Any], Any]:
-    """A part as a compiled function of its weights and inputs, and the weights on all devices."""
-    import jax
-    import torchax
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from anamorph.exporters.trace import as_module
-
-    weights, function = torchax.extract_jax(as_module(module, module.method(part)))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(function), jax.device_put(weights, everywhere)
 
 
 @hookimpl
