@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from anamorph.backends.coreml_ports import CHECKED, package_names, package_value
 from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
 from anamorph.backends.rows import BATCH, rows_of
 from anamorph.components import Component
-from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
+from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target, kind_of
 from anamorph.errors import ArtifactError, BackendError
 from anamorph.interface import Axis, Interface
 from anamorph.plugins import hookimpl
@@ -157,6 +158,10 @@ class CoreMl:
     formats = ("coreml",)
     rank: int | None = 10
     double = False
+    places: Mapping[str, tuple[str, ...]] = MappingProxyType({kind_of(unit): (HALF, WIDE) for unit in UNITS})
+    sizes = "exported"
+    costs = Costs()
+    options: Mapping[str, str] = MappingProxyType({})
 
     def unavailable(self) -> str | None:
         if sys.platform != "darwin":
@@ -172,7 +177,6 @@ class CoreMl:
         return HALF, WIDE
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
-        check_target(self, target)
         artifact = artifact_of(component, self.name, self.formats)
         for part in parts:
             if (made := precision_of(artifact.parts[part])) != target.precision:

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from anamorph.backends.eager import INSTALL, Eager, TorchProgram, TorchSession, 
 from anamorph.backends.rows import BATCH, batch_axis, rows_of
 from anamorph.backends.torch_arrays import TorchArrays
 from anamorph.components import Component
-from anamorph.engine import Backend, Placement, Program, Target, check_target
+from anamorph.engine import Backend, Placement, Program, Target
 from anamorph.memory import AttentionSlices, Offload, Saving
 from anamorph.plugins import hookimpl
 
@@ -96,6 +97,7 @@ class Mps(Eager):
 
     name = "mps"
     rank = None
+    places: Mapping[str, tuple[str, ...]] = MappingProxyType({DEVICE: ("float32", "float16", "bfloat16")})
     savings: tuple[type[Saving], ...] = (AttentionSlices, Offload)
 
     def unavailable(self) -> str | None:
@@ -118,7 +120,6 @@ class Mps(Eager):
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
         import torch
 
-        check_target(self, target)
         here = self.met()
         if target.precision == "float16" and quirks.PICTURES in here and any(part.startswith("vae") for part in parts):
             quirk = quirks.QUIRKS[quirks.PICTURES]
@@ -131,7 +132,7 @@ class Mps(Eager):
             module.to(memory_format=torch.contiguous_format)
         if quirks.SLICES in here:
             module.set_attention_slice("auto")
-        return {part: MpsProgram(**vars(self.program(component, module, part)), met=here) for part in parts}
+        return {part: MpsProgram(**vars(self.program(component, module, part, target)), met=here) for part in parts}
 
 
 @hookimpl

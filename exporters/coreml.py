@@ -3,7 +3,7 @@
 import importlib.util
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,6 @@ from anamorph.exporters.static import each_size
 from anamorph.exporters.trace import with_scalars
 from anamorph.exporting import CoreMl, Exporter, ExportOptions, palette
 from anamorph.interface import Interface
-from anamorph.pipelines.slots import Tokenizer
 from anamorph.plugins import hookimpl
 
 if TYPE_CHECKING:
@@ -128,11 +127,8 @@ def _quiet() -> Iterator[None]:
 def settle(options: ExportOptions) -> ExportOptions:
     """Options as this format serves them: float16, the inputs that other tools feed, a batch of fixed size.
 
-    Raises InputError: another type of weights, linked ones, our own signature, or int8 is asked for. Raises
-    BackendUnavailable: what makes palettes is not installed.
+    Raises InputError: our own signature or int8 is asked for. Raises BackendUnavailable: palettes cannot be made here.
     """
-    if options.storage not in (None, "float16"):
-        raise InputError(f"Core ML's programs compute in float16, {options.storage} is asked for; leave the type out")
     if options.signature != "portable" or options.rewrites not in (None, "none"):
         raise InputError("Core ML's packages take the portable signature; choose their attention instead of rewrites")
     if options.quantize is not None:
@@ -142,7 +138,8 @@ def settle(options: ExportOptions) -> ExportOptions:
         raise BackendUnavailable(
             "palettes need scikit-learn, which is not installed; run: pip install 'anamorph[coreml]'"
         )
-    return replace(options, storage="float16", batch=options.batch or 1, coreml=options.coreml or CoreMl())
+    wishes = options.coreml or CoreMl()
+    return replace(options, storage=options.storage or "float16", batch=options.batch or 1, coreml=wishes)
 
 
 def unavailable() -> str | None:
@@ -151,17 +148,8 @@ def unavailable() -> str | None:
     return f"{' and '.join(missing)} not installed; run: pip install 'anamorph[torch,coreml]'" if missing else None
 
 
-def root_files(storage: str) -> Mapping[str, str]:  # noqa: ARG001 - other formats have some
-    """Folders of packages have no file of their own at the root."""
-    return {}
-
-
-def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Readers of packages take the vocabulary files."""
-
-
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
     packages = ("torch", "coremltools")
-    kind = Format("coreml", packages, write, unavailable, root_files, write_tokenizer, settle, static=True)
+    kind = Format("coreml", packages, write, unavailable, ("float16",), static=True, settle=settle)
     return [FolderExporter(kind)]

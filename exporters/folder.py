@@ -20,7 +20,7 @@ from anamorph.exporters import calibration, certificate, quantization
 from anamorph.exporters.fitting import fitting_precision
 from anamorph.exporters.references import check_rewritten, load, write_picture, write_probes
 from anamorph.exporters.static import fixed, joined
-from anamorph.exporters.trace import part_interface, trace
+from anamorph.exporters.trace import part_interface, trace, with_scalars
 from anamorph.exporting import (
     INT8,
     LINKED,
@@ -33,6 +33,7 @@ from anamorph.exporting import (
     palette,
 )
 from anamorph.interface import Interface
+from anamorph.machine import processor
 from anamorph.native import is_preparing, native_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import settle_variant
@@ -82,23 +83,39 @@ class Writing:
     wide: bool = False
 
 
+def for_all_sizes(
+    write: Callable[["torch.export.ExportedProgram", Interface, Path, "Storing"], "Written"],
+    scalars: tuple[int, ...] = (),
+) -> Callable[[Writing], "Written"]:
+    """A writer of one graph for all sizes; `scalars` are the dimensions that its files give to single numbers."""
+
+    def run(writing: Writing) -> "Written":
+        program = writing.trace(writing.interface)
+        return write(program, with_scalars(writing.interface, scalars), writing.folder, writing.storing)
+
+    return run
+
+
 @dataclass(frozen=True)
 class Format:
     """What distinguishes one format: `write` writes one part.
 
-    `root_files(storage)` are further files; `write_tokenizer(tokenizer, folder)` adds a form of the tokenizer that its
-    readers want, or returns why it cannot. `settle` fills in options that are left to the format, and refuses those
-    that it does not serve; `static`: it takes no sizes but those that it was written for.
+    `packages` decide what is written, `storages` are the types in which it stores weights, `root_files(storage)`
+    further files; `write_tokenizer(tokenizer, folder)` adds a form of the tokenizer that its readers want, or returns
+    why it cannot. `native` formats hold machine code for this processor, `static` ones take the sizes alone that they
+    were written for. `settle` fills in options that are left to the format, and refuses those that it does not serve.
     """
 
     name: str
     packages: tuple[str, ...]
     write: Callable[[Writing], "Written"]
     unavailable: Callable[[], str | None]
-    root_files: Callable[[str], Mapping[str, str]]
-    write_tokenizer: Callable[[Tokenizer, Path], str | None]
-    settle: Callable[[ExportOptions], ExportOptions] = open_sizes
+    storages: tuple[str, ...] = ("float32",)
+    root_files: Callable[[str], Mapping[str, str]] = lambda _: {}
+    write_tokenizer: Callable[[Tokenizer, Path], str | None] = lambda *_: None
+    native: bool = False
     static: bool = False
+    settle: Callable[[ExportOptions], ExportOptions] = open_sizes
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,11 @@ class FolderExporter:
         """The format's name."""
         return self.kind.name
 
+    @property
+    def storages(self) -> tuple[str, ...]:
+        """Types in which it stores weights."""
+        return self.kind.storages
+
     def unavailable(self) -> str | None:
         """None, or what is missing."""
         return self.kind.unavailable()
@@ -119,16 +141,21 @@ class FolderExporter:
     def fingerprint(self) -> Mapping[str, str]:
         """Versions of all packages that take part, and of the layout."""
         versions = {name: importlib.metadata.version(name) for name in ("anamorph", *self.kind.packages)}
-        return {**versions, "layout": str(LAYOUT)}
+        return {**versions, "layout": str(LAYOUT), **({"processor": processor()} if self.kind.native else {})}
 
     def export(self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, report: Report) -> Sequence[Check]:
         """Write and certify an artifact; see `anamorph.exporting.Exporter`."""
+        options = self.kind.settle(options)
+        if options.storage not in self.storages:
+            raise InputError(
+                f"weights of {self.format} are not stored as {options.storage}; expected {', '.join(self.storages)}"
+            )
         if checkpoint.artifact is not None:
             raise InputError(f"{checkpoint.folder} is an exported folder already; name the checkpoint it was made from")
         target = folder.expanduser().absolute()
         if target.exists():
             raise InputError(f"{target} exists already; remove it or name another folder")
-        options = _sized(checkpoint, self.kind.settle(options), self.kind)
+        options = _sized(checkpoint, options, self.kind)
         interfaces = _interfaces(checkpoint, options, self.kind)
         _check_rewrites(interfaces, options, self.format)
         if options.quantize is not None and (missing := quantization.unavailable(self.format)) is not None:
@@ -192,7 +219,9 @@ class FolderExporter:
         source = {"name": str(checkpoint.folder), "sha256": checkpoint.digest()}
         return Artifact(draft, self.format, options.signature, parts, source, {}, self.fingerprint())
 
-    def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report, blocks: bool = False) -> Sequence[Check]:
+    def verify(
+        self, artifact: Checkpoint, source: Checkpoint, report: Report, blocks: bool = False, trusted: bool = False
+    ) -> Sequence[Check]:
         """Repeat the certificate; see `anamorph.exporting.Exporter`."""
         exported = artifact.artifact
         if exported is None:
@@ -214,7 +243,7 @@ class FolderExporter:
             write_picture(place, source, exported)
             report("comparing")
             precision, _ = fitting_precision(read_components(source), exported.format)
-            checks = list(_checks(exported, certificate.compare(exported, place, precision), precision))
+            checks = list(_checks(exported, certificate.compare(exported, place, precision, trusted), precision))
             differing = {check.part for check in checks if not check.passed}
             chosen = [name for name in exported.parts if blocks or name in differing]
             return [*checks, *_block_checks(exported, certificate.compare_blocks(exported, place, chosen))]
@@ -368,7 +397,7 @@ def _certify(
     write_picture(probes, checkpoint, artifact)
     precision, limits = fitting_precision(components, artifact.format)
     report(f"comparing in a fresh process{limits}")
-    measured = certificate.compare(artifact, probes, precision)
+    measured = certificate.compare(artifact, probes, precision, trusted=True)
     checks = list(_checks(artifact, measured, precision))
     if lost := [check for check in checks if not check.passed]:
         first, distance = lost[0], lost[0].difference.relative_l2

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.errors import OutputError
 from anamorph.exporters import openvino_tokenizer
-from anamorph.exporters.folder import FolderExporter, Format, Writing
-from anamorph.exporters.trace import with_scalars
-from anamorph.exporting import Exporter
+from anamorph.exporters.folder import FolderExporter, Format, for_all_sizes
+from anamorph.exporting import LINKED, STORAGE, Exporter
 from anamorph.interface import Interface
 from anamorph.pipelines.slots import Tokenizer
 from anamorph.plugins import hookimpl
@@ -54,12 +53,6 @@ def write(program: "torch.export.ExportedProgram", interface: Interface, folder:
         reason = str(error).strip().splitlines()[-1]
         raise OutputError(f"OpenVINO cannot write {folder / NAME} ({reason}); free the disk") from None
     return replace(written, file=NAME, taps=_kept(written.taps, folder / NAME))
-
-
-def _write(writing: Writing) -> "Written":
-    """Write the graph for all sizes; single numbers have one dimension, as other tools feed them."""
-    program = writing.trace(writing.interface)
-    return write(program, with_scalars(writing.interface, (1,)), writing.folder, writing.storing)
 
 
 def _kept(taps: Mapping[str, str], file: Path) -> dict[str, str]:
@@ -121,4 +114,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> str | None:
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
     packages = ("torch", "onnx", "openvino")
-    return [FolderExporter(Format("openvino", packages, _write, unavailable, root_files, write_tokenizer))]
+    writing = for_all_sizes(write, (1,))
+    kind = Format("openvino", packages, writing, unavailable, (LINKED, *STORAGE), root_files, write_tokenizer)
+    return [FolderExporter(kind)]

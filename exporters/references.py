@@ -22,9 +22,9 @@ from anamorph.components import Component, even
 from anamorph.errors import ArtifactError
 from anamorph.exporters.children import answered, run_child
 from anamorph.exporters.taps import recorded
-from anamorph.exporters.trace import probe, probe_sizes, probes
 from anamorph.exporters.trial import PICTURE_CALL, pipeline, trajectory, trial
 from anamorph.interface import Interface
+from anamorph.probes import probe, probe_sizes, probes
 from anamorph.rewrites import NONE, inexact
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from anamorph.exporters.trace import SEQUENCE
 from anamorph.interface import Axis, Interface
+from anamorph.probes import SEQUENCE
 
 
 def fixed(interface: Interface) -> Interface:
