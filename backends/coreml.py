@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact, Part
 from anamorph.backends.coreml_ports import CHECKED, package_names, package_value, port_shape
-from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
+from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, imported, prepared
 from anamorph.backends.rows import BATCH, rows_of
 from anamorph.components import Component
 from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target, kind_of
@@ -118,15 +118,14 @@ class CoreMlProgram(Graph):
         return self
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        values, sizes = prepared(self.interface, inputs)
+        values, sizes = prepared(self.interface, inputs), self.interface.check(inputs)
         sized = next(each for each in self.sized if each.serves(sizes))
         names, total = package_names(self.interface), sizes[BATCH]
         results = [self._run(sized, sized.told(values, first, total)) for first in range(0, total, sized.rows)]
-        outputs = {
+        return {
             port.name: np.concatenate([np.asarray(one[names[port.name]], np.float32) for one in results])[:total]
             for port in self.interface.outputs
         }
-        return checked(self.interface, sizes, outputs)
 
     def _run(self, sized: Sized, known: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """One call: each package takes what it names of the inputs and of what those before it returned."""

@@ -130,7 +130,9 @@ def settle(options: ExportOptions) -> ExportOptions:
     Raises InputError: our own signature or int8 is asked for. Raises BackendUnavailable: palettes cannot be made here.
     """
     if options.signature != "portable" or options.rewrites not in (None, "none"):
-        raise InputError("Core ML's packages take the portable signature; choose their attention instead of rewrites")
+        raise InputError(
+            "Core ML's packages take the portable signature and no rewrites; use anamorph export --to coreml"
+        )
     if options.quantize is not None:
         raise InputError("Core ML's weights are brought to fewer bits by palettes; leave int8 out")
     palettes = options.coreml is not None and options.coreml.palette is not None
