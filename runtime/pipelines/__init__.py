@@ -3,12 +3,21 @@
 from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.conditioned import StableDiffusionDepth2ImgPipeline, StableDiffusionInstructPix2PixPipeline
+from anamorph.pipelines.controlnet import (
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
 from anamorph.pipelines.latent_consistency import (
     LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
 )
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.latent_text import LDMTextToImagePipeline
+from anamorph.pipelines.nets import MultiControlNetModel
 from anamorph.pipelines.outputs import PipelineOutput
 from anamorph.pipelines.stable_diffusion import (
     StableDiffusionImg2ImgPipeline,
@@ -35,7 +44,11 @@ __all__ = [
     "LatentConsistencyModelImg2ImgPipeline",
     "LatentConsistencyModelPipeline",
     "LatentDiffusion",
+    "MultiControlNetModel",
     "PipelineOutput",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline",
+    "StableDiffusionControlNetPipeline",
     "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
@@ -43,6 +56,9 @@ __all__ = [
     "StableDiffusionLatentUpscalePipeline",
     "StableDiffusionPipeline",
     "StableDiffusionUpscalePipeline",
+    "StableDiffusionXLControlNetImg2ImgPipeline",
+    "StableDiffusionXLControlNetInpaintPipeline",
+    "StableDiffusionXLControlNetPipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLPipeline",

@@ -11,6 +11,16 @@ FAMILIES: tuple[tuple[str | None, str | None, str | None], ...] = (
     ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
     ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
     ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline", None),
+    (
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
+    ),
+    (
+        "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+        "StableDiffusionXLControlNetInpaintPipeline",
+    ),
 )
 """Names of the classes that share their components, one per entry of TASKS."""
 ALONE: Mapping[str, str] = {

@@ -8,6 +8,7 @@ from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
 from anamorph.components import Component
 from anamorph.pipelines.custom import custom_class
 from anamorph.pipelines.loading import settle_variant
+from anamorph.pipelines.nets import place_of, spread, unpacked
 from anamorph.pipelines.registered import built
 from anamorph.pipelines.slots import Slots, check_given, check_slots, read_slot
 from anamorph.rewrites import Wish
@@ -84,15 +85,18 @@ class Opening:
         if not cls.SLOTS:
             opened: Self = built(kind, checkpoint, components, use_safetensors, wishes)
             return opened
-        check_given(cls.__name__, cls.SLOTS, tuple(cls.OPTIONS), components)
-        check_slots(cls.__name__, cls.SLOTS, checkpoint)
-        found = {name: read_slot(checkpoint, name, slot) for name, slot in cls.SLOTS.items() if name not in components}
+        given = unpacked(cls.SLOTS, components)
+        check_given(cls.__name__, spread(cls.SLOTS, given), tuple(cls.OPTIONS), given)
+        slots = spread(cls.SLOTS, checkpoint.components)
+        check_slots(cls.__name__, slots, checkpoint)
+        stored = {name: slot for name, slot in slots.items() if place_of(cls.SLOTS, name) not in components}
+        found = {name: read_slot(checkpoint, name, slot) for name, slot in stored.items()}
         settled = settle_variant([value for value in found.values() if isinstance(value, Component)])
         for component in settled if use_safetensors is not None and checkpoint.artifact is None else ():
             check_form(find_weights(component.stored, component.stem, component.variant), use_safetensors)
         found |= {component.name: component for component in settled}
         options = {name: checkpoint.settings[name] for name in cls.OPTIONS if name in checkpoint.settings}
-        made: Self = kind(**{**options, **found, **components}, **wishes, origin=checkpoint)
+        made: Self = kind(**{**options, **found, **given}, **wishes, origin=checkpoint)
         return made
 
     @classmethod
@@ -142,11 +146,16 @@ class Opening:
         Raises InputError: a component is missing. Raises ConfigError: the components do not fit this class.
         """
         kind = cls._class_for(type(pipeline).__name__, "the pipeline")
-        check_given(kind.__name__, kind.SLOTS, tuple(kind.OPTIONS), components)
-        shared = {name: value for name, value in pipeline.components.items() if name in kind.SLOTS}
+        given = unpacked(kind.SLOTS, components)
+        check_given(kind.__name__, spread(kind.SLOTS, given), tuple(kind.OPTIONS), given)
+        places = {name: place_of(kind.SLOTS, name) for name in pipeline.components}
+        shared = {
+            name: value for name, value in pipeline.components.items()
+            if places[name] in kind.SLOTS and places[name] not in components
+        }  # fmt: skip
         settings = {name: value for name, value in pipeline.options.items() if name in kind.OPTIONS}
         backend, device, torch_dtype, rewrites = pipeline._given
         return kind(
-            **{**settings, **shared, **components}, backend=backend, device=device, torch_dtype=torch_dtype,
+            **{**settings, **shared, **given}, backend=backend, device=device, torch_dtype=torch_dtype,
             rewrites=rewrites, origin=pipeline.origin,
         )  # fmt: skip
