@@ -193,7 +193,7 @@ XL = (
 POOLED = "pooled_prompt_embeds negative_pooled_prompt_embeds output_type return_dict"
 SIZES = "original_size crops_coords_top_left target_size"
 NEGATIVE = "negative_original_size negative_crops_coords_top_left negative_target_size"
-OURS = "guidance_interval prompt_weighting long_prompts seed"
+OURS = f"{sd.WHEN} {sd.OURS}"
 
 
 class StableDiffusionXLControlNetPipeline(Controlled):

@@ -13,6 +13,7 @@ from anamorph.engine import Placement, Program
 from anamorph.errors import BackendError, InputError
 from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
 from anamorph.plugins import get_backend
+from anamorph.profiles import Profile
 from anamorph.tiling import Operations, Tiles, sparing
 
 FORMATS = {"torch.channels_last": True, "torch.contiguous_format": False}
@@ -41,7 +42,7 @@ class Sparing:
 class Loaded:
     """A component and the programs that engines made of its parts; `notes` say where that is not what was wished.
 
-    Pipelines that share it share its switches.
+    `profile` is the measurement that decided how it runs, if one did. Pipelines that share it share its switches.
     """
 
     component: Component
@@ -50,6 +51,7 @@ class Loaded:
     sparing: Sparing = field(default_factory=Sparing)
     place: str | None = None
     """What the pipeline calls it, and its parts, where that is not the component's own name."""
+    profile: Profile | None = None
 
     def placed(self, name: str) -> "Loaded":
         """The same in another place of a pipeline."""

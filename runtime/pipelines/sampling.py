@@ -10,7 +10,7 @@ from anamorph.errors import InputError, NumericalError
 from anamorph.native import is_branched
 from anamorph.noise import NoiseSource
 from anamorph.pipelines.controls import Added, Control, total
-from anamorph.pipelines.denoiser import Denoiser, Predict
+from anamorph.pipelines.denoiser import Denoiser, Predict, Refresh
 from anamorph.schedulers import Table, advance
 
 
@@ -91,7 +91,7 @@ class Plan:
     Conditions, and the arrays `beside` them, are there for every branch, [branches * N, ...]. Those that are named in
     `joined` are further channels of the latents that the denoiser sees; `after` has the last word on the latents of a
     step, and looks at others. `alike` says whether all branches see the same samples. `controls` add to the denoiser's
-    states.
+    states. `refresh`, where it is given, says when steps are computed in full.
     """
 
     table: Table
@@ -104,6 +104,7 @@ class Plan:
     after: AfterStep | None = None
     alike: bool = True
     controls: tuple[Control, ...] = ()
+    refresh: Refresh | None = None
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,8 @@ def denoise(plan: Plan, denoiser: Denoiser) -> Generator[Step, Changes | None, A
         shared = now.branches if alike and denoiser.shares else 1
         if now.branches not in prepared:
             told = conditions if now is guidance else _last(conditions, len(x))
-            controls = (each.prepare(timesteps, told, now.branches, arrays) for each in plan.controls)
-            prepared[now.branches] = denoiser.prepare(timesteps, told, shared), tuple(controls)
+            controls = tuple(each.prepare(timesteps, told, now.branches, arrays) for each in plan.controls)
+            prepared[now.branches] = denoiser.prepare(timesteps, told, shared, plan.refresh), controls
         predict, controls = prepared[now.branches]
         sample = x if row.scale == 1.0 else row.scale * x
         added = total([each(n, sample) for each in controls])
