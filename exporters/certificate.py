@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.artifact import DRAFT, Artifact, Difference, Part, read_artifact
-from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
+from anamorph.checkpoint import ALONE, Checkpoint, Source, open_checkpoint
 from anamorph.engine import Target
 from anamorph.entries import nothing_kept
 from anamorph.errors import BackendUnavailable
@@ -105,9 +105,10 @@ def open_unfinished(folder: Path, checkpoint: Path) -> Checkpoint:
 
 def _compare(opened: Checkpoint, artifact: Artifact, references: Path, precision: str) -> Iterator[Measured]:
     engine, _ = choose_backend(artifact.format)
-    pipe = pipeline(opened, precision, backend=engine.name)  # first: a large model fits into memory only once
+    # The pipeline comes first: a large model fits into memory only once.
+    pipe = None if opened.class_name in ALONE else pipeline(opened, precision, backend=engine.name)
     for name, part in artifact.parts.items():
-        if name in pipe.placement:
+        if pipe is not None and name in pipe.placement:
             program = pipe.program(name)
         else:
             slot = opened.components[part.component]
@@ -119,6 +120,8 @@ def _compare(opened: Checkpoint, artifact: Artifact, references: Path, precision
             where = _sizes(part, probe)
             for output, value in session(probe.inputs).items():
                 yield Measured(name, f"{output} {where}", output, difference(np.asarray(value), probe.outputs[output]))
+    if pipe is None:
+        return
     with np.load(references / "picture.npz") as stored:
         for what, value in trajectory(pipe, references):
             yield Measured(PICTURE, what, "latents", difference(value, stored[what]))

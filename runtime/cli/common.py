@@ -55,7 +55,11 @@ def folder_of(model: str | None) -> str | None:
 
 
 def open_pipeline(
-    kind: type[DiffusionPipeline], model: str | None, options: argparse.Namespace, variant: str | None = None
+    kind: type[DiffusionPipeline],
+    model: str | None,
+    options: argparse.Namespace,
+    variant: str | None = None,
+    **components: Any,
 ) -> DiffusionPipeline:
     """Open the checkpoint as a pipeline of `kind`, on the wished engine; says where a measurement chose it."""
     pipe = kind.from_pretrained(
@@ -65,6 +69,7 @@ def open_pipeline(
         torch_dtype=options.dtype,
         rewrites=options.rewrites,
         variant=variant,
+        **components,
     )
     if options.backend is None and pipe.origin is not None:
         profile = applying(pipe.origin, precision_name(options.dtype) if options.dtype else None)

@@ -1,5 +1,6 @@
 """Pipelines: pure orchestration over engines."""
 
+from anamorph.pipelines.adapter import StableDiffusionAdapterPipeline, StableDiffusionXLAdapterPipeline
 from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.conditioned import StableDiffusionDepth2ImgPipeline, StableDiffusionInstructPix2PixPipeline
@@ -17,7 +18,7 @@ from anamorph.pipelines.latent_consistency import (
 )
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.latent_text import LDMTextToImagePipeline
-from anamorph.pipelines.nets import MultiControlNetModel
+from anamorph.pipelines.nets import MultiAdapter, MultiControlNetModel
 from anamorph.pipelines.outputs import PipelineOutput
 from anamorph.pipelines.stable_diffusion import (
     StableDiffusionImg2ImgPipeline,
@@ -44,8 +45,10 @@ __all__ = [
     "LatentConsistencyModelImg2ImgPipeline",
     "LatentConsistencyModelPipeline",
     "LatentDiffusion",
+    "MultiAdapter",
     "MultiControlNetModel",
     "PipelineOutput",
+    "StableDiffusionAdapterPipeline",
     "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline",
     "StableDiffusionControlNetPipeline",
@@ -56,6 +59,7 @@ __all__ = [
     "StableDiffusionLatentUpscalePipeline",
     "StableDiffusionPipeline",
     "StableDiffusionUpscalePipeline",
+    "StableDiffusionXLAdapterPipeline",
     "StableDiffusionXLControlNetImg2ImgPipeline",
     "StableDiffusionXLControlNetInpaintPipeline",
     "StableDiffusionXLControlNetPipeline",

@@ -111,7 +111,9 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFiel
     prompts = ("",) * len(embeds["prompt_embeds"]) if given is None else as_texts(given, "prompt")
     images = len(prompts) * call["num_images_per_prompt"]
     brought = _brought(call, limits, needs)
-    controls = () if limits.following is None else brought_controls(call, limits.following)
+    controls: tuple[Given, ...] = ()
+    if limits.following is not None:
+        controls = brought_controls(call, limits.following)
     height, width = _size(call, limits, brought, controls)
     request = Request(
         prompts, negatives_for(len(prompts), call["negative_prompt"]), height, width, call["num_inference_steps"],
@@ -130,7 +132,9 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFiel
         raise InputError("image holds latents; give masked_image_latents, too, at which this model looks")
     sources = replace(sources, depth=_depth(call, needs, shape, images))
     latents = None if call["latents"] is None else _latents(call["latents"], "latents", (images, *shape))
-    fitted = fitted_controls(controls, fit, (call["height"], call["width"]), limits.factor, len(prompts))
+    fitted: tuple[NDArray[np.float32], ...] = ()
+    if limits.following is not None:
+        fitted = fitted_controls(controls, fit, (call["height"], call["width"]), limits.following, len(prompts))
     return Job(request, call["generator"], latents, embeds, sources, overlay, fitted)
 
 
@@ -241,10 +245,9 @@ def _size(call: Arguments, limits: Limits, brought: _Brought, controls: Sequence
         size = (brought.image.size[0] * limits.factor * scale, brought.image.size[1] * limits.factor * scale)
         if any(side not in (None, own) for side, own in zip((call["height"], call["width"]), size, strict=True)):
             raise InputError(f"image holds latents of {size[0]}x{size[1]} pixels; leave height and width out")
-    elif controls:
-        size = followed_size(
-            (brought.image,) if brought.image else controls, call["height"], call["width"], limits.factor
-        )
+    elif limits.following is not None:
+        first = controls if brought.image is None else (brought.image,)
+        size = followed_size(first, call["height"], call["width"], limits.following.multiple)
     elif brought.image is not None and brought.mask is None:
         own = own_size(brought.image, limits.factor)
         size = (own[0] * scale, own[1] * scale)

@@ -106,8 +106,11 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
             log.warning("this checkpoint asks for a safety checker and has none here: pictures are not screened")
 
     @classmethod
-    def _class_for(cls, class_name: str, where: str) -> type["DiffusionPipeline"]:
-        """The class that opens what calls itself `class_name`; `where` is what errors name."""
+    def _class_for(
+        cls, class_name: str, where: str, given: Mapping[str, Any] | None = None
+    ) -> type["DiffusionPipeline"]:
+        """See `Opening._class_for`."""
+        del given
         if cls is not DiffusionPipeline:
             return cls
         if class_name not in cls.registry:
@@ -243,6 +246,10 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
     @classmethod
     def source_scale(cls, factor: int) -> int:  # noqa: ARG003 - upscalers ask
         """How many times larger pictures come out than the one that they start from; `factor` is pixels per latent."""
+        return 1
+
+    def pictures_of(self, name: str) -> int:  # noqa: ARG002 - those that follow pictures ask
+        """How many pictures the argument `name` of `needs` holds for each that is drawn."""
         return 1
 
     def program(self, part: str) -> Program:

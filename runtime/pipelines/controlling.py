@@ -18,12 +18,13 @@ F32 = NDArray[np.float32]
 class Following:
     """What a pipeline follows: the `argument` that holds the pictures, and for each net the `channels` of its own.
 
-    `what` is how errors call a net.
+    `what` is how errors call a net; pictures without a wished size are cut to a `multiple` of pixels.
     """
 
     argument: str
     channels: tuple[int, ...]
-    what: str = "ControlNet"
+    what: str
+    multiple: int
 
 
 def brought_controls(call: Arguments, following: Following) -> tuple[Given, ...]:
@@ -53,14 +54,14 @@ def _per_net(value: Any, count: int) -> list[Any] | None:
     return list(value) if isinstance(value, list | tuple) else None
 
 
-def followed_size(controls: Sequence[Given], height: int | None, width: int | None, factor: int) -> tuple[int, int]:
+def followed_size(controls: Sequence[Given], height: int | None, width: int | None, multiple: int) -> tuple[int, int]:
     """Height and width of what is drawn: those that are given, or the first control picture's."""
-    own = own_size(controls[0], factor)
+    own = own_size(controls[0], multiple)
     return (own[0] if height is None else height, own[1] if width is None else width)
 
 
 def fitted_controls(
-    controls: Sequence[Given], fit: Fit, asked: tuple[int | None, int | None], factor: int, prompts: int
+    controls: Sequence[Given], fit: Fit, asked: tuple[int | None, int | None], following: Following, prompts: int
 ) -> tuple[F32, ...]:
     """Each net's pictures at the size of what is drawn, in 0..1: one, or one for each prompt.
 
@@ -69,7 +70,7 @@ def fitted_controls(
     """
     fitted = []
     for given in controls:
-        own = followed_size((given,), *asked, factor)
+        own = followed_size((given,), *asked, following.multiple)
         if fit.box is None and own != (fit.height, fit.width):
             raise InputError(
                 f"{given.name} has {own[0]}x{own[1]} pixels where {fit.height}x{fit.width} are drawn; give pictures of "
@@ -96,9 +97,9 @@ def controlnet_fields(call: Arguments, nets: int) -> dict[str, Any]:
 
     Raises InputError: a value is out of range, or a list holds others than there are nets.
     """
-    scales = _numbers("controlnet_conditioning_scale", call["controlnet_conditioning_scale"], nets)
-    starts = _numbers("control_guidance_start", call["control_guidance_start"], nets)
-    ends = _numbers("control_guidance_end", call["control_guidance_end"], nets)
+    scales = _numbers("controlnet_conditioning_scale", call["controlnet_conditioning_scale"], nets, "ControlNet")
+    starts = _numbers("control_guidance_start", call["control_guidance_start"], nets, "ControlNet")
+    ends = _numbers("control_guidance_end", call["control_guidance_end"], nets, "ControlNet")
     for start, end in zip(starts, ends, strict=True):
         if not 0 <= start < end <= 1:
             raise InputError(
@@ -112,13 +113,23 @@ def controlnet_fields(call: Arguments, nets: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _numbers(name: str, value: Any, nets: int) -> tuple[float, ...]:
+def adapter_fields(call: Arguments, nets: int) -> dict[str, Any]:
+    """What a request remembers of T2I-Adapters: a weight for each, and for which part of the steps they count.
+
+    Raises InputError: a value is out of range, or a list holds others than there are adapters.
+    """
+    scales = _numbers("adapter_conditioning_scale", call["adapter_conditioning_scale"], nets, "T2I-Adapter")
+    part = call["adapter_conditioning_factor"]
+    if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part <= 1:
+        raise InputError(f"adapter_conditioning_factor is {part!r}, expected 0 to 1")
+    return {"adapter_conditioning_scale": scales, "adapter_conditioning_factor": float(part)}
+
+
+def _numbers(name: str, value: Any, nets: int, what: str) -> tuple[float, ...]:
     values = list(value) if isinstance(value, list | tuple) else [value] * nets
     if len(values) != nets:
-        raise InputError(
-            f"{name} holds {len(values)} numbers for {nets} ControlNets; give one for all, or one for each"
-        )
+        raise InputError(f"{name} holds {len(values)} numbers for {nets} {what}s; give one for all, or as many")
     for one in values:
         if isinstance(one, bool) or not isinstance(one, int | float) or not np.isfinite(one):
-            raise InputError(f"{name} is {value!r}, expected a finite number, or one for each ControlNet")
+            raise InputError(f"{name} is {value!r}, expected a finite number, or one for each {what}")
     return tuple(float(one) for one in values)

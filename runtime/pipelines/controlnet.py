@@ -4,106 +4,77 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from anamorph.arrays import Array
 from anamorph.components import hint_factor
-from anamorph.conditions import HINT, residual_ports
+from anamorph.conditions import HINT, RESIDUALS, residual_ports
 from anamorph.config import Config
-from anamorph.errors import ConfigError, InputError
-from anamorph.interface import Interface
+from anamorph.errors import ConfigError
 from anamorph.native import HINTING, preparing
 from anamorph.pipelines import stable_diffusion as sd
 from anamorph.pipelines import stable_diffusion_xl as xl
 from anamorph.pipelines.arguments import Job
-from anamorph.pipelines.controlling import Following, controlnet_fields
+from anamorph.pipelines.controlling import controlnet_fields
 from anamorph.pipelines.controls import ControlNet
 from anamorph.pipelines.denoiser import Opened
-from anamorph.pipelines.latent_diffusion import LatentDiffusion
-from anamorph.pipelines.nets import filled
+from anamorph.pipelines.followed import Followed, beside
 from anamorph.pipelines.prompts import Family
-from anamorph.pipelines.sampling import FiniteCheck, Plan
+from anamorph.pipelines.sampling import Plan, check_axes
 from anamorph.pipelines.signature import Arguments, Signature
-from anamorph.pipelines.slots import Slot, Slots, model
+from anamorph.pipelines.slots import Slots, model
 from anamorph.pipelines.spans import table_of
 from anamorph.pipelines.tasks import Task, from_noise, from_picture, inpaint, plain_or_inpainting
 
 NETS = model("ControlNetModel", parts=("{slot}", "{slot}" + HINTING), several="MultiControlNetModel")
 
 
-def beside(slots: Slots, name: str, nets: Slot) -> Slots:
-    """These components with nets, which diffusers has behind the denoiser, and processors of pictures at the end."""
-    names = [each for each in slots if each not in LAST]
-    behind = names.index("unet") + 1
-    every = [*names[:behind], name, *names[behind:], *(each for each in LAST if each in slots)]
-    return {each: nets if each == name else slots[each] for each in every}
+class Controlled(Followed, public=False):
+    """What the pipelines below share."""
 
-
-LAST = ("safety_checker", "feature_extractor", "image_encoder")
-
-
-class Controlled(LatentDiffusion, public=False):
-    """What the pipelines below share; a subclass says which argument holds the pictures that the nets follow."""
-
-    FOLLOWS: ClassVar[str] = "control_image"
+    PLACE: ClassVar[str] = "controlnet"
+    CALLED: ClassVar[str] = "ControlNet"
+    CHANNELS: ClassVar[str] = "conditioning_channels"
 
     def __init__(self, *components: Any, **named: Any) -> None:
         super().__init__(*components, **named)
-        for name in self._nets:
+        for name in self.nets:
             check_net(name, self._config(name), self._config("unet"), self.vae_scale_factor)
 
-    __init__.__doc__ = LatentDiffusion.__init__.__doc__
-
-    @property
-    def _nets(self) -> list[str]:
-        return filled(self.SLOTS, "controlnet", self._models)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (*self.TASK.needs, self.FOLLOWS)
-
-    needs.__doc__ = LatentDiffusion.needs.__doc__
-
-    @property
-    def _following(self) -> Following:
-        return Following(self.FOLLOWS, tuple(self._config(name)["conditioning_channels"] for name in self._nets))
+    __init__.__doc__ = Followed.__init__.__doc__
 
     def _more(self, call: Arguments, prompts: int) -> dict[str, Any]:
-        return {**super()._more(call, prompts), **controlnet_fields(call, len(self._nets))}
+        return {**super()._more(call, prompts), **controlnet_fields(call, len(self.nets))}
 
     def plan(self, job: Job) -> Plan:
         plan = super().plan(job)
+        self._check_takes(RESIDUALS)
         # A way that is not gone to its end counts as a whole, as in diffusers.
         whole = table_of(self.scheduler, replace(job.request, denoising_end=None), self.TASK.distilled)
-        controls = (self._control(index, job, len(whole.rows)) for index in range(len(self._nets)))
+        controls = (self._control(index, job, plan, len(whole.rows)) for index in range(len(self.nets)))
         return replace(plan, controls=tuple(controls))
 
-    plan.__doc__ = LatentDiffusion.plan.__doc__
+    plan.__doc__ = Followed.plan.__doc__
 
-    def _control(self, index: int, job: Job, rows: int) -> ControlNet:
+    def _control(self, index: int, job: Job, plan: Plan, rows: int) -> ControlNet:
         """One net with its picture, and its weight in each of so many rows."""
-        name, request = self._nets[index], job.request
+        name, request = self.nets[index], job.request
         scales, starts, ends = (getattr(request, field) for field in FIELDS)
-        check_takes(self.program("unet").interface, name)
         inside = [starts[index] <= row / rows and (row + 1) / rows <= ends[index] for row in range(rows)]
-        pooled = [bool(self._config(each).get("global_pool_conditions")) for each in self._nets]
+        pooled = [bool(self._config(each).get("global_pool_conditions")) for each in self.nets]
+        alone = bool(request.guess_mode) or pooled[0]
         programs = self._models[name].programs
+        sides = {
+            "latent_height": request.height // self.vae_scale_factor,
+            "latent_width": request.width // self.vae_scale_factor,
+        }
+        for branches in (1,) if alone else plan.guidance.counts:
+            what = f"{request.images} of {request.height}x{request.width} pixels in {branches} branches"
+            check_axes(programs[name], branches, request.images, sides, what)
         return ControlNet(
-            Opened.of(programs[name], programs.get(preparing(name))), self._hint(name, job, job.controls[index]),
+            Opened.of(programs[name], programs.get(preparing(name))),
+            self._seen(programs[name + HINTING], job, job.controls[index])[HINT],
             tuple(scales[index] * counts for counts in inside),
-            alone=bool(request.guess_mode) or pooled[0],
-            gradual=(bool(request.guess_mode) or pooled[0]) and not pooled[index],
-        )  # fmt: skip
-
-    def _hint(self, name: str, job: Job, pictures: NDArray[np.float32]) -> Array:
-        """What a net's encoder makes of its pictures, once for each that is drawn: [N, C_0, h, w]."""
-        program, request = self._models[name].programs[name + HINTING], job.request
-        arrays = program.arrays
-        hints = program.session()({"controlnet_cond": arrays.put(pictures)})[HINT]
-        FiniteCheck(arrays, name).add_now(hints, "encoding its picture")
-        each = request.images if len(pictures) == 1 else request.num_images_per_prompt
-        return arrays.concat([hints[index : index + 1] for index in range(len(pictures)) for _ in range(each)])
+            alone=alone,
+            gradual=alone and not pooled[index],
+        )
 
 
 FIELDS = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
@@ -132,15 +103,6 @@ def check_net(name: str, net: Config, unet: Config, factor: int) -> None:
         )
 
 
-def check_takes(interface: Interface, name: str) -> None:
-    """Raise InputError where an exported denoiser has no place for residuals."""
-    if not any(port.optional for port in interface.inputs):
-        raise InputError(
-            f"the opened unet takes no residuals, which {name} adds; export it with the native signature "
-            "(--signature native)"
-        )
-
-
 LATER = "controlnet_conditioning_scale guess_mode control_guidance_start control_guidance_end"
 SD = (
     "guidance_scale negative_prompt num_images_per_prompt eta generator latents prompt_embeds negative_prompt_embeds "
@@ -157,7 +119,6 @@ class StableDiffusionControlNetPipeline(Controlled):
         f"prompt image height width num_inference_steps timesteps sigmas {SD} * guidance_rescale {sd.WHEN} {sd.OURS}"
     )
     TASK = Task(from_noise)
-    FOLLOWS = "image"
 
 
 class StableDiffusionControlNetImg2ImgPipeline(Controlled):
@@ -170,6 +131,7 @@ class StableDiffusionControlNetImg2ImgPipeline(Controlled):
         f"timesteps sigmas guidance_rescale {sd.WHEN} {sd.OURS}",
         strength=0.8, controlnet_conditioning_scale=0.8,
     )  # fmt: skip
+    FOLLOWS = "control_image"
     TASK = Task(from_picture, ("image",))
 
 
@@ -183,6 +145,7 @@ class StableDiffusionControlNetInpaintPipeline(Controlled):
         f"timesteps sigmas guidance_rescale {sd.WHEN} {sd.OURS}",
         strength=1.0, controlnet_conditioning_scale=0.5,
     )  # fmt: skip
+    FOLLOWS = "control_image"
     TASK = Task(inpaint, ("image", "mask_image"), channels=plain_or_inpainting)
 
 
@@ -208,7 +171,6 @@ class StableDiffusionXLControlNetPipeline(Controlled):
         guidance_scale=5.0,
     )
     TASK = Task(from_noise)
-    FOLLOWS = "image"
 
 
 class StableDiffusionXLControlNetImg2ImgPipeline(Controlled):
@@ -222,6 +184,7 @@ class StableDiffusionXLControlNetImg2ImgPipeline(Controlled):
         f"{NEGATIVE} {xl.SCORED} {sd.WATCHED} * timesteps sigmas guidance_rescale {OURS}",
         strength=0.8, guidance_scale=5.0, controlnet_conditioning_scale=0.8,
     )  # fmt: skip
+    FOLLOWS = "control_image"
     TASK = Task(from_picture, ("image",))
 
 
@@ -237,4 +200,5 @@ class StableDiffusionXLControlNetInpaintPipeline(Controlled):
         f"timesteps sigmas {NEGATIVE} {OURS}",
         strength=0.9999, guidance_scale=5.0,
     )  # fmt: skip
+    FOLLOWS = "control_image"
     TASK = Task(inpaint, ("image", "mask_image"), channels=plain_or_inpainting)

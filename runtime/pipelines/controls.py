@@ -90,3 +90,25 @@ class ControlNet:
             return result
 
         return added
+
+
+@dataclass(frozen=True)
+class Features:
+    """What adapters made of their pictures, weighed and summed, [N, ...]; `own` arrays, added in the first `rows`."""
+
+    values: Mapping[str, Array]
+    own: Arrays
+    rows: int
+
+    def prepare(
+        self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int, arrays: Arrays
+    ) -> Added:
+        """See `Control.prepare`."""
+        del timesteps, conditions
+
+        @cache
+        def every() -> Mapping[str, Array]:
+            moved_once = {name: moved(value, self.own, arrays) for name, value in self.values.items()}
+            return {name: arrays.concat([value] * branches) for name, value in moved_once.items()}
+
+        return lambda n, _: every() if n < self.rows else NOTHING

@@ -35,6 +35,15 @@ class MultiControlNetModel(Several):
     """Several ControlNets, each with a picture and a weight of its own."""
 
 
+class MultiAdapter(Several):
+    """Several T2I-Adapters, each with a picture and a weight of its own."""
+
+    @property
+    def adapters(self) -> tuple[Any, ...]:
+        """The same as `nets`."""
+        return self.nets
+
+
 def unpacked(slots: Slots, given: Mapping[str, Any]) -> dict[str, Any]:
     """Components by name, lists of models in one place as `name`, `name`_1, ..."""
     result: dict[str, Any] = {}

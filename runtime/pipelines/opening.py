@@ -26,8 +26,13 @@ class Opening:
     OPTIONS: ClassVar[Mapping[str, Any]]
 
     @classmethod
-    def _class_for(cls, class_name: str, where: str) -> type["DiffusionPipeline"]:
-        """The class that opens what calls itself `class_name`; `where` is what errors name."""
+    def _class_for(
+        cls, class_name: str, where: str, given: Mapping[str, Any] | None = None
+    ) -> type["DiffusionPipeline"]:
+        """The class that opens what calls itself `class_name`; `where` is what errors name.
+
+        Of the components that are `given`, nets ask for a class that has a place for them.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -66,7 +71,7 @@ class Opening:
         if custom_pipeline is not None:
             kind = custom_class(custom_pipeline, trusted=trust_remote_code)
         else:
-            kind = cls._class_for(checkpoint.class_name, str(checkpoint.folder))
+            kind = cls._class_for(checkpoint.class_name, str(checkpoint.folder), components)
         return kind.from_checkpoint(
             checkpoint, components, use_safetensors, backend=backend, device=device, torch_dtype=torch_dtype,
             rewrites=rewrites,
@@ -145,7 +150,8 @@ class Opening:
         `components` replace components or settings. What this class has no place for is left out.
         Raises InputError: a component is missing. Raises ConfigError: the components do not fit this class.
         """
-        kind = cls._class_for(type(pipeline).__name__, "the pipeline")
+        kind = cls._class_for(type(pipeline).__name__, "the pipeline", components)
+        components = {name: value for name, value in components.items() if value is not None or name in kind.SLOTS}
         given = unpacked(kind.SLOTS, components)
         check_given(kind.__name__, spread(kind.SLOTS, given), tuple(kind.OPTIONS), given)
         places = {name: place_of(kind.SLOTS, name) for name in pipeline.components}

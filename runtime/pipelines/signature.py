@@ -24,6 +24,9 @@ class Arguments(TypedDict, total=False):
     controlnet_conditioning_scale: Annotated[float | Sequence[float], "weight of what a ControlNet adds; one for all, "
                                                                       "or one for each"]  # fmt: skip
     guess_mode: Annotated[bool, "whether ControlNets see the prompt's branch alone and add little to early states"]
+    adapter_conditioning_scale: Annotated[float | Sequence[float], "weight of what a T2I-Adapter adds; one for all, or "
+                                                                   "one for each"]  # fmt: skip
+    adapter_conditioning_factor: Annotated[float, "0..1 of the steps: until where T2I-Adapters count"]
     control_guidance_start: Annotated[float | Sequence[float], "0..1 of the steps: where ControlNets begin to count"]
     control_guidance_end: Annotated[float | Sequence[float], "0..1 of the steps: where they cease to"]
     mask_image: Annotated[Any, "at least 0.5 where something is to be drawn; of the picture's size"]
@@ -94,6 +97,8 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "guidance_rescale": 0.0,
         "controlnet_conditioning_scale": 1.0,
         "guess_mode": False,
+        "adapter_conditioning_scale": 1.0,
+        "adapter_conditioning_factor": 1.0,
         "control_guidance_start": 0.0,
         "control_guidance_end": 1.0,
         "crops_coords_top_left": (0, 0),
