@@ -132,7 +132,7 @@ def tiny_controlnet(unet: Path, levels: int, seed: int, **config: Any) -> Any:
         diffusers.UNet2DConditionModel.from_pretrained(unet), load_weights_from_unet=False,
         conditioning_embedding_out_channels=(8,) * levels + (16,), **config,
     )  # fmt: skip
-    net = noisy(made, seed)
+    net = noisy(diffusers.ControlNetModel.from_config({**made.config, "in_channels": 4}), seed)
     with torch.no_grad():  # what reads the picture counts as an embedding there, whose values are larger
         for name, parameter in net.controlnet_cond_embedding.named_parameters():
             parameter.mul_(1.0 if name.endswith("bias") else parameter[0].numel() ** -0.5)

@@ -80,10 +80,11 @@ def test_a_step_is_a_line_of_one_pixel_where_it_is_strong_or_touches_what_is() -
     line = found(image, 100, 230)
     assert line[:, 7].all()
     assert line.sum() == 12
-    image[:3, 8:] = 70
-    assert found(image, 100, 250)[:, 7].all()  # the upper part is strong, and the rest is connected to it
-    image[5, :] = 0
-    assert not found(image, 100, 250)[8:, 7].any()  # no longer
+    image[:4, 8:] = 64
+    assert found(image, 100, 250)[:, 7:9].any(1).all()  # the upper part is strong, and the rest is connected to it
+    apart = np.zeros((12, 16), np.uint8)
+    apart[:, 4:], apart[:, 12:] = 60, 130
+    assert found(apart, 100, 250).any(0).nonzero()[0].tolist() == [11]  # the weak line touches no strong one
 
 
 def test_tiles_and_depths_are_of_the_sizes_and_values_that_nets_take() -> None:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anamorph.components import LIGHT, adapter_levels
-from anamorph.models.base import Model
+from anamorph.models.alone import Alone
 
 
 class Bottleneck(nn.Module):
@@ -23,7 +24,8 @@ class Bottleneck(nn.Module):
         self.block2 = nn.Conv2d(channels, channels, last, padding=last // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.block2(F.relu(self.block1(x)))  # type: ignore[no-any-return]
+        h: Tensor = self.block2(F.relu(self.block1(x)))
+        return x + h
 
 
 class Features(nn.Module):
@@ -73,10 +75,11 @@ class Body(nn.Module):
 
 def unshuffled(x: Tensor, factor: int) -> Tensor:
     """Squares of pixels as channels: [B, C, f h, f w] -> [B, C f f, h, w]."""
-    return x.unflatten(2, (-1, factor)).unflatten(4, (-1, factor)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+    cut = torch.unflatten(torch.unflatten(x, 2, (-1, factor)), 4, (-1, factor))
+    return cut.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
-class T2IAdapter(Model):
+class T2IAdapter(Alone):
     """Features of a picture [B, C, H, W] in 0..1, one for each place of a UNet, [B, C_k, h_k, w_k].
 
     `full_adapter_xl` is for SDXL and halves but once; `light_adapter` computes with a quarter of the channels.

@@ -77,9 +77,9 @@ class AutoPipeline(DiffusionPipeline, public=False):
     @classmethod
     def _class_for(cls, class_name: str, where: str, given: Mapping[str, Any] | None = None) -> type[DiffusionPipeline]:
         name = tasks_of_class(class_name).get(TASKS[cls.WHICH]) if class_name not in ALONE else None
-        for place in (place for place in WITH if name is not None and place in (given or {})):
-            name = without_nets(name) if (given or {})[place] is None else with_nets(name, place)
         if name is not None:
+            for place in set(WITH) & set(given or {}):
+                name = without_nets(name) if (given or {})[place] is None else with_nets(name, place)
             return cls.registry[name]
         raise ConfigError(f"{where} is a {class_name}, for which there is no pipeline for {TASKS[cls.WHICH]}")
 

@@ -179,7 +179,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
             start.joined,
             start.after,
             self.ALIKE,
-            request.step_caching,
+            refresh=request.step_caching,
         )
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.artifact import Artifact
-from anamorph.checkpoint import Checkpoint, Source, component_config, open_checkpoint
+from anamorph.checkpoint import ALONE, Checkpoint, Source, component_config, open_checkpoint
 from anamorph.components import UNEXPORTED, Component, interfaces
 from anamorph.config import Config
 from anamorph.engine import PRECISIONS, Backend, Program, Target
@@ -188,7 +188,7 @@ def _readable(component: Component, backend: Backend, rewrites: Wish) -> Compone
             f"engine {backend.name} opens {opens}, but {component.artifact.folder} is {component.content}; "
             f"name the checkpoint, or leave the backend to auto"
         )
-    if component.checkpoint is None:
+    if component.checkpoint is None or (component.module is not None and not component.module.as_stored()):
         raise BackendError(
             f"engine {backend.name} opens {opens}, but {component.name} is a module; save the pipeline with "
             "save_pretrained and load that folder"
@@ -237,7 +237,12 @@ def as_component(
         return called
     if kind not in class_names or not isinstance(config, Config):
         raise InputError(f"{name} is a {kind}, expected a model of anamorph: {' or '.join(class_names)}")
-    return Component(name, kind, config, module=value, refining=refining)
+    component = Component(name, kind, config, module=value, refining=refining)
+    if kind in ALONE and value.origin is not None:
+        folder, variant = value.origin
+        opened = open_checkpoint(Source(str(folder), variant=variant))
+        return replace(component, name=ALONE[kind], checkpoint=opened)
+    return component
 
 
 def alone(source: str | Path, class_names: Sequence[str]) -> Component:
