@@ -23,6 +23,7 @@ from anamorph.exporting import INT8, LINKED, PICTURE, Check, ExportOptions, Quan
 from anamorph.interface import Interface
 from anamorph.native import is_preparing, native_of
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.followed import Followed
 from anamorph.pipelines.loading import settle_variant
 from anamorph.pipelines.nets import spread
 from anamorph.pipelines.slots import KINDS, Slots, Tokenizer, model, models, read_slot
@@ -272,6 +273,11 @@ def _interfaces(
         for c in read_components(checkpoint)
     ]
     kind = DiffusionPipeline.registry.get(checkpoint.class_name, DiffusionPipeline)
+    if issubclass(kind, Followed) and options.signature != NATIVE:
+        raise InputError(
+            f"{checkpoint.folder} has {kind.CALLED}s, which add to the denoiser's states; that takes the native "
+            "signature (--signature native)"
+        )
     factor = next((factor for c in components if (factor := _factor(c)) is not None), 1)
 
     def interface(component: Component, part: str) -> Interface:
