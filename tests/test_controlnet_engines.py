@@ -49,9 +49,9 @@ def test_sdxl_follows_as_eager_does(controlled_xl: Path, agrees: Agrees) -> None
     call = {**CALL, "num_inference_steps": 3, "image": picture(0, 16, 24), "strength": 0.9,
             "control_image": picture(1, 16, 24)}  # fmt: skip
     kind, engine = anamorph.StableDiffusionXLControlNetImg2ImgPipeline, "openvino"
-    pair = [kind.from_pretrained(place, backend=name)
-            for place, name in ((exported(controlled_xl, engine, NATIVE), engine), (controlled_xl, "eager"))]  # fmt: skip
-    agrees(kind.__name__, worst(*(ours(pipe, 0, **call) for pipe in pair)), engine)
+    places = {"eager": controlled_xl, engine: exported(controlled_xl, engine, NATIVE)}
+    pair = [kind.from_pretrained(place, backend=name) for name, place in places.items()]
+    agrees(kind.__name__, worst(*(ours(pipe, 0, **call) for pipe in reversed(pair))), engine)
 
 
 @pytest.mark.parametrize("engine", FORMATS)
@@ -68,19 +68,17 @@ def test_a_net_alone_joins_a_unet_that_was_exported_without_it(
             kind.from_pretrained(controlled_sd2, backend="null").job(**call)
         )
     # From checkpoints: both are exported once, into the cache, apart from one another.
-    for given in (
-        net,
-        str(controlled_sd2 / "controlnet"),
-        ControlNetModel.from_pretrained(controlled_sd2 / "controlnet"),
-    ):
-        pipe = kind.from_pretrained(sd2, controlnet=given, backend=engine)
-        assert {placed.engine for placed in pipe.placement.values()} == {engine}
-        agrees("StableDiffusionControlNetPipeline", worst(ours(pipe, 0, **call), eager), engine)
-    changed = ControlNetModel.from_pretrained(controlled_sd2 / "controlnet")
+    place = controlled_sd2 / "controlnet"
+    pipe = kind.from_pretrained(sd2, controlnet=str(place), backend=engine)
+    assert {placed.engine for placed in pipe.placement.values()} == {engine}
+    for one in (pipe, kind.from_pipe(pipe, controlnet=net)):
+        agrees("StableDiffusionControlNetPipeline", worst(ours(one, 0, **call), eager), engine)
+    module = ControlNetModel.from_pretrained(place)
+    assert kind.from_pipe(pipe, controlnet=module).placement["controlnet"].engine == engine
     with torch.no_grad():
-        changed.conv_in.weight += 1
+        module.conv_in.weight += 1
     with pytest.raises(BackendError, match="is a module"):
-        kind.from_pretrained(sd2, controlnet=changed, backend=engine)
+        kind.from_pipe(pipe, controlnet=module)
 
 
 class Counting:
