@@ -53,10 +53,11 @@ def test_files_of_the_original_layout_load(prefix: str, config: dict[str, Any], 
     theirs = net(config)
     save_file(prefixed(prefix, original(theirs)), tmp_path / "net.safetensors")
     mine = ControlNetModel.from_single_file(tmp_path / "net.safetensors")
-    theirs.save_pretrained(tmp_path / "net")
-    read = diffusers.ControlNetModel.from_single_file(tmp_path / "net.safetensors", config=str(tmp_path / "net"))
     expected = theirs.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in read.state_dict().items())
+    if theirs.config.addition_embed_type is None:  # diffusers reads no others
+        theirs.save_pretrained(tmp_path / "net")
+        read = diffusers.ControlNetModel.from_single_file(tmp_path / "net.safetensors", config=str(tmp_path / "net"))
+        assert all(torch.equal(value, expected[name]) for name, value in read.state_dict().items())
     assert all(torch.equal(value, expected[name]) for name, value in mine.state_dict().items())
     assert all(mine.config[key] == tuple(theirs.config[key]) for key in ("block_out_channels", *HINT))
     with pytest.raises(CheckpointError, match="holds no UNet2DConditionModel"):

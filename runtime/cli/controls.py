@@ -88,11 +88,11 @@ def controls_of(
     files = [Path(parsed[name][0]) for name in names]
     pictures = [read_picture(file, "control") for file in files]
     scale = f"{pipe.PLACE}_conditioning_scale"
-    given = {pipe.FOLLOWS: pictures if len(names) > 1 else pictures[0]}
-    scales = [pipe.TAKES.default(scale) if parsed[name][1] is None else parsed[name][1] for name in names]
-    return {**given, scale: scales}, [
-        {"net": name, **file_record(file)} for name, file in zip(names, files, strict=True)
-    ]
+    given: dict[str, Any] = {pipe.FOLLOWS: pictures if len(names) > 1 else pictures[0]}
+    wished = [parsed[name][1] for name in names]
+    if any(one is not None for one in wished):  # else the default counts, or what a picture records
+        given[scale] = [pipe.TAKES.default(scale) if one is None else one for one in wished]
+    return given, [{"net": name, **file_record(file)} for name, file in zip(names, files, strict=True)]
 
 
 def _parsed(wishes: Sequence[str], names: Sequence[str]) -> dict[str, tuple[str, float | None]]:

@@ -44,7 +44,7 @@ class Features(nn.Module):
         x = F.avg_pool2d(x, 2, ceil_mode=True) if self.halve else x
         x = x if self.in_conv is None else self.in_conv(x)
         x = self.resnets(x)
-        return x if self.out_conv is None else self.out_conv(x)  # type: ignore[no-any-return]
+        return x if self.out_conv is None else self.out_conv(x)
 
 
 class Body(nn.Module):
