@@ -188,7 +188,7 @@ class FolderExporter:
         parts: dict[str, Part] = {}
         wanted = options.wanted(self.format)
         certified = certificate.no_engine(self.format) is None
-        slots = DiffusionPipeline.registry[checkpoint.class_name].SLOTS
+        slots = _slots(checkpoint)
         for component, functions in interfaces:
             module = load(component)
             storing = _storing(checkpoint, component, module, options, report)
@@ -371,12 +371,14 @@ def _sized(checkpoint: Checkpoint, options: ExportOptions, form: Format) -> Expo
     """Options with a size for formats that need one: what is asked for, or what the model was trained for."""
     if not form.static or options.size is not None:
         return options
-    components = {c.name: c for c in read_components(checkpoint)}
-    denoiser = DiffusionPipeline.registry[checkpoint.class_name].DENOISER
-    side = components[denoiser].config.get("sample_size")
-    if not isinstance(side, int):
-        raise InputError(f"{denoiser}'s config.json has no sample_size; name the size of pictures")
-    return replace(options, size=(side * _factor(components.values()),) * 2)
+    components = read_components(checkpoint)
+    sides = (c.config.get("sample_size") for c in components if "vae_decoder" not in c.parts)
+    side = next((side for side in sides if isinstance(side, int)), None)
+    if side is None:
+        raise InputError(
+            f"no config.json of {checkpoint.folder} has a sample_size; name the size of pictures (--static)"
+        )
+    return replace(options, size=(side * _factor(components),) * 2)
 
 
 def _factor(components: Iterable[Component]) -> int:

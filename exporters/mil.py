@@ -57,9 +57,9 @@ def number(value: float, dtype: Any) -> Any:
     Raises BackendError: it is beyond float16's range.
     """
     value = MASKED if value == -np.inf else value
-    if np.dtype(dtype) == np.float16 and abs(value) > HALF.max:
+    if np.dtype(dtype) == np.float16 and abs(value) > float(HALF.max):
         raise BackendError(f"the model holds {value}, beyond float16's range, in which Core ML's programs compute")
-    if np.dtype(dtype) == np.float16 and value and abs(value) < HALF.smallest_subnormal:
+    if np.dtype(dtype) == np.float16 and value and abs(value) < float(HALF.smallest_subnormal):
         return np.float16(HALF.tiny)
     return np.dtype(dtype).type(value)
 
