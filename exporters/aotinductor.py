@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anamorph.errors import BackendError
-from anamorph.exporters.folder import FolderExporter, Format, for_all_sizes
+from anamorph.exporters.folder import FolderExporter
+from anamorph.exporters.formats import Format, for_all_sizes
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl

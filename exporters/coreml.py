@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anamorph.errors import BackendUnavailable, InputError
-from anamorph.exporters.folder import FolderExporter, Format, Writing
+from anamorph.exporters.folder import FolderExporter
+from anamorph.exporters.formats import Format, Writing
 from anamorph.exporters.static import each_size
 from anamorph.exporters.trace import with_scalars
 from anamorph.exporting import CoreMl, Exporter, ExportOptions, palette

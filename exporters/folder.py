@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,10 @@ from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, BackendUnavailable, ConfigError, InputError
 from anamorph.exporters import calibration, certificate, quantization
 from anamorph.exporters.fitting import fitting_precision
+from anamorph.exporters.formats import Format, Writing
 from anamorph.exporters.references import check_rewritten, load, write_picture, write_probes
 from anamorph.exporters.static import fixed, joined
-from anamorph.exporters.trace import part_interface, trace, with_scalars
+from anamorph.exporters.trace import part_interface, trace
 from anamorph.exporting import (
     INT8,
     LINKED,
@@ -45,8 +46,6 @@ from anamorph.schedulers.registry import FILE
 from anamorph.weights import find_weights
 
 if TYPE_CHECKING:
-    import torch
-
     from anamorph.exporters.storing import Storing, Written
     from anamorph.models.base import Model
 
@@ -61,63 +60,6 @@ counts there is the difference that was allowed on calls of real pictures.
 """
 LAYOUT = 9
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
-
-
-def open_sizes(options: ExportOptions) -> ExportOptions:
-    """Options of formats whose graphs take any size; raises InputError: some are for another format."""
-    if options.coreml is not None:
-        raise InputError("attention, palettes, chunks and several sizes are options of coreml; leave them out")
-    return replace(options, storage=options.storage or "float32")
-
-
-@dataclass(frozen=True)
-class Writing:
-    """One part to be written into `folder`: its interface, and what traces its model for an interface.
-
-    A `wide` one overflows in float16.
-    """
-
-    interface: Interface
-    trace: Callable[[Interface], "torch.export.ExportedProgram"]
-    folder: Path
-    storing: "Storing"
-    options: ExportOptions
-    wide: bool = False
-
-
-def for_all_sizes(
-    write: Callable[["torch.export.ExportedProgram", Interface, Path, "Storing"], "Written"],
-    scalars: tuple[int, ...] = (),
-) -> Callable[[Writing], "Written"]:
-    """A writer of one graph for all sizes; `scalars` are the dimensions that its files give to single numbers."""
-
-    def run(writing: Writing) -> "Written":
-        program = writing.trace(writing.interface)
-        return write(program, with_scalars(writing.interface, scalars), writing.folder, writing.storing)
-
-    return run
-
-
-@dataclass(frozen=True)
-class Format:
-    """What distinguishes one format: `write` writes one part.
-
-    `packages` decide what is written, `storages` are the types in which it stores weights, `root_files(storage)`
-    further files; `write_tokenizer(tokenizer, folder)` adds a form of the tokenizer that its readers want, or returns
-    why it cannot. `native` formats hold machine code for this processor, `static` ones take the sizes alone that they
-    were written for. `settle` fills in options that are left to the format, and refuses those that it does not serve.
-    """
-
-    name: str
-    packages: tuple[str, ...]
-    write: Callable[[Writing], "Written"]
-    unavailable: Callable[[], str | None]
-    storages: tuple[str, ...] = ("float32",)
-    root_files: Callable[[str], Mapping[str, str]] = lambda _: {}
-    write_tokenizer: Callable[[Tokenizer, Path], str | None] = lambda *_: None
-    native: bool = False
-    static: bool = False
-    settle: Callable[[ExportOptions], ExportOptions] = open_sizes
 
 
 @dataclass(frozen=True)
@@ -375,9 +317,7 @@ def _sized(checkpoint: Checkpoint, options: ExportOptions, form: Format) -> Expo
     sides = (c.config.get("sample_size") for c in components if "vae_decoder" not in c.parts)
     side = next((side for side in sides if isinstance(side, int)), None)
     if side is None:
-        raise InputError(
-            f"no config.json of {checkpoint.folder} has a sample_size; name the size of pictures (--static)"
-        )
+        raise InputError(f"no config.json of {checkpoint.folder} has a sample_size; name a size (--static)")
     return replace(options, size=(side * _factor(components),) * 2)
 
 

@@ -4,7 +4,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anamorph.exporters.folder import FolderExporter, Format, for_all_sizes
+from anamorph.exporters.folder import FolderExporter
+from anamorph.exporters.formats import Format, for_all_sizes
 from anamorph.exporting import LINKED, STORAGE, Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl

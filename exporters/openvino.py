@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.errors import OutputError
 from anamorph.exporters import openvino_tokenizer
-from anamorph.exporters.folder import FolderExporter, Format, for_all_sizes
+from anamorph.exporters.folder import FolderExporter
+from anamorph.exporters.formats import Format, for_all_sizes
 from anamorph.exporting import LINKED, STORAGE, Exporter
 from anamorph.interface import Interface
 from anamorph.pipelines.slots import Tokenizer

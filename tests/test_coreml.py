@@ -27,7 +27,8 @@ from anamorph.cli import main
 from anamorph.components import Component, even
 from anamorph.errors import ArtifactError, BackendError, BackendUnavailable, InputError
 from anamorph.exporters import coreml as exporter
-from anamorph.exporters.folder import Writing, read_components
+from anamorph.exporters.folder import read_components
+from anamorph.exporters.formats import Writing
 from anamorph.exporters.references import check_rewritten, load
 from anamorph.exporters.static import fixed, joined
 from anamorph.exporters.storing import Storing
