@@ -11,6 +11,7 @@ from anamorph.components import unet_interface
 from anamorph.conditions import added_names, condition_ports, residual_ports
 from anamorph.config import Config
 from anamorph.errors import InputError
+from anamorph.image_prompts import image_ports
 from anamorph.models.activations import ACTIVATIONS
 from anamorph.models.attention import Attention, renamed
 from anamorph.models.base import Model
@@ -23,6 +24,7 @@ from anamorph.models.conditioning import (
     encoder_projection,
 )
 from anamorph.models.embeddings import TimestepEmbedding
+from anamorph.models.image_attention import Images
 from anamorph.models.levels import DOWN_BLOCKS, UP_BLOCKS, down_levels, kinds, up_levels
 from anamorph.models.outputs import UNet2DConditionOutput
 from anamorph.models.told import Conditions, Text, Time, Times, dealt, give_places, mask_bias
@@ -76,8 +78,12 @@ class UNet2DConditionModel(Model):
         groups = full.norm_num_groups
         self.conv_norm_out = None if groups is None else nn.GroupNorm(groups, first, eps=full.norm_eps)
         self.conv_out = same_size(first, full.out_channels, full.conv_out_kernel)
+        # Read here, so that compilers of `denoise` meet names and no interfaces.
+        ports = (*condition_ports(full), *residual_ports(full), *image_ports(full))
+        self._listed = tuple(port.name for port in ports)
         give_places(self._timed)
         give_places(self._looking)
+        self._give_levels()
         if merging_unmet("unet", type(self).__name__, full) is None and (level := merging_level(full)) is not None:
             for block in (self.down_blocks[level], self.up_blocks[-1 - level]):
                 for layer in block.attentions:  # type: ignore[union-attr]
@@ -92,6 +98,15 @@ class UNet2DConditionModel(Model):
     def _looking(self) -> list[Attention]:
         """The layers that project the text."""
         return [layer for layer in self.modules() if isinstance(layer, Attention) and layer.cross]
+
+    def _give_levels(self) -> None:
+        """Tell each attention to the text at which resolution it stands."""
+        last = len(self.down_blocks) - 1
+        ways = [*enumerate(self.down_blocks), (last, self.mid_block), *zip(range(last, -1, -1), self.up_blocks)]
+        for level, block in ways:
+            for layer in () if block is None else block.modules():
+                if isinstance(layer, Attention):
+                    layer.level = level
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:
@@ -120,14 +135,14 @@ class UNet2DConditionModel(Model):
     rewrite.__doc__ = Model.rewrite.__doc__
 
     def denoise(self, sample: Tensor, timestep: Tensor, *inputs: Tensor | None) -> tuple[Tensor]:
-        """One call of the denoiser: [B, C, h, w], t (scalar or [B]), then what `condition_ports` and `residual_ports`
-        list, the latter None or left out where there is no control -> ([B, C_out, h, w],).
+        """One call of the denoiser: [B, C, h, w], t (scalar or [B]), then what `condition_ports`, `residual_ports` and
+        `image_ports` list, these last two None or left out where there is nothing of the kind -> ([B, C_out, h, w],).
         """  # fmt: skip
-        names = [port.name for port in (*condition_ports(self.config), *residual_ports(self.config))]
-        given = {name: value for name, value in zip(names, inputs, strict=False) if value is not None}
+        given = {name: value for name, value in zip(self._listed, inputs, strict=False) if value is not None}
         states, extra = given.get("encoder_hidden_states"), self._extra(given)
         time = self._time(timesteps(timestep, sample), states, extra, sample.dtype)
-        return (self._predict(sample, time, self._text(states, extra), extra),)
+        text = replace(self._text(states, extra), images=self._images(given))
+        return (self._predict(sample, time, text, extra),)
 
     def prepare(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """What no step changes, from what `native.split` lists: the time projections of all residual blocks at all
@@ -169,7 +184,7 @@ class UNet2DConditionModel(Model):
             text = Text(keys=given[TEXT_KEYS], values=given[TEXT_VALUES])
         else:
             text = self._text(states, extra)
-        predicted = self._predict(sample, time, replace(text, branches=branches), extra)
+        predicted = self._predict(sample, time, replace(text, branches=branches, images=self._images(given)), extra)
         return (predicted if branches is None else torch.unflatten(predicted, 0, (branches, sample.shape[0])),)
 
     def _extra(self, given: Mapping[str, Tensor]) -> Conditions:
@@ -184,6 +199,10 @@ class UNet2DConditionModel(Model):
             residuals[:-1] if controlled else (),
             residuals[-1] if controlled else None,
         )
+
+    def _images(self, given: Mapping[str, Tensor]) -> Images | None:
+        """The pictures among the inputs of a part."""
+        return Images.among(given, len(self.config.block_out_channels))
 
     def _text(self, states: Tensor | None, extra: Conditions, mask: Tensor | None = None) -> Text:
         """What the attentions look at."""

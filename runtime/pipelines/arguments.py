@@ -12,6 +12,7 @@ from anamorph.arrays import to_numpy
 from anamorph.errors import InputError
 from anamorph.noise import NoiseSource, SeededNoise, TorchNoise
 from anamorph.pipelines.cropping import Box, region
+from anamorph.pipelines.image_prompts import Looks
 from anamorph.pipelines.pictures import (
     Fit,
     Given,
@@ -57,6 +58,7 @@ class Job:
     """Encoded texts, by the name of the argument."""
     sources: Sources = field(default_factory=Sources)
     overlay: Overlay | None = None
+    looks: Looks = field(default_factory=Looks)
 
     @property
     def noise(self) -> NoiseSource:

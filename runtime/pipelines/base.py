@@ -140,11 +140,13 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A model in a place of this pipeline is opened, like one that the constructor is given."""
-        if name in models(type(self).SLOTS):
-            self._models[name] = self._open(name, value)
-        else:
+        """A model in a place of this pipeline is opened, like one that the constructor is given; None empties it."""
+        if name not in models(type(self).SLOTS):
             super().__setattr__(name, value)
+        elif value is None and self.SLOTS[name].optional:
+            self._models.pop(name, None)
+        else:
+            self._models[name] = self._open(name, value)
 
     # ---- a call --------------------------------------------------------------------------------------------------
 
@@ -260,7 +262,7 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         check_resident(list(self._models.values()))
         self._move_registered(device, torch_dtype)
         self._models = {
-            name: replace(self._open(name, loaded.component), sparing=loaded.sparing)
+            name: replace(self._open(name, loaded.component), sparing=loaded.sparing, adapters=loaded.adapters)
             for name, loaded in self._models.items()
         }
         return self

@@ -12,6 +12,7 @@ from anamorph.config import Config
 from anamorph.engine import Placement, Program
 from anamorph.errors import BackendError, InputError
 from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
+from anamorph.pipelines.image_prompts import Adapters
 from anamorph.plugins import get_backend
 from anamorph.tiling import Operations, Tiles, sparing
 
@@ -41,13 +42,14 @@ class Sparing:
 class Loaded:
     """A component and the programs that engines made of its parts; `notes` say where that is not what was wished.
 
-    Pipelines that share it share its switches.
+    Pipelines that share it share its switches, and the IP-Adapters of a denoiser.
     """
 
     component: Component
     programs: Mapping[str, Program]
     notes: Mapping[str, str] = field(default_factory=dict)
     sparing: Sparing = field(default_factory=Sparing)
+    adapters: Adapters = field(default_factory=Adapters)
 
     @property
     def config(self) -> Config:

@@ -118,7 +118,7 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
     for part in parts:
         backend = wishes.backend_of(component, part)
         target = wishes.target_of(component, part, backend)
-        if component.class_name in UNEXPORTED and CHECKPOINT not in backend.formats:
+        if component.unexported and CHECKPOINT not in backend.formats:
             if {part, component.name} & set(wishes.backend):
                 raise BackendError(
                     f"{part} cannot be exported for engine {backend.name}; name one that opens checkpoints"
