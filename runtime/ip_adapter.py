@@ -82,8 +82,8 @@ def adapter_of(state: Mapping[str, Any], config: Mapping[str, Any], where: str) 
         raise CheckpointError(f"{where} has no {PROJECTION}.{error.args[0]}; download it again") from None
     except (ValueError, IndexError):
         raise CheckpointError(
-            f"{where} has weights of {PROJECTION} that do not fit each other, or this UNet; expected those of an adapter "
-            f"of kind {kind.name} for texts of {config['cross_attention_dim']} numbers"
+            f"{where} has weights of {PROJECTION} that do not fit each other, or this UNet; expected those of a "
+            f"{kind.name} adapter for texts of {config['cross_attention_dim']} numbers"
         ) from None
     return adapter
 
@@ -104,8 +104,8 @@ def _floats(state: Mapping[str, Any], half: str, where: str) -> dict[str, F32]:
 def _kind(projection: Weights, where: str) -> Kind:
     if "perceiver_resampler.proj_in.weight" in projection or {"norm.weight", "proj.2.weight"} <= set(projection):
         raise CheckpointError(
-            f"{where} is a FaceID adapter, which looks at faces' identities; expected one that looks at pictures (plain, "
-            "plus or full-face)"
+            f"{where} is a FaceID adapter, which looks at faces' identities; expected one that looks at pictures: "
+            "plain, plus or full-face"
         )
     for name, kind in KINDS.items():
         if name in projection:

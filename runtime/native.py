@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from anamorph.conditions import ADDED, PROJECTED, projection
+from anamorph.conditions import ADDED, HINT, INTRABLOCK, PROJECTED, projection
 from anamorph.interface import Axis, Dimension, Interface, Port
 
 KEYS, TIMES, PREFIX = "keys-once", "times-once", "prefix-sharing"
@@ -22,7 +22,7 @@ NATIVE_REWRITES = (KEYS, TIMES, PREFIX)
 
 BATCH, BRANCHES, SEQUENCE, STEPS = (Axis(name) for name in ("batch", "branches", "sequence", "steps"))
 TEXT_KEYS, TEXT_VALUES, TIME_ROW = "text_keys", "text_values", "time_projections"
-SUFFIX = "_prepare"
+SUFFIX, HINTING = "_prepare", "_hint"
 
 LOOKING = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
 """Blocks with a transformer behind each residual block (in the middle: behind each but the last)."""
@@ -37,6 +37,11 @@ def preparing(part: str) -> str:
 def is_preparing(part: str) -> bool:
     """Whether a part prepares what another one takes."""
     return part.endswith(SUFFIX)
+
+
+def is_hinting(part: str) -> bool:
+    """Whether a part encodes the picture that a ControlNet follows."""
+    return part.endswith(HINTING)
 
 
 def native_of(rewrites: Sequence[str]) -> tuple[str, ...]:
@@ -66,9 +71,11 @@ def splits(rewrites: Sequence[str]) -> bool:
 def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) -> tuple[Interface, ...]:
     """A denoiser's interface by these rewrites, and that of the part which prepares, where there is one.
 
-    `plain` is sample, timestep, conditions and optional residuals. Whatever follows from the time or from the text
-    alone leaves it for the other part.
+    `plain` is sample, timestep, conditions and optional residuals; any other interface stays as it is. Whatever
+    follows from the time or from the text alone leaves it for the other part.
     """
+    if "timestep" not in {port.name for port in plain.inputs}:
+        return (plain,)
     sample, timestep, *others = plain.inputs
     optional = [port for port in others if port.optional]
     conditions = [port for port in others if not port.optional]
@@ -79,7 +86,7 @@ def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) 
     step = [
         sample,
         row if TIMES in rewrites else timestep,
-        *(port for port in conditions if port.name in stepwise),
+        *(port for port in conditions if port.name in stepwise or port.name == HINT),
         *(keys if KEYS in rewrites else ()),
         *optional,
     ]
@@ -97,6 +104,8 @@ def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) 
 
 
 def _branched(port: Port) -> Port:
+    if port.name == HINT or port.name.startswith(INTRABLOCK):
+        return port
     return replace(port, axes=(BRANCHES, *port.axes))
 
 
@@ -152,8 +161,10 @@ def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str, int, int, Seq
     middle = config.get("mid_block_type", LOOKING[-1])
     if middle is not None:
         yield "mid_block", middle, levels - 1, 2 if middle in LOOKING else 1, _spread(depths[-1], 1)[:1]
-    ways = config["up_block_types"], layers[::-1], depths[::-1] if turned is None else _spread(turned, levels)
-    for index, (kind, count, depth) in enumerate(zip(*ways, strict=True)):
+    if (kinds := config.get("up_block_types")) is None:
+        return
+    upward = depths[::-1] if turned is None else _spread(turned, levels)
+    for index, (kind, count, depth) in enumerate(zip(kinds, layers[::-1], upward, strict=True)):
         yield f"up_blocks.{index}", kind, levels - 1 - index, count + 1, _spread(depth, count + 1)
 
 
@@ -186,9 +197,10 @@ def text_width(config: Mapping[str, Any]) -> int:
 
 def unshaped(class_name: str, config: Mapping[str, Any]) -> str | None:
     """Why a model has no native signature of its own, or None."""
-    if class_name != "UNet2DConditionModel":
+    if class_name not in ("UNet2DConditionModel", "ControlNetModel"):
         return "it is no UNet that looks at a text"
-    kinds = (*config["down_block_types"], *config["up_block_types"], config.get("mid_block_type", PLAIN[0]) or PLAIN[0])
+    middle = config.get("mid_block_type", PLAIN[0]) or PLAIN[0]
+    kinds = (*config["down_block_types"], *config.get("up_block_types", ()), middle)
     if strange := [kind for kind in kinds if kind not in (*LOOKING, *PLAIN)]:
         return f"it has blocks of another kind ({strange[0]})"
     only = (config.get("only_cross_attention", False), config.get("mid_block_only_cross_attention"))

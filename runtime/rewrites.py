@@ -34,12 +34,16 @@ class Rewrite:
 
 
 def _once(unmet: Callable[[str, Mapping[str, Any]], str | None]) -> Unmet:
-    """A precondition that asks for no part."""
-    return lambda _, class_name, config: unmet(class_name, config)
+    """A precondition of every part that denoises, or prepares for one."""
+    return lambda part, class_name, config: SEES if native.is_hinting(part) else unmet(class_name, config)
+
+
+SEES = "it sees nothing but a picture"
 
 
 def _branches_part(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
-    return "it sees no samples" if native.is_preparing(part) else native.prefix_unmet(class_name, config)
+    apart = native.is_preparing(part) or native.is_hinting(part)
+    return "it sees no samples" if apart else native.prefix_unmet(class_name, config)
 
 
 EVERYWHERE = frozenset({"onnx", "openvino", "eager", "compile"})

@@ -91,7 +91,7 @@ def write(place: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> Path:
 
 
 def adapters(place: Path, checkpoint: Path) -> Path:
-    """A folder of all kinds for the checkpoint's UNet, with their picture encoder, as the published ones are laid out."""
+    """A folder of all kinds for the checkpoint's UNet, with their picture encoder, laid out as the published ones."""
     unet = diffusers.UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet")
     image_encoder(place / "models" / "image_encoder")
     write(place / "models" / "base.bin", state(unet, "base", 31))

@@ -21,6 +21,7 @@ from anamorph.artifact import NATIVE, read_artifact
 from anamorph.backends import offloading
 from anamorph.backends.eager import TorchProgram
 from anamorph.components import even, unet_interface
+from anamorph.conditions import residual_ports
 from anamorph.errors import InputError
 from anamorph.interface import Interface
 from anamorph.memory import Offload
@@ -168,7 +169,8 @@ def test_residuals_of_a_controlnet_may_differ_between_branches(engine: str, tmp_
     made = on_eager(unet, rewrites) if engine == "eager" else on_graphs(engine, unet, rewrites, tmp_path)
     sample, told = normal(1, 2, 4, 8, 12), conditions(unet, 4)
     sizes = {"batch": 2, "branches": 2, "latent_height": 8, "latent_width": 12}
-    ports = [port for port in made.interface.inputs if port.optional]
+    names = {port.name for port in residual_ports(unet.config)}
+    ports = [port for port in made.interface.inputs if port.name in names]
     shapes = [Interface("", (), (port,)).output_shapes(sizes)[port.name] for port in ports]
     residuals = [normal(31 + n, *shape) for n, shape in enumerate(shapes)]
     *down, mid = (torch.from_numpy(one).flatten(0, 1) for one in residuals)

@@ -29,8 +29,8 @@ class Images:
     def seen(self, q: Tensor, place: slice, level: int) -> Tensor:
         """sum_g m_g softmax(Q K_g^T / sqrt(d) + b_g) V_g for each head: Q [B, heads, S, d] -> the same shape.
 
-        All groups enter both products at once. Source: Ye et al. 2023 (arXiv:2308.06721), equation 5; masks as diffusers
-        has them.
+        All groups enter both products at once. Source: Ye et al. 2023 (arXiv:2308.06721), equation 5, with diffusers'
+        masks.
         """
         heads, width = q.shape[1], q.shape[3]
         k, v = (

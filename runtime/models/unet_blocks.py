@@ -23,7 +23,7 @@ from anamorph.models.blocks import (
 from anamorph.models.k_blocks import KDownBlock, KUpBlock
 from anamorph.models.levels import Kind, Level
 from anamorph.models.skip_blocks import SkipDownBlock, SkipUpBlock
-from anamorph.models.told import Text, Time
+from anamorph.models.told import Joint, Text, Time
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,17 @@ class DownBlock(Layers):
         x: Tensor,
         time: Time,
         text: Text | None = None,
-        residual: Tensor | None = None,
+        residual: Joint | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         states: list[Tensor] = []
         for layer, resnet in enumerate(self.resnets):
             states.append(self.attend(layer, resnet(states[-1] if states else x, time), text))
         if residual is not None and self.cross:
-            states[-1] = states[-1] + residual
+            states[-1] = residual.added(states[-1])
         for downsample in self.downsamplers:
             states.append(downsample(states[-1], time) if self.timed else downsample(states[-1]))
         if residual is not None and not self.cross:
-            states[-1] = states[-1] + residual
+            states[-1] = residual.added(states[-1])
         return states[-1], states
 
 

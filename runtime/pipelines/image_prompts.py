@@ -23,7 +23,7 @@ FILLED = -10000.0
 
 @dataclass
 class Adapters:
-    """The IP-Adapters of a denoiser, and the scale of each for every transformer; pipelines that share it share them."""
+    """The IP-Adapters of a denoiser, and the scale of each for every transformer."""
 
     loaded: tuple[Adapter, ...] = ()
     scales: tuple[tuple[Share, ...], ...] = ()
@@ -31,9 +31,11 @@ class Adapters:
 
 @dataclass(frozen=True)
 class Looks:
-    """The pictures of one call, for each adapter: `pixels` [n, C, s, s] to encode, or `embeds` [1 or 2, n, ...] that are
-    encoded, those of the negative branch first; and a mask [n, H, W], or None where they count everywhere.
-    """  # fmt: skip
+    """The pictures of one call, for each adapter.
+
+    `pixels` [n, C, s, s] are to be encoded, `embeds` [1 or 2, n, ...] are, those of the negative branch first. `masks`
+    [n, H, W] say where they count, None: everywhere.
+    """
 
     pixels: tuple[F32, ...] = ()
     embeds: tuple[F32, ...] = ()

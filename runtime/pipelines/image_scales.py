@@ -34,7 +34,8 @@ def shares(scale: Any, config: Mapping[str, Any], default: float = 0.0) -> tuple
         if strange := [block for block in named if block not in blocks]:
             raise InputError(f"scales name {way} {strange[0]!r}, expected {', '.join(blocks)}")
         for block, value in named.items():
-            found |= zip((place.name for place in blocks[block]), _each(value, len(blocks[block]), f"{way} {block}"))
+            each = _each(value, len(blocks[block]), f"{way} {block}")
+            found |= {place.name: one for place, one in zip(blocks[block], each, strict=True)}
     return tuple(found.get(place.name, default) for place in places)
 
 

@@ -83,8 +83,8 @@ def check_takes(pipe: "LatentDiffusion") -> None:
         raise InputError(f"the unet is a {stranger}, which takes no pictures as prompts; open the checkpoint's own")
     if IMAGE_KEYS not in {port.name for port in program.interface.inputs}:
         raise InputError(
-            "the opened unet has no inputs for pictures as prompts; export the checkpoint with the native signature, or "
-            "open the checkpoint itself"
+            "the opened unet has no inputs for pictures as prompts; export the checkpoint with the native signature, "
+            "or open the checkpoint itself"
         )
 
 
@@ -175,7 +175,7 @@ def looks_of(pipe: "LatentDiffusion", call: Arguments) -> Looks:
         return Looks()
     if (pictures is None) == (embeds is None):
         raise InputError(
-            "an IP-Adapter is loaded: give either ip_adapter_image or ip_adapter_image_embeds, or call unload_ip_adapter"
+            "an IP-Adapter is loaded: give either ip_adapter_image or ip_adapter_image_embeds, or unload_ip_adapter()"
         )
     check_takes(pipe)
     if pictures is not None:
@@ -204,13 +204,13 @@ def _pixels(pipe: "LatentDiffusion", pictures: Any, count: int) -> tuple[F32, ..
     every = pictures if isinstance(pictures, list) else [pictures]
     if len(every) != count:
         raise InputError(
-            f"ip_adapter_image holds pictures for {len(every)} IP-Adapters and {count} are loaded; give one for each, or a "
-            "list of several for each"
+            f"ip_adapter_image holds pictures for {len(every)} IP-Adapters and {count} are loaded; give one for each, "
+            "or a list of several for each"
         )
     if pipe.components[ENCODER] is None:
         raise InputError(
-            "ip_adapter_image needs the image encoder, which is not loaded; load the IP-Adapter with image_encoder_folder=, "
-            "or give ip_adapter_image_embeds"
+            "ip_adapter_image needs the image encoder, which is not loaded; load the IP-Adapter with "
+            "image_encoder_folder=, or give ip_adapter_image_embeds"
         )
     return tuple(_processed(pipe, one) for one in every)
 
@@ -264,15 +264,15 @@ def _masks(masks: Any, pictures: Sequence[int]) -> tuple[F32 | None, ...]:
         array = None if value is None else to_numpy(value).astype(np.float32)
         if array is not None and (array.ndim != 4 or array.shape[:2] != (1, count)):
             raise InputError(
-                f"{MASKS} holds an array of shape {list(array.shape)}, expected [1, {count}, height, width]: one mask for "
-                "each picture of the IP-Adapter"
+                f"{MASKS} holds an array of shape {list(array.shape)}, expected [1, {count}, height, width]: a mask "
+                "for each picture of the IP-Adapter"
             )
         found.append(None if array is None else array[0])
     return tuple(found)
 
 
 def encoded(pipe: "LatentDiffusion", looks: Looks, guided: bool) -> list[tuple[F32 | None, F32]]:
-    """Embeddings or states of the pictures for each adapter, of the negative branch (None: unguided) and the positive."""
+    """Embeddings or states of each adapter's pictures: of the negative branch (None: unguided) and the positive."""
     adapters = pipe._models["unet"].adapters.loaded
     pairs: list[tuple[F32 | None, F32]] = []
     for index, adapter in enumerate(adapters):
@@ -327,7 +327,7 @@ def prepared(
 def told(
     pipe: "LatentDiffusion", looks: Looks, guidance: Guidance, images: int, sides: Mapping[str, int]
 ) -> dict[str, F32]:
-    """The denoiser's inputs for these pictures, [branches * N, ...]; every branch but the last gets the negative ones."""
+    """The denoiser's inputs for these pictures, [branches * N, ...]; only the last branch sees the positive ones."""
     if not looks.masks:
         return {}
     config, adapters = pipe._config("unet"), pipe._models["unet"].adapters.loaded

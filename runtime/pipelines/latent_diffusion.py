@@ -221,8 +221,8 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         """Let pictures be prompts (Ye et al. 2023, arXiv:2308.06721), on whatever engine the pipeline runs.
 
         The source is a folder, hub id, file or mapping of weights, or a list of these, which take the place of adapters
-        that were loaded before. The picture encoder is read from `image_encoder_folder` below `subfolder` (with a slash:
-        below the source) unless the pipeline has one; None leaves it out, and calls take `ip_adapter_image_embeds`.
+        that were loaded before. The picture encoder is read from `image_encoder_folder` below `subfolder` (with a
+        slash: below the source) unless the pipeline has one; without it (None), calls take `ip_adapter_image_embeds`.
 
         Raises CheckpointError: a file is missing, damaged or holds code, or there is no picture encoder.
         Raises InputError: an adapter is for another UNet or picture encoder, or the opened UNet takes none.
