@@ -100,6 +100,11 @@ def _attention(call: "Call") -> str:
     return builder.op("MatMul", builder.op("Softmax", scores, axis=-1), v)
 
 
+@rule("aten.softmax.int")
+def _softmax(call: "Call") -> str:
+    return call.builder.op("Softmax", call.tensor("self"), axis=call["dim"])
+
+
 def _filled(value: float) -> TensorProto:
     return TensorProto(data_type=TensorProto.FLOAT, dims=[1], float_data=[value])
 

@@ -97,7 +97,7 @@ def inputs_of(
     if any(group.mask is not None for group in kept[0]):
         for port in ports:
             if port.name.startswith(f"{IMAGE_MASKS}."):
-                height, width = (size_of(axis, sides) for axis in port.axes[2:])
+                height, width = (size_of(axis, sides) for axis in port.axes[-2:])
                 taken = [[_taken(group.mask, height, width) for group in branch] for branch in kept]
                 made[port.name] = stacked(taken)
     return made
