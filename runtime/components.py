@@ -96,7 +96,7 @@ class Component:
     def _split(self, declared: "Declared") -> dict[str, Interface]:
         """The interfaces by rewrites that share out between parts what a denoiser takes."""
         plain = (declare(self.config) for declare in declared.values())
-        return {one.component: one for each in plain for one in split(each, self.config, self.rewrites)}
+        return {name: one for each in plain for name, one in split(each, self.config, self.rewrites).items()}
 
 
 def text_encoder_interface(config: Config) -> Interface:

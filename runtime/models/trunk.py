@@ -1,7 +1,7 @@
 """What a UNet that looks at a text shares with its ControlNets: time, text, and the way down to the middle."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -95,9 +95,11 @@ class Trunk(Model):
     def rewrite(self, names: Iterable[str]) -> None:
         super().rewrite(names)
         if splits(self.rewrites):  # read here, so that compilers of `step` meet names and no interfaces
-            stepping, *once = split(self._interface(), self.config, self.rewrites)
-            self._stepping = tuple((port.name, is_branched(port)) for port in stepping.inputs[1:])
-            self._once = tuple(port.name for each in once for port in each.inputs)
+            parts = split(self._interface(), self.config, self.rewrites)
+            self._takes = {
+                self.method(name): [(port.name, is_branched(port)) for port in part.inputs]
+                for name, part in parts.items()
+            }
 
     rewrite.__doc__ = Model.rewrite.__doc__
 
@@ -117,7 +119,7 @@ class Trunk(Model):
 
         Each layer projects all steps, or the whole text, in one product; the layers' weights stay as they are stored.
         """
-        given = dict(zip(self._once, inputs, strict=True))
+        given = dict(zip((name for name, _ in self._takes["prepare"]), inputs, strict=True))
         states, extra = given.get("encoder_hidden_states"), self._extra(given)
         outputs: list[Tensor] = []
         if TIMES in self.rewrites:
@@ -137,7 +139,15 @@ class Trunk(Model):
         Where branches share the prefix, samples are [N, C, h, w] and what differs between branches is
         [branches, N, ...], and so are the results.
         """
-        named = [(*port, value) for port, value in zip(self._stepping, inputs, strict=False) if value is not None]
+        _, time, text, extra = self._told(sample, "step", inputs)
+        return self._apart(self._results(sample, time, text, extra), sample, text)
+
+    def _told(
+        self, sample: Tensor, method: str, inputs: Sequence[Tensor | None]
+    ) -> tuple[Mapping[str, Tensor], Time, Text, Conditions]:
+        """The inputs of a step after its samples by their names, branches in the batch, and what layers are told."""
+        ports = self._takes[method][1:]
+        named = [(*port, value) for port, value in zip(ports, inputs, strict=False) if value is not None]
         counts = [value.shape[0] for _, branched, value in named if branched]
         branches = counts[0] if counts else None
         given = {name: value.flatten(0, 1) if branched else value for name, branched, value in named}
@@ -151,11 +161,14 @@ class Trunk(Model):
             text = Text(keys=given[TEXT_KEYS], values=given[TEXT_VALUES])
         else:
             text = self._text(states, extra)
-        text = replace(text, branches=branches, images=self._images(given))
-        results = self._results(sample, time, text, extra)
-        if branches is None:
+        return given, time, replace(text, branches=branches, images=self._images(given)), extra
+
+    @staticmethod
+    def _apart(results: tuple[Tensor, ...], sample: Tensor, text: Text) -> tuple[Tensor, ...]:
+        """Results [branches N, ...] as [branches, N, ...] where branches share their N samples."""
+        if text.branches is None:
             return results
-        return tuple(torch.unflatten(each, 0, (branches, sample.shape[0])) for each in results)
+        return tuple(torch.unflatten(each, 0, (text.branches, sample.shape[0])) for each in results)
 
     def _extra(self, given: Mapping[str, Tensor]) -> Conditions:
         """The conditions among the inputs of a part."""
@@ -183,10 +196,14 @@ class Trunk(Model):
             states = context(self.encoder_hid_proj, self.layout, states, extra.added)
         return Text(states, mask)
 
+    def _enter(self, sample: Tensor, extra: Conditions) -> Tensor:
+        """The first state of the way down."""
+        x: Tensor = self.conv_in(2 * sample - 1 if self.layout.center_input_sample else sample)
+        return x if extra.hint is None else x + extra.hint
+
     def _descend(self, sample: Tensor, time: Time, text: Text, extra: Conditions) -> tuple[Tensor, list[Tensor]]:
         """The state of the middle, and all states of the way down; the first `before` of these as many as samples."""
-        x = self.conv_in(2 * sample - 1 if self.layout.center_input_sample else sample)
-        x = x if extra.hint is None else x + extra.hint
+        x = self._enter(sample, extra)
         skips, inside = [x], (*extra.inside, *[None] * (len(self.down_blocks) + 1 - len(extra.inside)))
         for index, (block, residual) in enumerate(zip(self.down_blocks, inside[:-1], strict=True)):
             branches = None if index < self.first_look else text.branches

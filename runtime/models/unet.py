@@ -18,6 +18,7 @@ from anamorph.models.told import Conditions, Text, Time, dealt, mask_bias
 from anamorph.models.trunk import Trunk
 from anamorph.models.unet_blocks import check_even, timesteps, up_sizes, up_ways
 from anamorph.models.unet_config import DEFAULTS, ONLY, check_unet
+from anamorph.native import CACHING, DEEP, is_shallow
 from anamorph.rewrites import MERGING, merging_level, merging_unmet
 
 
@@ -68,6 +69,19 @@ class UNet2DConditionModel(Trunk):
         full = super().complete(config)
         check_unet(cls.__name__, full)
         return full
+
+    def method(self, part: str) -> str:
+        return "shallow" if is_shallow(part) else super().method(part)
+
+    method.__doc__ = Trunk.method.__doc__
+
+    def shallow(self, sample: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """The last layer of a step alone, with the state of an earlier one in the place of what precedes it."""
+        given, time, text, extra = self._told(sample, "shallow", inputs)
+        first = dealt(self._enter(sample, extra), text.branches)
+        if extra.down and extra.down[0] is not None:
+            first = first + extra.down[0]
+        return self._apart((self._leave(given[DEEP], first, time, text),), sample, text)
 
     @overload
     def forward(
@@ -145,7 +159,7 @@ class UNet2DConditionModel(Trunk):
         extra.check(self.config, encoder_hidden_states)
         time = self._time(timesteps(timestep, sample), encoder_hidden_states, extra, sample.dtype)
         mask = mask_bias(encoder_attention_mask, sample.dtype)
-        (predicted,) = self._results(sample, time, self._text(encoder_hidden_states, extra, mask), extra)
+        predicted, *_ = self._results(sample, time, self._text(encoder_hidden_states, extra, mask), extra)
         return UNet2DConditionOutput(predicted) if return_dict else (predicted,)
 
     def _results(self, sample: Tensor, time: Time, text: Text, extra: Conditions) -> tuple[Tensor, ...]:
@@ -155,9 +169,21 @@ class UNet2DConditionModel(Trunk):
         skips = extra.joined([*(dealt(state, text.branches) for state in skips[: self.before]), *skips[self.before :]])
         x = x if extra.mid is None else x + extra.mid
         sizes = up_sizes(sample, skips, self.taken, self.even_sizes)
-        for block, count, size in zip(self.up_blocks, self.taken, sizes, strict=True):
+        for block, count, size in zip(self.up_blocks[:-1], self.taken, sizes, strict=False):
             x = block(x, skips[len(skips) - count :], time, text, size)
             del skips[len(skips) - count :]
+        last = self.up_blocks[-1]
+        if CACHING not in self.rewrites:
+            return (self._out(last(x, skips, time, text)),)
+        deep = last(x, skips[1:], time, text, some=slice(None, -1))
+        return self._leave(deep, skips[0], time, text), deep
+
+    def _leave(self, deep: Tensor, skip: Tensor, time: Time, text: Text) -> Tensor:
+        """The prediction from what enters the last layer, and the state of the way down that meets it there."""
+        return self._out(self.up_blocks[-1](deep, [skip], time, text, some=slice(-1, None)))
+
+    def _out(self, x: Tensor) -> Tensor:
         if self.conv_norm_out is not None:
             x = ACTIVATIONS[self.config.act_fn](self.conv_norm_out(x))
-        return (self.conv_out(x),)
+        predicted: Tensor = self.conv_out(x)
+        return predicted

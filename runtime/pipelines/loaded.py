@@ -14,6 +14,7 @@ from anamorph.errors import BackendError, InputError
 from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
 from anamorph.pipelines.image_prompts import Adapters
 from anamorph.plugins import get_backend
+from anamorph.profiles import Profile
 from anamorph.tiling import Operations, Tiles, sparing
 
 FORMATS = {"torch.channels_last": True, "torch.contiguous_format": False}
@@ -42,7 +43,8 @@ class Sparing:
 class Loaded:
     """A component and the programs that engines made of its parts; `notes` say where that is not what was wished.
 
-    Pipelines that share it share its switches, and the IP-Adapters of a denoiser.
+    `profile` is the measurement that decided how it runs, if one did. Pipelines that share it share its switches, and
+    the IP-Adapters of a denoiser.
     """
 
     component: Component
@@ -50,6 +52,7 @@ class Loaded:
     notes: Mapping[str, str] = field(default_factory=dict)
     sparing: Sparing = field(default_factory=Sparing)
     adapters: Adapters = field(default_factory=Adapters)
+    profile: Profile | None = None
 
     @property
     def config(self) -> Config:

@@ -30,7 +30,7 @@ LOOKING = f"prompt_embeds negative_prompt_embeds {SHOWN} {RETURNED} cross_attent
 """Of pipelines that take pictures as prompts."""
 WATCHED = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs"
 WHEN = "guidance_interval"
-OURS = "prompt_weighting long_prompts seed"
+OURS = "step_caching prompt_weighting long_prompts seed"
 """What diffusers' calls do not take, beside `WHEN`, which only guided ones take."""
 
 
