@@ -11,11 +11,10 @@ graphs know nothing of them, and absent inputs, which are zeros, add nothing. No
 from collections.abc import Mapping
 from typing import Any
 
-from anamorph.conditions import projection
+from anamorph.conditions import IMAGE_BIAS, IMAGE_KEYS, IMAGE_VALUES, mask_name, projection
 from anamorph.interface import Axis, Port, Scaled
 from anamorph.native import attentions, unshaped
 
-IMAGE_KEYS, IMAGE_VALUES, IMAGE_BIAS, IMAGE_MASKS = "image_keys", "image_values", "image_bias", "image_masks"
 GROUPS, TOKENS = Axis("image_groups"), Axis("image_tokens")
 """Groups of tokens, each with a softmax of its own, and the tokens of the largest; others are filled up."""
 
@@ -38,11 +37,6 @@ def image_ports(config: Mapping[str, Any]) -> tuple[Port, ...]:
         sides = (Scaled("latent_height", 1, 2**level), Scaled("latent_width", 1, 2**level))
         made.append(Port(mask_name(level), (batch, GROUPS, *sides), optional=True))
     return tuple(made)
-
-
-def mask_name(level: int) -> str:
-    """The input that says where at a level pictures count."""
-    return f"{IMAGE_MASKS}.{level}"
 
 
 def takes_images(config: Mapping[str, Any]) -> bool:

@@ -14,7 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from anamorph.conditions import ADDED, HINT, INTRABLOCK, PROJECTED, projection
+from anamorph.conditions import (
+    ADDED,
+    HINT,
+    IMAGE_BIAS,
+    IMAGE_KEYS,
+    IMAGE_VALUES,
+    INTRABLOCK,
+    PROJECTED,
+    mask_name,
+    projection,
+)
 from anamorph.interface import Axis, Dimension, Interface, Port
 
 KEYS, TIMES, PREFIX, CACHING = "keys-once", "times-once", "prefix-sharing", "step-caching"
@@ -119,7 +129,9 @@ def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) 
         made += keys if KEYS in rewrites else ()
         parts.append(Interface(preparing(plain.component), tuple(inputs), tuple(made)))
     if deep:
-        parts.append(part(shallow(plain.component), (*told, *deep, *optional[:1]), plain.outputs))
+        lasting = (IMAGE_KEYS, IMAGE_VALUES, IMAGE_BIAS, mask_name(0))
+        images = [port for port in optional if port.name in lasting]
+        parts.append(part(shallow(plain.component), (*told, *deep, *optional[:1], *images), plain.outputs))
     return {one.component: one for one in parts}
 
 

@@ -6,7 +6,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anamorph.image_prompts import IMAGE_BIAS, IMAGE_KEYS, IMAGE_VALUES, mask_name
+from anamorph.conditions import IMAGE_BIAS, IMAGE_KEYS, IMAGE_VALUES, mask_name
+
+
+def image_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+    """sum_g (1 + m_g) softmax(Q K_g^T / sqrt(d) + b_g) V_g for each head: Q [B, heads, S, d] -> the same shape.
+
+    Keys and values are [B, G, T, heads d], b [B, G, T], m [B, G, h, w] with h w = S. All groups enter both products at
+    once. Source: Ye et al. 2023 (arXiv:2308.06721), equation 5, with diffusers' masks.
+    """
+    heads, width = q.shape[1], q.shape[3]
+    k, v = (torch.unflatten(x.flatten(1, 2), -1, (heads, -1)).transpose(1, 2) for x in (keys, values))
+    scores = torch.unflatten((q @ (k * width**-0.5).transpose(-1, -2)).float(), -1, keys.shape[1:3])
+    shares = (scores if bias is None else scores + bias[:, None, None]).softmax(-1)
+    if mask is not None:
+        shares = shares * (1 + mask.flatten(2).transpose(1, 2))[:, None, :, :, None]
+    mixed: Tensor = shares.flatten(3).to(v.dtype) @ v
+    return mixed
+
+
+@torch.library.custom_op("anamorph::image_attention", mutates_args=())
+def traced(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    """The same as one operation of a traced graph: tracing products of open sizes takes longer than all the rest."""
+    return image_attention(q, keys, values, bias, mask)
+
+
+@traced.register_fake
+def _(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(q)
 
 
 @dataclass(frozen=True)
@@ -27,21 +54,9 @@ class Images:
         return cls(given[IMAGE_KEYS], given[IMAGE_VALUES], given.get(IMAGE_BIAS), masks)
 
     def seen(self, q: Tensor, place: slice, level: int) -> Tensor:
-        """sum_g m_g softmax(Q K_g^T / sqrt(d) + b_g) V_g for each head: Q [B, heads, S, d] -> the same shape.
-
-        All groups enter both products at once. Source: Ye et al. 2023 (arXiv:2308.06721), equation 5, with diffusers'
-        masks.
-        """
-        heads, width = q.shape[1], q.shape[3]
-        k, v = (
-            torch.unflatten(x[..., place].flatten(1, 2), -1, (heads, -1)).transpose(1, 2)
-            for x in (self.keys, self.values)
-        )
-        scores = torch.unflatten((q @ (k * width**-0.5).transpose(-1, -2)).float(), -1, self.keys.shape[1:3])
-        if self.bias is not None:
-            scores = scores + self.bias[:, None, None]
-        shares = scores.softmax(-1)
-        if (mask := self.masks.get(level)) is not None:
-            shares = shares * (1 + mask.flatten(2).transpose(1, 2))[:, None, :, :, None]
-        mixed: Tensor = shares.flatten(3).to(v.dtype) @ v
-        return mixed
+        """What the attention at `place` sees of the pictures; see `image_attention`."""
+        keys, values, mask = self.keys[..., place], self.values[..., place], self.masks.get(level)
+        if torch.compiler.is_exporting() and self.bias is not None and mask is not None:
+            seen: Tensor = traced(q, keys, values, self.bias, mask)
+            return seen
+        return image_attention(q, keys, values, self.bias, mask)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anamorph.image_prompts import IMAGE_BIAS, IMAGE_KEYS, IMAGE_MASKS, IMAGE_VALUES
+from anamorph.conditions import IMAGE_BIAS, IMAGE_KEYS, IMAGE_MASKS, IMAGE_VALUES
 from anamorph.interface import Port, size_of
 from anamorph.ip_adapter import Adapter
 from anamorph.native import attentions

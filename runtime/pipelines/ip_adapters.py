@@ -13,9 +13,9 @@ from anamorph.arrays import Array, to_numpy
 from anamorph.checkpoint import component_config
 from anamorph.clip_image import CLIPImageProcessor
 from anamorph.components import VISION, Component
+from anamorph.conditions import IMAGE_KEYS
 from anamorph.errors import CheckpointError, InputError
 from anamorph.hub import HubOptions, find_component
-from anamorph.image_prompts import IMAGE_KEYS
 from anamorph.ip_adapter import LAYERS, PROJECTION, Adapter, adapter_of
 from anamorph.original.reading import open_original
 from anamorph.pickles import load_pickle, tensors
