@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
-from anamorph.cli import OK
+from anamorph.cli import OK, ip_adapters
 from anamorph.cli.common import folder_of, numbered, open_pipeline, record, scale_of, scheduler_class, single
 from anamorph.cli.sources import FILES, check_sources, class_for, read_sources, spelled
 from anamorph.errors import InputError
@@ -106,15 +106,17 @@ def run(options: argparse.Namespace) -> int:
     size(options.size)
     check_sources(options)
     pictures, inputs = read_sources(options)
+    looks, looked = ip_adapters.read(options)
     started = time.perf_counter()
     folder = folder_of(options.model)
     checkpoint = open_checkpoint(Source(str(BUNDLED if folder is None else folder), variant=options.variant))
     kind = class_for(checkpoint.class_name, options)
     pipe = open_pipeline(kind, folder, options, options.variant)
+    ip_adapters.load(pipe, options)
     loaded = time.perf_counter()
     if options.scheduler:
         pipe.scheduler = scheduler_class(options.scheduler, pipe.scheduler.config)
-    job = pipe.job(**arguments_of(pipe, options), **pictures)
+    job = pipe.job(**arguments_of(pipe, options), **pictures, **looks)
     images = pipe.generate(job)
     finished = time.perf_counter()
     digest = pipe.origin.digest() if pipe.origin else ""
@@ -122,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
     for index, image in enumerate(images):
         request = single(job.request, index)
         path = numbered(out, index, len(images))
-        write_png(image, path, record(pipe, request, digest, inputs))
+        write_png(image, path, record(pipe, request, digest, {**inputs, **looked}))
         made.append({"file": str(path), "prompt": subject(pipe, request), "seed": (request.seeds or (None,))[0]})
     placement = [str(placed) for placed in pipe.placement.values()]
     history = {part: list(placed.history) for part, placed in pipe.placement.items()} if options.explain else None

@@ -59,9 +59,9 @@ def read_sources(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
     recorded = {}
     for argument, option in FILES.items():
         if (name := getattr(options, option)) is not None:
-            picture = _read(Path(name), spelled(option))
+            picture = read_picture(Path(name), spelled(option))
             pictures[argument] = _depths(picture, name) if argument == "depth_map" else picture
-            recorded[argument] = {"file": Path(name).name, "sha256": _digest(Path(name))}
+            recorded[argument] = {"file": Path(name).name, "sha256": digest_of(Path(name))}
     return pictures, recorded
 
 
@@ -88,7 +88,8 @@ def same_sources(recorded: Mapping[str, Any], options: argparse.Namespace, pictu
     return pictures
 
 
-def _read(path: Path, option: str) -> Image.Image:
+def read_picture(path: Path, option: str) -> Image.Image:
+    """The picture that an option names; raises InputError where it is missing, or no picture."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -99,7 +100,8 @@ def _read(path: Path, option: str) -> Image.Image:
         raise InputError(f"--{option}: {path} cannot be read as a picture: {error}") from None
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -101,7 +101,7 @@ def check_width(adapter: Adapter, encoder: Mapping[str, Any]) -> None:
 def _read(source: Any, subfolder: str | None, name: str | None, config: Mapping[str, Any], hub: HubOptions) -> Adapter:
     if isinstance(source, Mapping):
         return adapter_of(source, config, "the IP-Adapter")
-    path = _file(source, subfolder, name, hub)
+    path = adapter_file(source, subfolder, name, hub)
     if path.suffix == ".safetensors":
         every = open_original(path).tensors.items()
         halves = (PROJECTION, LAYERS)
@@ -111,8 +111,8 @@ def _read(source: Any, subfolder: str | None, name: str | None, config: Mapping[
     return adapter_of(found or tensors(path, whole), config, str(path))
 
 
-def _file(source: Any, subfolder: str | None, name: str | None, hub: HubOptions) -> Path:
-    """The adapter's file: named, or the only one in its folder."""
+def adapter_file(source: Any, subfolder: str | None, name: str | None, hub: HubOptions) -> Path:
+    """The adapter's file: named, or the only one in its folder; raises CheckpointError where there is none."""
     path = Path(source).expanduser()
     if path.is_file():
         return path
