@@ -47,9 +47,7 @@ def load(
     named = [_listed(value) for value in (sources, subfolder, weight_name)]
     count = max(map(len, named))
     if strange := [len(values) for values in named if len(values) not in (1, count)]:
-        raise InputError(
-            f"there are {strange[0]} and {count} sources, subfolders or names of IP-Adapters; give as many"
-        )
+        raise InputError(f"there are {strange[0]} and {count} sources, folders or names of IP-Adapters; give as many")
     every = list(zip(*(values * count if len(values) == 1 else values for values in named), strict=True))
     config = pipe._config("unet")
     adapters = tuple(_read(source, folder, name, config, hub) for source, folder, name in every)
