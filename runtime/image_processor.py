@@ -22,9 +22,7 @@ class IPAdapterMaskProcessor:
 
         Raises InputError: something else than masks, or values outside 0..1.
         """
-        given = read_masks(image)
+        given, multiple = read_masks(image), self.vae_scale_factor
         asked = zip((height, width), given.size, strict=True)
-        sides = [
-            (own if side is None else side) // self.vae_scale_factor * self.vae_scale_factor for side, own in asked
-        ]
-        return binary(given, Fit(*sides))
+        rows, columns = (own if side is None else side for side, own in asked)
+        return binary(given, Fit(rows - rows % multiple, columns - columns % multiple))

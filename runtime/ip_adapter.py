@@ -156,8 +156,9 @@ def _norm(weights: Weights, name: str, x: F32) -> F32:
 
 def _gelu(x: F32) -> F32:
     """x (1 + erf(x / sqrt 2)) / 2."""
-    waves = np.frompyfunc(math.erf, 1, 1)(x.astype(np.float64) / math.sqrt(2)).astype(np.float64)
-    return (0.5 * x * (1 + waves)).astype(np.float32)
+    waves = np.asarray(np.frompyfunc(math.erf, 1, 1)(x.astype(np.float64) / math.sqrt(2)), np.float64)
+    y: F32 = (0.5 * x * (1 + waves)).astype(np.float32)
+    return y
 
 
 def _plain(weights: Weights, embeds: F32) -> F32:

@@ -212,7 +212,7 @@ def _spread(value: Any, count: int) -> list[Any]:
 def time_width(config: Mapping[str, Any]) -> int:
     """The width of all time projections of residual blocks together."""
     times = 2 if config.get("resnet_time_scale_shift") == "scale_shift" else 1
-    channels = config["block_out_channels"]
+    channels: Sequence[int] = config["block_out_channels"]
     return times * sum(channels[level] * count for _, _, level, count, _ in _blocks(config))
 
 

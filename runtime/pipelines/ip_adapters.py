@@ -154,7 +154,7 @@ def unload(pipe: "LatentDiffusion") -> None:
     state.loaded, state.scales = (), ()
     pipe.image_encoder = None
     if "safety_checker" not in pipe.SLOTS:
-        pipe.feature_extractor = None
+        pipe.feature_extractor = None  # type: ignore[assignment] - its place may be empty
 
 
 def looks_of(pipe: "LatentDiffusion", call: Arguments) -> Looks:
