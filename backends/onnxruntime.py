@@ -1,21 +1,21 @@
-"""ONNX Runtime on the processor, in float32: it has no bfloat16 kernels there."""
+"""ONNX Runtime in float32, on the processor (which has no bfloat16 kernels) or by another execution provider."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-
-from numpy.typing import NDArray
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.buckets import COMPILED, FOUND
 from anamorph.backends.cores import physical_cores
-from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
+from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, imported, prepared
 from anamorph.backends.onnx_files import external_locations, with_outputs
+from anamorph.backends.onnx_providers import HOST, OPTIONS, PROVIDERS, RECORD, Choice, available
 from anamorph.components import Component
-from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
+from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target
 from anamorph.entries import ANY, Entry, Key, discard, find, keep
 from anamorph.errors import ArtifactError, OutputError
 from anamorph.interface import Interface
@@ -24,7 +24,6 @@ from anamorph.machine import package_version
 from anamorph.plugins import hookimpl
 from anamorph.rewrites import noted
 
-PROVIDER = "CPUExecutionProvider"
 BFLOAT16 = 16
 """ONNX's number of this type (onnx.proto, TensorProto.DataType)."""
 TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
@@ -48,6 +47,7 @@ class OnnxProgram(Graph):
     interface: Interface
     placement: Placement
     arrays: NumpyArrays
+    choice: Choice
     weights: Mapping[str, Linked]
     """Kept, because ONNX Runtime reads linked weights where they are mapped."""
 
@@ -56,10 +56,9 @@ class OnnxProgram(Graph):
         return self
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        values, sizes = prepared(self.interface, inputs)
+        values = prepared(self.interface, inputs)
         names = [port.name for port in self.interface.outputs]
-        results = self.engine.run(names, values)
-        return checked(self.interface, sizes, dict(zip(names, results, strict=True)))
+        return dict(zip(names, self.choice.run(self.engine, names, values), strict=True))
 
 
 class OnnxRuntime:
@@ -69,6 +68,10 @@ class OnnxRuntime:
     formats = ("onnx",)
     rank: int | None = 10
     double = False
+    places: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(PROVIDERS, ("float32",)))
+    sizes = "any"
+    costs = Costs(disk=4.0)
+    options: Mapping[str, str] = MappingProxyType(OPTIONS)
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("onnxruntime"):
@@ -76,31 +79,28 @@ class OnnxRuntime:
         return "ONNX Runtime is not installed; run: pip install 'anamorph[onnx]'"
 
     def devices(self) -> tuple[str, ...]:
-        return ("cpu",)
+        return available()
 
-    def precisions(self, device: str) -> tuple[str, ...]:  # noqa: ARG002 - there is one device
-        return ("float32",)
+    def precisions(self, device: str) -> tuple[str, ...]:
+        return self.places[device]
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
-        check_target(self, target)
         artifact = artifact_of(component, self.name, self.formats)
         return {part: _open(artifact, part, target) for part in parts}
 
     def key(self, artifact: Artifact, part: str, target: Target) -> Key:  # noqa: ARG002 - there is one target
         return _key(artifact, part)
 
+    def inner_values(
+        self, artifact: Artifact, part: str, names: Sequence[str]
+    ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        program = _open(artifact, part, Target(), names)
 
-def inner_values(
-    artifact: Artifact, part: str, names: Sequence[str]
-) -> Callable[[Mapping[str, Array]], dict[str, NDArray[Any]]]:
-    """A part as a function from its inputs to values inside its graph, in float32."""
-    program = _open(artifact, part, Target(), names)
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            values = prepared(program.interface, inputs)
+            return dict(zip(names, program.engine.run(list(names), values), strict=True))
 
-    def run(inputs: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
-        values, _ = prepared(program.interface, inputs)
-        return dict(zip(names, program.engine.run(list(names), values), strict=True))
-
-    return run
+        return run
 
 
 def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] = ()) -> OnnxProgram:
@@ -109,20 +109,24 @@ def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] 
     _check_locations(artifact, part, path)
     declared = artifact.parts[part].interface
     inner = [name for name in further if name not in {port.name for port in declared.outputs}]
-    engine, origin = (None, COMPILED) if inner else _cached(artifact, part, path)
+    choice = Choice.of(target)
+    choice.check_sizes(part, declared)
+    engine, origin = (None, COMPILED) if inner or not choice.plain else _cached(artifact, part, path)
     linked: Mapping[str, Linked] = {}
     if engine is None:
         linked = artifact.open_weights(part)
         try:
-            engine = _session(path, linked, _options(), inner)
+            engine = _session(path, linked, _options(), inner, choice)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             raise ArtifactError(f"{path} cannot be opened by ONNX Runtime: {_first_line(error)}") from None
+    read_back = {} if choice.plain else choice.assigned(engine)
     threads = engine.get_session_options().intra_op_num_threads
-    details = {"provider": engine.get_providers()[0], "threads": str(threads), **noted(artifact.parts[part].rewrites)}
+    told = {"provider": engine.get_providers()[0], "threads": str(threads)}
+    details = {**told, **read_back, **noted(artifact.parts[part].rewrites)}
     placement = Placement(part, "onnxruntime", target.device, "float32", details, (f"{origin}, for all sizes",))
     inputs = {port.name: _port(port) for port in engine.get_inputs()}
     outputs = {port.name for port in engine.get_outputs()}
-    return OnnxProgram(engine, agreed(path, declared, inputs, outputs), placement, NumpyArrays(), linked)
+    return OnnxProgram(engine, agreed(path, declared, inputs, outputs), placement, NumpyArrays(), choice, linked)
 
 
 def _cached(artifact: Artifact, part: str, path: Path) -> tuple[Any | None, str]:
@@ -155,7 +159,7 @@ def _cached(artifact: Artifact, part: str, path: Path) -> tuple[Any | None, str]
 def _key(artifact: Artifact, part: str) -> Key:
     """What the entry of an optimised model in the cache depends on; it serves all sizes."""
     files = artifact.parts[part]
-    settings = {"threads": physical_cores(), "provider": PROVIDER, "layout": LAYOUT}
+    settings = {"threads": physical_cores(), "provider": HOST, "layout": LAYOUT}
     return Key.of(part, package_version("onnxruntime"), files.files, files.linked, ANY, "float32", settings)
 
 
@@ -167,13 +171,19 @@ def _options() -> Any:
     return options
 
 
-def _session(path: Path, linked: Mapping[str, Linked], options: Any, inner: Sequence[str] = ()) -> Any:
-    """Open a model file; `inner` values of its graph become outputs."""
+def _session(
+    path: Path, linked: Mapping[str, Linked], options: Any, inner: Sequence[str] = (), choice: Choice | None = None
+) -> Any:
+    """Open a model file; `inner` values of its graph become outputs. Without a choice the processor runs it."""
     options.add_external_initializers(list(linked), [value_of(weight) for weight in linked.values()])
     if inner:  # a model that comes as bytes does not know where its weights lie
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     model = with_outputs(path, inner) if inner else str(path)
-    return imported("onnxruntime", "onnx").InferenceSession(model, options, providers=[PROVIDER])
+    providers: list[Any] = [HOST]
+    if choice is not None:
+        options.add_session_config_entry(RECORD, "1")
+        providers = choice.listed()
+    return imported("onnxruntime", "onnx").InferenceSession(model, options, providers=providers)
 
 
 def _first_line(error: Exception) -> str:
