@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anamorph.exporters.folder import FolderExporter, Format
+from anamorph.exporters.trace import spelled_out
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
@@ -28,7 +29,7 @@ def write(program: "torch.export.ExportedProgram", interface: Interface, folder:
 
     folder.mkdir(parents=True, exist_ok=True)
     values = [torch.from_numpy(value) for value in probe(interface, probe_sizes(interface)[-1]).values()]
-    module = _recordable(program)
+    module = _recordable(spelled_out(program))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # its deprecation, and the types of numbers that the graph asserts
         traced: Any = torch.jit.trace(module, tuple(values), check_trace=False)  # type: ignore[no-untyped-call]

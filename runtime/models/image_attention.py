@@ -27,7 +27,7 @@ def image_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
 
 @torch.library.custom_op("anamorph::image_attention", mutates_args=())
 def traced(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
-    """The same as one operation of a traced graph: tracing products of open sizes takes longer than all the rest."""
+    """The same as one operation of a graph of open sizes, whose products take longer to trace than all the rest."""
     return image_attention(q, keys, values, bias, mask)
 
 
@@ -56,7 +56,8 @@ class Images:
     def seen(self, q: Tensor, place: slice, level: int) -> Tensor:
         """What the attention at `place` sees of the pictures; see `image_attention`."""
         keys, values, mask = self.keys[..., place], self.values[..., place], self.masks.get(level)
-        if torch.compiler.is_exporting() and self.bias is not None and mask is not None:
+        opened = torch.compiler.is_exporting() and isinstance(keys.shape[1], torch.SymInt)
+        if opened and self.bias is not None and mask is not None:
             seen: Tensor = traced(q, keys, values, self.bias, mask)
             return seen
         return image_attention(q, keys, values, self.bias, mask)

@@ -154,7 +154,7 @@ def unload(pipe: "LatentDiffusion") -> None:
     state.loaded, state.scales = (), ()
     pipe.image_encoder = None
     if "safety_checker" not in pipe.SLOTS:
-        pipe.feature_extractor = None  # type: ignore[assignment] - its place may be empty
+        pipe.feature_extractor = None  # type: ignore[assignment]  # its place may be empty
 
 
 def looks_of(pipe: "LatentDiffusion", call: Arguments) -> Looks:
@@ -304,7 +304,7 @@ def _vision(pipe: "LatentDiffusion") -> Mapping[str, Any]:
 def _run(pipe: "LatentDiffusion", pixels: F32, name: str) -> F32:
     program = pipe.program(ENCODER)
     value = program.session()({"pixel_values": program.arrays.put(pixels)})[name]
-    FiniteCheck(program.arrays, ENCODER).add_now(value, "encoding the pictures of the IP-Adapter")
+    FiniteCheck.of(program).add_now(value, "encoding the pictures of the IP-Adapter")
     found: F32 = program.arrays.get(value)
     return found
 
