@@ -11,7 +11,7 @@ from anamorph.arrays import Array
 from anamorph.components import latent_channels, vae_scale_factor
 from anamorph.errors import ConfigError
 from anamorph.hub import HubOptions
-from anamorph.pipelines import ip_adapters, watermark
+from anamorph.pipelines import ip_adapters, looking, watermark
 from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.decoding import decoded
@@ -131,7 +131,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         job = job_of(call, self._limits(), self.TASK.needs, more)
         if self.options.get("add_watermarker"):
             watermark.check(job.request.width)
-        return replace(job, looks=ip_adapters.looks_of(self, call))
+        return replace(job, looks=looking.looks_of(self, call))
 
     def plan(self, job: Job) -> Plan:
         request, unet = job.request, self._config("unet")
@@ -149,7 +149,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         wording = Wording(bool(request.prompt_weighting), bool(request.long_prompts))
         asking = Asking(job, guidance, partial(self._encode, wording=wording), len(self.encoders), unet, self.options)
         told = {name: value for condition in self.FAMILY.conditions for name, value in condition(asking).items()}
-        told |= ip_adapters.told(self, job.looks, guidance, request.images, sides)
+        told |= looking.told(self, job.looks, guidance, request.images, sides)
         vae = self._config(self.VAE)
         channels = latent_channels(vae)
         scene = Scene(
@@ -267,7 +267,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         They are arrays of the denoiser's kind; with N = 1, calls take them as `ip_adapter_image_embeds`. Raises
         InputError: the pictures do not fit the adapters, or `device` is another than the denoiser's.
         """
-        return ip_adapters.prepared(
+        return looking.prepared(
             self, ip_adapter_image, ip_adapter_image_embeds, device, num_images_per_prompt, do_classifier_free_guidance
         )
 
