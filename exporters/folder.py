@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from anamorph.artifact import DRAFT, MANIFEST, NATIVE, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
 from anamorph.backends.memory import release_memory
-from anamorph.checkpoint import Checkpoint
-from anamorph.components import UNEXPORTED, Component, vae_scale_factor
+from anamorph.checkpoint import ALONE, Checkpoint
+from anamorph.components import UNEXPORTED, Component, hint_factor, vae_scale_factor
 from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, BackendUnavailable, ConfigError, InputError
 from anamorph.exporters import calibration, certificate, quantization
@@ -24,8 +24,10 @@ from anamorph.interface import Interface
 from anamorph.machine import processor
 from anamorph.native import is_preparing, native_of
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.followed import Followed
 from anamorph.pipelines.loading import settle_variant
-from anamorph.pipelines.slots import KINDS, Tokenizer, models, read_slot
+from anamorph.pipelines.nets import spread
+from anamorph.pipelines.slots import KINDS, Slots, Tokenizer, model, models, read_slot
 from anamorph.rewrites import check_met, fitting, inexact
 from anamorph.schedulers.registry import FILE
 from anamorph.weights import find_weights
@@ -182,8 +184,9 @@ class FolderExporter:
                     module.rewrite(_reference(part.rewrites))
                     write_probes(place, name, part.interface, module, part.taps)
                 del module
-            report("drawing a picture with PyTorch")
-            write_picture(place, source, exported)
+            if source.class_name not in ALONE:
+                report("drawing a picture with PyTorch")
+                write_picture(place, source, exported)
             report("comparing")
             precision, _ = fitting_precision(read_components(source), exported.format)
             checks = list(_checks(exported, certificate.compare(exported, place, precision, trusted), precision))
@@ -261,12 +264,19 @@ _PENDING = f"{UNVERIFIED}: the export has not finished"
 
 def read_components(checkpoint: Checkpoint) -> list[Component]:
     """The models of a checkpoint that are exported; raises ConfigError where its pipeline is not one of ours."""
+    found = (read_slot(checkpoint, name, slot) for name, slot in models(_slots(checkpoint)).items())
+    return settle_variant([one for one in found if one is not None and one.class_name not in UNEXPORTED])
+
+
+def _slots(checkpoint: Checkpoint) -> Slots:
+    """The components of a checkpoint's pipeline, or the only one of a model in a folder of its own."""
+    if checkpoint.class_name in ALONE:
+        return {ALONE[checkpoint.class_name]: model(checkpoint.class_name)}
     kind = DiffusionPipeline.registry.get(checkpoint.class_name)
     if kind is None:
-        known = ", ".join(DiffusionPipeline.registry)
+        known = ", ".join((*DiffusionPipeline.registry, *ALONE))
         raise ConfigError(f"{checkpoint.folder} is a {checkpoint.class_name}; {known} can be exported")
-    found = (read_slot(checkpoint, name, slot) for name, slot in models(kind.SLOTS).items())
-    return settle_variant([one for one in found if one is not None and one.class_name not in UNEXPORTED])
+    return spread(kind.SLOTS, checkpoint.components)
 
 
 def _interfaces(
@@ -278,15 +288,27 @@ def _interfaces(
         replace(c, rewrites=native_of(fitting(wanted, c.name, c.class_name, c.config)))
         for c in read_components(checkpoint)
     ]
-    kind = DiffusionPipeline.registry[checkpoint.class_name]
-    factor = next((vae_scale_factor(c.config) for c in components if "vae_decoder" in c.parts), 1)
+    kind = DiffusionPipeline.registry.get(checkpoint.class_name, DiffusionPipeline)
+    if issubclass(kind, Followed) and options.signature != NATIVE:
+        raise InputError(
+            f"{checkpoint.folder} has {kind.CALLED}s, which add to the denoiser's states; that takes the native "
+            "signature (--signature native)"
+        )
+    factor = next((factor for c in components if (factor := _factor(c)) is not None), 1)
 
     def interface(component: Component, part: str) -> Interface:
-        denoises = component.interface(part).outputs[0].name == "out_sample" or is_preparing(part)
-        branches = kind.most_branches(component.config) if denoises else 1
+        denoises = component.interface(part).inputs[0].name == "sample" and not part.startswith("vae")
+        branches = kind.most_branches(component.config) if denoises or is_preparing(part) else 1
         return part_interface(component, part, options, factor, branches, kind.ALIKE)
 
     return [(c, {part: interface(c, part) for part in c.parts}) for c in components]
+
+
+def _factor(component: Component) -> int | None:
+    """Pixels per latent along one side, where a component says so."""
+    if "vae_decoder" in component.parts:
+        return vae_scale_factor(component.config)
+    return hint_factor(component.config) if component.class_name == "ControlNetModel" else None
 
 
 def _reference(rewrites: Sequence[str]) -> tuple[str, ...]:
@@ -313,8 +335,9 @@ def _certify(
         parts = {name: replace(part, status=status) for name, part in artifact.parts.items()}
         _write_draft(replace(artifact, parts=parts, image={"status": status}))
         return []
-    report("drawing a picture with PyTorch")
-    write_picture(probes, checkpoint, artifact)
+    if checkpoint.class_name not in ALONE:
+        report("drawing a picture with PyTorch")
+        write_picture(probes, checkpoint, artifact)
     precision, limits = fitting_precision(components, artifact.format)
     report(f"comparing in a fresh process{limits}")
     measured = certificate.compare(artifact, probes, precision, trusted=True)
@@ -371,6 +394,9 @@ def _write_draft(artifact: Artifact) -> None:
 
 def _copy_rest(checkpoint: Checkpoint, components: Sequence[Component], draft: Path) -> None:
     """Index, schedulers and tokenizers; slots that were not exported become empty, so that no loader looks for them."""
+    if checkpoint.class_name in ALONE:
+        shutil.copy(checkpoint.folder / "config.json", draft)
+        return
     index: dict[str, Any] = json.loads((checkpoint.folder / "model_index.json").read_text(encoding="utf-8"))
     copied = _plain_files(checkpoint)
     kept = {*(component.name for component in components), *copied}
@@ -392,12 +418,11 @@ def _copy_rest(checkpoint: Checkpoint, components: Sequence[Component], draft: P
 
 def _plain_files(checkpoint: Checkpoint) -> list[str]:
     """The components that are no models: they are the same for every engine."""
-    slots = DiffusionPipeline.registry[checkpoint.class_name].SLOTS
-    plain = (name for name, slot in slots.items() if slot.kind in KINDS)
+    plain = (name for name, slot in _slots(checkpoint).items() if slot.kind in KINDS)
     return [name for name in plain if checkpoint.components.get(name) is not None]
 
 
 def _tokenizers(checkpoint: Checkpoint) -> dict[str, Tokenizer]:
-    slots = DiffusionPipeline.registry[checkpoint.class_name].SLOTS
+    slots = _slots(checkpoint)
     read = {name: read_slot(checkpoint, name, slots[name]) for name in _plain_files(checkpoint)}
     return {name: value for name, value in read.items() if isinstance(value, Tokenizer)}

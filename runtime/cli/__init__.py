@@ -19,6 +19,8 @@ examples:
   anamorph generate "rocket" "sunflower" --seed 7 --backend compile
   anamorph generate "a lighthouse at dusk" --model ./stable-diffusion-v1-5 --size 512x512 --dtype bf16
   anamorph generate "make it night" --task edit --model ./instruct-pix2pix --image lighthouse.png
+  anamorph control canny photo.png --out edges.png
+  anamorph generate "a castle" --model ./sd15 --controlnet canny=./sd-canny --control canny=edges.png:0.8
   anamorph generate --model ./DiT-XL-2-256 --class-label "golden retriever" 33 --count 2
   anamorph compare "rocket" --schedulers DDIM,UniPCMultistep --steps 4,8,16 --out compare.png
   anamorph replay apple.png --backend compile
@@ -38,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="store_true", help="print the version and leave")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _generate(commands)
+    _control(commands)
     _demo(commands)
     _backends(commands)
     _schedulers(commands)
@@ -190,6 +193,19 @@ def _sources(command: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="the picture encoder (default: the checkpoint's own, or image_encoder beside the first IP-Adapter)",
     )
+    command.add_argument(
+        "--controlnet",
+        action="append",
+        metavar="[NET=]FOLDER",
+        help="ControlNet or T2I-Adapter whose picture is followed, called NET; may be given several times",
+    )
+    command.add_argument(
+        "--control",
+        action="append",
+        metavar="[NET=]FILE[:SCALE]",
+        help="the picture that NET follows, and how strongly, such as canny=edges.png:0.8; `anamorph control` makes "
+        "such pictures",
+    )
 
 
 def _engine(command: argparse.ArgumentParser) -> None:
@@ -229,6 +245,21 @@ def _rewrites(command: argparse.ArgumentParser, where: str) -> None:
         help=f"ways to compute the same with less work: all exact ones, none, or names with commas between them "
         f"(default: those that pay with {where}). {known}",
     )
+
+
+def _control(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "control",
+        help="make a picture that a ControlNet follows",
+        description="Make a picture that ControlNets or T2I-Adapters follow of another picture, without any model: "
+        "edges (canny), a size that nets for detail take (tile), or grey depths from an array (depth, a .npy file).",
+    )
+    command.add_argument("kind", choices=("canny", "tile", "depth"), help="what to make")
+    command.add_argument("picture", help="picture, or a .npy file of inverse depths [H, W] for depth")
+    command.add_argument("--out", required=True, metavar="FILE", help="PNG to write")
+    command.add_argument("--low", type=float, default=100, help="canny: gradient of weak edges (default: 100)")
+    command.add_argument("--high", type=float, default=200, help="canny: gradient of strong edges (default: 200)")
+    command.add_argument("--resolution", type=int, default=512, help="tile: the shorter side (default: 512 pixels)")
 
 
 def _demo(commands: "Commands[argparse.ArgumentParser]") -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anamorph.cli.sources import digest_of, read_picture, spelled
+from anamorph.cli.sources import file_record, read_picture, spelled
 from anamorph.errors import InputError
 from anamorph.pipelines import DiffusionPipeline, LatentDiffusion
 from anamorph.pipelines.ip_adapters import adapter_file
@@ -38,8 +38,8 @@ def read(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     given = [Path(name) for name in options.ip_adapter_image]
     every = [given] if len(named) == 1 else [[path] for path in given]
     pictures = [[read_picture(path, spelled(PICTURE)) for path in paths] for paths in every]
-    adapters = [{"file": path.name, "sha256": digest_of(path), "scale": scale} for path, scale in named]
-    files = [[{"file": path.name, "sha256": digest_of(path)} for path in paths] for paths in every]
+    adapters = [{**file_record(path), "scale": scale} for path, scale in named]
+    files = [[file_record(path) for path in paths] for paths in every]
     return {PICTURE: pictures}, {ADAPTER: adapters, PICTURE: files}
 
 

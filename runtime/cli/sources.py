@@ -61,7 +61,7 @@ def read_sources(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
         if (name := getattr(options, option)) is not None:
             picture = read_picture(Path(name), spelled(option))
             pictures[argument] = _depths(picture, name) if argument == "depth_map" else picture
-            recorded[argument] = {"file": Path(name).name, "sha256": digest_of(Path(name))}
+            recorded[argument] = file_record(Path(name))
     return pictures, recorded
 
 
@@ -89,7 +89,7 @@ def same_sources(recorded: Mapping[str, Any], options: argparse.Namespace, pictu
 
 
 def read_picture(path: Path, option: str) -> Image.Image:
-    """The picture that an option names; raises InputError where it is missing, or no picture."""
+    """A picture; raises InputError where the file of an option is missing or none."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -100,9 +100,9 @@ def read_picture(path: Path, option: str) -> Image.Image:
         raise InputError(f"--{option}: {path} cannot be read as a picture: {error}") from None
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def file_record(path: Path) -> dict[str, str]:
+    """What is recorded of a file that a picture was made from."""
+    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def _depths(picture: Image.Image, name: str) -> NDArray[np.float32]:
