@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from anamorph.exporters.folder import FolderExporter
 from anamorph.exporters.formats import Format, for_all_sizes
+from anamorph.exporters.trace import spelled_out
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
@@ -33,7 +34,7 @@ def write(program: "torch.export.ExportedProgram", _: Interface, folder: Path, _
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch would rather see torch.export
-        scripted: Any = torch.jit.script(_plain(program))
+        scripted: Any = torch.jit.script(_plain(spelled_out(program)))
         scripted.save(folder / FILE)
     return Written(FILE, {}, {})
 

@@ -81,6 +81,18 @@ def trace(module: "torch.nn.Module", method: str, interface: Interface) -> "torc
     return program
 
 
+def spelled_out(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgram":
+    """The program in PyTorch's own operations alone, for formats that PyTorch itself writes."""
+    import torch
+
+    from anamorph.models.image_attention import image_attention
+
+    whole = torch.ops.anamorph.image_attention.default
+    if all(node.target is not whole for node in program.graph.nodes):
+        return program
+    return program.run_decompositions({whole: image_attention})
+
+
 def _example(axis: Axis, index: int) -> int:
     """A size to trace with: 1 would be taken for granted, and equal sizes for one size."""
     if axis.minimum == axis.maximum:

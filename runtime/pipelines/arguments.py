@@ -13,6 +13,7 @@ from anamorph.errors import InputError
 from anamorph.noise import NoiseSource, SeededNoise, TorchNoise
 from anamorph.pipelines.controlling import Following, brought_controls, fitted_controls, followed_size
 from anamorph.pipelines.cropping import Box, region
+from anamorph.pipelines.image_prompts import Looks
 from anamorph.pipelines.pictures import (
     Fit,
     Given,
@@ -59,6 +60,7 @@ class Job:
     """Encoded texts, by the name of the argument."""
     sources: Sources = field(default_factory=Sources)
     overlay: Overlay | None = None
+    looks: Looks = field(default_factory=Looks)
     controls: tuple[NDArray[np.float32], ...] = ()
     """For each net, the pictures that it follows, [1 or prompts, C, H, W]."""
 
