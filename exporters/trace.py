@@ -90,7 +90,8 @@ def spelled_out(program: "torch.export.ExportedProgram") -> "torch.export.Export
     whole = torch.ops.anamorph.image_attention.default
     if all(node.target is not whole for node in program.graph.nodes):
         return program
-    return program.run_decompositions({whole: image_attention})
+    spelled: torch.export.ExportedProgram = program.run_decompositions({whole: image_attention})
+    return spelled
 
 
 def _example(axis: Axis, index: int) -> int:

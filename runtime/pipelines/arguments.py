@@ -137,7 +137,7 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFiel
     fitted: tuple[NDArray[np.float32], ...] = ()
     if limits.following is not None:
         fitted = fitted_controls(controls, fit, (call["height"], call["width"]), limits.following, len(prompts))
-    return Job(request, call["generator"], latents, embeds, sources, overlay, fitted)
+    return Job(request, call["generator"], latents, embeds, sources, overlay, controls=fitted)
 
 
 def _frozen(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
