@@ -1,4 +1,4 @@
-"""OpenVINO on the processor, in float32 or bfloat16: pinned, because left alone it chooses bfloat16 by itself."""
+"""OpenVINO on its devices, in a pinned precision, because left alone it chooses bfloat16 by itself."""
 
 import importlib.util
 import math
@@ -15,7 +15,8 @@ from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.buckets import Buckets, Sizes
 from anamorph.backends.numpy_program import artifact_of, prepared
-from anamorph.backends.openvino_models import DEVICE, EXACT, SCALAR, Compiled, Source, core, promised
+from anamorph.backends.openvino_devices import EXACT, PLACES, devices, precisions, promised
+from anamorph.backends.openvino_models import SCALAR, Compiled, Source
 from anamorph.components import Component
 from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target
 from anamorph.entries import Key
@@ -47,7 +48,10 @@ class OpenVinoProgram(Graph):
     def placement(self) -> Placement:
         """Read back from OpenVINO."""
         target = self.source.target
-        details = {**promised(target.precision), **noted(self.source.artifact.parts[self.source.part].rewrites)}
+        details = {
+            **promised(target.precision, target.device),
+            **noted(self.source.artifact.parts[self.source.part].rewrites),
+        }
         precision = details.pop("precision")
         return Placement(self.source.part, "openvino", target.device, precision, details, tuple(self.buckets.history))
 
@@ -117,7 +121,7 @@ class OpenVino:
     formats = ("openvino",)
     rank: int | None = 10
     double = False
-    places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32", "bfloat16")})
+    places: Mapping[str, tuple[str, ...]] = PLACES
     sizes = "any"
     costs = Costs(memory=1.9)
     options: Mapping[str, str] = MappingProxyType({})
@@ -128,11 +132,10 @@ class OpenVino:
         return "OpenVINO is not installed; run: pip install 'anamorph[openvino]'"
 
     def devices(self) -> tuple[str, ...]:
-        return ("cpu",)
+        return devices()
 
-    def precisions(self, device: str) -> tuple[str, ...]:  # noqa: ARG002 - there is one device
-        capable = "BF16" in core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
-        return ("float32", "bfloat16") if capable else ("float32",)
+    def precisions(self, device: str) -> tuple[str, ...]:
+        return precisions(device)
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
         artifact = artifact_of(component, self.name, self.formats)
