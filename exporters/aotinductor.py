@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from anamorph.errors import BackendError
 from anamorph.exporters.folder import FolderExporter
 from anamorph.exporters.formats import Format, for_all_sizes
-from anamorph.exporters.trace import spelled_out
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
@@ -33,7 +32,7 @@ def write(program: "torch.export.ExportedProgram", interface: Interface, folder:
     keep_code()
     try:
         with torch.no_grad():
-            torch._inductor.aoti_compile_and_package(spelled_out(program), package_path=str(folder / FILE))
+            torch._inductor.aoti_compile_and_package(program, package_path=str(folder / FILE))
     except Exception as error:  # Inductor raises many unrelated types
         reason = str(error).strip().splitlines()[0]
         raise BackendError(f"AOTInductor cannot compile {interface.component}: {reason}") from error
@@ -51,4 +50,6 @@ def unavailable() -> str | None:
 
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format("aotinductor", ("torch",), for_all_sizes(write), unavailable, native=True))]
+    return [
+        FolderExporter(Format("aotinductor", ("torch",), for_all_sizes(write), unavailable, native=True, images=False))
+    ]

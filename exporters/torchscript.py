@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from anamorph.exporters.folder import FolderExporter
 from anamorph.exporters.formats import Format, for_all_sizes
-from anamorph.exporters.trace import spelled_out
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
@@ -34,7 +33,7 @@ def write(program: "torch.export.ExportedProgram", _: Interface, folder: Path, _
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch would rather see torch.export
-        scripted: Any = torch.jit.script(_plain(spelled_out(program)))
+        scripted: Any = torch.jit.script(_plain(program))
         scripted.save(folder / FILE)
     return Written(FILE, {}, {})
 
@@ -75,4 +74,4 @@ def unavailable() -> str | None:
 
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format("torchscript", ("torch",), for_all_sizes(write), unavailable))]
+    return [FolderExporter(Format("torchscript", ("torch",), for_all_sizes(write), unavailable, images=False))]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from anamorph.artifact import PORTABLE
 from anamorph.components import Component, even
+from anamorph.conditions import IMAGE_BIAS, IMAGE_KEYS, IMAGE_MASKS, IMAGE_VALUES
 from anamorph.errors import BackendError, InputError
 from anamorph.exporting import ExportOptions
 from anamorph.interface import Axis, Interface, Port, Scaled
@@ -47,6 +48,16 @@ def part_interface(
     return interface.limited(limits)
 
 
+def without_images(interface: Interface) -> Interface:
+    """The same without the optional inputs for pictures as prompts."""
+    inputs = (
+        port
+        for port in interface.inputs
+        if not (port.optional and port.name.startswith((IMAGE_KEYS, IMAGE_VALUES, IMAGE_BIAS, IMAGE_MASKS)))
+    )
+    return replace(interface, inputs=tuple(inputs))
+
+
 def _fixed(axis: Axis, size: int) -> Axis:
     if (refusal := axis.refusal(size)) is not None:
         raise InputError(f"this model cannot be exported for that size: {refusal}")
@@ -79,19 +90,6 @@ def trace(module: "torch.nn.Module", method: str, interface: Interface) -> "torc
         ) from error
     from_required(program, interface)
     return program
-
-
-def spelled_out(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgram":
-    """The program in PyTorch's own operations alone, for formats that PyTorch itself writes."""
-    import torch
-
-    from anamorph.models.image_attention import image_attention
-
-    whole = torch.ops.anamorph.image_attention.default
-    if all(node.target is not whole for node in program.graph.nodes):
-        return program
-    spelled: torch.export.ExportedProgram = program.run_decompositions({whole: image_attention})
-    return spelled
 
 
 def _example(axis: Axis, index: int) -> int:
