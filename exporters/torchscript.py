@@ -8,7 +8,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anamorph.exporters.folder import FolderExporter, Format
+from anamorph.exporters.folder import FolderExporter
+from anamorph.exporters.formats import Format, for_all_sizes
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
@@ -73,4 +74,4 @@ def unavailable() -> str | None:
 
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format("torchscript", ("torch",), write, unavailable))]
+    return [FolderExporter(Format("torchscript", ("torch",), for_all_sizes(write), unavailable))]

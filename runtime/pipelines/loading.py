@@ -329,9 +329,9 @@ def read_component(checkpoint: Checkpoint, name: str, class_names: Sequence[str]
 
 
 def _exported_folder(artifact: Artifact, name: str) -> Path:
-    for part in artifact.parts.values():
-        if part.component == name:
-            return (artifact.folder / part.file).parent
+    for part, record in artifact.parts.items():
+        if record.component == name:
+            return artifact.folder / part
     raise ArtifactError(f"{artifact.folder} holds no part of {name}; export the checkpoint again")
 
 
