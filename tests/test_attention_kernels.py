@@ -12,7 +12,7 @@ from parity import relative
 from torch import Tensor
 from torch.nn import functional as F
 
-from anamorph import StableDiffusionPipeline
+from anamorph import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from anamorph.errors import BackendError, InputError
 from anamorph.models.attention import multi_head
 
@@ -69,3 +69,11 @@ def test_xformers_gets_heads_after_tokens(monkeypatch: pytest.MonkeyPatch, causa
     heads = [x.unflatten(-1, (4, 8)).transpose(1, 2) for x in (q, k, v)]
     expected = F.scaled_dot_product_attention(*heads, attn_mask=bias, is_causal=causal).transpose(1, 2).flatten(2)
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_what_another_pipeline_opened_is_completed_by_the_same_wishes(sd2: Path) -> None:
+    wishes = {"backend": {"unet": "eager", "default": "eager"}, "backend_options": {"unet": {"attention": "math"}}}
+    pipe = StableDiffusionPipeline.from_pretrained(sd2, **wishes)
+    other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    assert other.placement["unet"].details["attention"] == "math"
+    assert other.placement["vae_encoder"].engine == "eager"
