@@ -4,8 +4,9 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,21 @@ from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, BackendUnavailable, ConfigError, InputError
 from anamorph.exporters import calibration, certificate, quantization
 from anamorph.exporters.fitting import fitting_precision
-from anamorph.exporters.references import load, write_picture, write_probes
-from anamorph.exporters.trace import part_interface, trace, with_scalars
-from anamorph.exporting import INT8, LINKED, PICTURE, Check, ExportOptions, Quantization, Report
+from anamorph.exporters.formats import Format, Writing
+from anamorph.exporters.references import check_rewritten, load, write_picture, write_probes
+from anamorph.exporters.static import fixed, joined
+from anamorph.exporters.trace import part_interface, trace
+from anamorph.exporting import (
+    INT8,
+    LINKED,
+    PALETTES,
+    PICTURE,
+    Check,
+    ExportOptions,
+    Quantization,
+    Report,
+    palette,
+)
 from anamorph.interface import Interface
 from anamorph.machine import processor
 from anamorph.native import is_preparing, native_of
@@ -33,43 +46,20 @@ from anamorph.schedulers.registry import FILE
 from anamorph.weights import find_weights
 
 if TYPE_CHECKING:
-    import torch
-
     from anamorph.exporters.storing import Storing, Written
     from anamorph.models.base import Model
 
 TOLERANCE = {
     "float32": (1e-4, 1e-4), LINKED: (1e-4, 1e-4), "float16": (1e-2, 1e-1), "bfloat16": (5e-2, 3e-1),
-    INT8: (1.0, 1.0),
+    INT8: (1.0, 1.0), **{palette(bits): (1.0, 1.0) for bits in PALETTES},
 }  # fmt: skip
 """Storage -> largest relative L2 difference of a part's output, and of the latents after any step of a picture.
 
-That of int8 only excludes what is unlike: these inputs are noise, which its ranges are not for; what counts is the
-difference that was allowed on calls of real pictures.
+Those of int8 and of palettes only exclude what is unlike: these inputs are noise, which int8's ranges are not for; what
+counts there is the difference that was allowed on calls of real pictures.
 """
 LAYOUT = 9
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """What distinguishes one format: `write(program, interface, folder, storing)` writes one part.
-
-    `packages` decide what is written, `storages` are the types in which it stores weights, `scalars` the dimensions
-    that its files give to single numbers, `root_files(storage)` further files; `write_tokenizer(tokenizer, folder)`
-    adds a form of the tokenizer that its readers want, or returns why it cannot. `native` formats hold machine code
-    for this processor.
-    """
-
-    name: str
-    packages: tuple[str, ...]
-    write: Callable[["torch.export.ExportedProgram", Interface, Path, "Storing"], "Written"]
-    unavailable: Callable[[], str | None]
-    storages: tuple[str, ...] = ("float32",)
-    scalars: tuple[int, ...] = ()
-    root_files: Callable[[str], Mapping[str, str]] = lambda _: {}
-    write_tokenizer: Callable[[Tokenizer, Path], str | None] = lambda *_: None
-    native: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +89,7 @@ class FolderExporter:
 
     def export(self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, report: Report) -> Sequence[Check]:
         """Write and certify an artifact; see `anamorph.exporting.Exporter`."""
+        options = self.kind.settle(options)
         if options.storage not in self.storages:
             raise InputError(
                 f"weights of {self.format} are not stored as {options.storage}; expected {', '.join(self.storages)}"
@@ -108,7 +99,8 @@ class FolderExporter:
         target = folder.expanduser().absolute()
         if target.exists():
             raise InputError(f"{target} exists already; remove it or name another folder")
-        interfaces = _interfaces(checkpoint, options, self.format)
+        options = _sized(checkpoint, options, self.kind)
+        interfaces = _interfaces(checkpoint, options, self.kind)
         _check_rewrites(interfaces, options, self.format)
         if options.quantize is not None and (missing := quantization.unavailable(self.format)) is not None:
             raise BackendUnavailable(missing)
@@ -137,29 +129,36 @@ class FolderExporter:
     ) -> Artifact:
         parts: dict[str, Part] = {}
         wanted = options.wanted(self.format)
+        certified = certificate.no_engine(self.format) is None
+        slots = _slots(checkpoint)
         for component, functions in interfaces:
             module = load(component)
             storing = _storing(checkpoint, component, module, options, report)
+            wide = slots[component.name].wide and bool(component.config.get("force_upcast"))
             for name, interface in functions.items():
                 report(f"exporting {name}")
                 place = draft / (name if len(functions) > 1 else component.name)
                 rewrites = fitting(wanted, name, component.class_name, component.config)
-                module.rewrite(rewrites)
                 module.even_sizes = options.signature == NATIVE
-                program = trace(module, module.method(name), interface)
+                if not certified and (names := [each for each in rewrites if each not in _reference(rewrites)]):
+                    error = check_rewritten(component, name, module, names)
+                    report(f"{name}: {' '.join(names)} computes what the model does, to {error:.0e} (relative L2)")
+                module.rewrite(rewrites)
+                place.mkdir(parents=True, exist_ok=True)
+                tracing = partial(trace, module, module.method(name))
+                written = self.kind.write(Writing(interface, tracing, place, storing, options, wide))
                 module.rewrite(_reference(rewrites))
-                written = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, storing)
-                del program
                 parts[name] = replace(_part(component, written, place, draft, interface, storing), rewrites=rewrites)
                 (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")
-                write_probes(probes, name, interface, module, written.taps)
+                if certified:
+                    write_probes(probes, name, interface, module, written.taps)
             del module
             release_memory()  # traced graphs refer to themselves, and to the weights
         _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
         for name, tokenizer in _tokenizers(checkpoint).items():
             if (missing := self.kind.write_tokenizer(tokenizer, draft / name)) is not None:
                 report(missing)
-        for name, text in self.kind.root_files(options.storage).items():
+        for name, text in self.kind.root_files(str(options.storage)).items():
             (draft / name).write_text(text, encoding="utf-8")
         source = {"name": str(checkpoint.folder), "sha256": checkpoint.digest()}
         return Artifact(draft, self.format, options.signature, parts, source, {}, self.fingerprint())
@@ -233,14 +232,15 @@ def _storing(
             for name, entry in weights.entries().items()
         }
     linked = options.storage == LINKED
-    return Storing("float32" if linked else options.storage, linked, origins)
+    return Storing("float32" if linked else str(options.storage), linked, origins)
 
 
 def _part(
     component: Component, written: "Written", place: Path, draft: Path, interface: Interface, storing: "Storing"
 ) -> Part:
     """The record of a part that has just been written into `place`."""
-    files = {path.relative_to(draft).as_posix(): FileRecord.of(path) for path in sorted(place.iterdir())}
+    found = (path for root in written.roots or (place,) for path in sorted(root.rglob("*")) if path.is_file())
+    files = {path.relative_to(draft).as_posix(): FileRecord.of(path) for path in found}
     links = {
         origin.file: origin.entry.file
         for origin in storing.origins.values()
@@ -251,7 +251,7 @@ def _part(
         (place / written.file).relative_to(draft).as_posix(),
         files,
         interface,
-        LINKED if storing.linked else storing.dtype,
+        written.storage or (LINKED if storing.linked else storing.dtype),
         _PENDING,
         taps=written.taps,
         constants=written.constants,
@@ -280,10 +280,10 @@ def _slots(checkpoint: Checkpoint) -> Slots:
 
 
 def _interfaces(
-    checkpoint: Checkpoint, options: ExportOptions, form: str
+    checkpoint: Checkpoint, options: ExportOptions, form: Format
 ) -> list[tuple[Component, Mapping[str, Interface]]]:
     """What each part shall take, settled before anything is written."""
-    wanted = options.wanted(form)
+    wanted = options.wanted(form.name)
     components = [
         replace(c, rewrites=native_of(fitting(wanted, c.name, c.class_name, c.config)))
         for c in read_components(checkpoint)
@@ -294,21 +294,41 @@ def _interfaces(
             f"{checkpoint.folder} has {kind.CALLED}s, which add to the denoiser's states; that takes the native "
             "signature (--signature native)"
         )
-    factor = next((factor for c in components if (factor := _factor(c)) is not None), 1)
+    factor = _factor(components)
+    further = () if options.coreml is None else options.coreml.sizes
 
     def interface(component: Component, part: str) -> Interface:
         denoises = component.interface(part).inputs[0].name == "sample" and not part.startswith("vae")
         branches = kind.most_branches(component.config) if denoises or is_preparing(part) else 1
-        return part_interface(component, part, options, factor, branches, kind.ALIKE)
+
+        def at(size: tuple[int, int] | None) -> Interface:
+            return part_interface(component, part, replace(options, size=size), factor, branches, kind.ALIKE)
+
+        return joined([fixed(at(size)) for size in (options.size, *further)]) if form.static else at(options.size)
 
     return [(c, {part: interface(c, part) for part in c.parts}) for c in components]
 
 
-def _factor(component: Component) -> int | None:
-    """Pixels per latent along one side, where a component says so."""
-    if "vae_decoder" in component.parts:
-        return vae_scale_factor(component.config)
-    return hint_factor(component.config) if component.class_name == "ControlNetModel" else None
+def _sized(checkpoint: Checkpoint, options: ExportOptions, form: Format) -> ExportOptions:
+    """Options with a size for formats that need one: what is asked for, or what the model was trained for."""
+    if not form.static or options.size is not None:
+        return options
+    components = read_components(checkpoint)
+    sides = (c.config.get("sample_size") for c in components if "vae_decoder" not in c.parts)
+    side = next((side for side in sides if isinstance(side, int)), None)
+    if side is None:
+        raise InputError(f"no config.json of {checkpoint.folder} has a sample_size; name a size (--static)")
+    return replace(options, size=(side * _factor(components),) * 2)
+
+
+def _factor(components: Iterable[Component]) -> int:
+    """Pixels per latent along one side, as the first component has it that says so."""
+    for component in components:
+        if "vae_decoder" in component.parts:
+            return vae_scale_factor(component.config)
+        if component.class_name == "ControlNetModel":
+            return hint_factor(component.config)
+    return 1
 
 
 def _reference(rewrites: Sequence[str]) -> tuple[str, ...]:

@@ -353,7 +353,9 @@ def export_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--to", required=True, metavar="FORMAT", help="such as onnx or openvino (see `anamorph doctor`)"
     )
-    command.add_argument("--dtype", help="type of the weights on disk: fp32, fp16 or bf16 (default: fp32)")
+    command.add_argument(
+        "--dtype", help="type of the weights on disk: fp32, fp16 or bf16 (default: fp32, for coreml fp16)"
+    )
     command.add_argument(
         "--signature",
         choices=("portable", "native"),
@@ -366,7 +368,11 @@ def export_arguments(command: argparse.ArgumentParser) -> None:
         help="write graphs alone and leave the weights in the checkpoint, which must stay (native signature)",
     )
     _rewrites(command, "the format, for the native signature")
-    command.add_argument("--static", metavar="HxW", help="take this size alone, in pixels (default: any size)")
+    command.add_argument(
+        "--static",
+        metavar="HxW",
+        help="take this size alone, in pixels (default: any size; for coreml the model's own, or several with commas)",
+    )
     command.add_argument("--batch", type=int, metavar="N", help="take N pictures at a time alone (default: any number)")
     command.add_argument("--quantize", choices=("int8",), help="let the denoiser's layers multiply whole numbers")
     command.add_argument(
@@ -378,6 +384,23 @@ def export_arguments(command: argparse.ArgumentParser) -> None:
         default=0.05,
         metavar="ERROR",
         help="leave the most harmful layers in float32 until a call differs by so much (relative L2; default: 0.05)",
+    )
+    command.add_argument(
+        "--attention",
+        choices=("split_einsum", "original"),
+        help="coreml: attention for the Neural Engine, or for graphics processors (default: split_einsum)",
+    )
+    command.add_argument(
+        "--palettize",
+        type=int,
+        metavar="BITS",
+        help="coreml: weights as indices of so many bits into tables, such as 6",
+    )
+    command.add_argument("--chunk-unet", action="store_true", help="coreml: the denoiser in two packages, for phones")
+    command.add_argument(
+        "--apple-names",
+        metavar="VERSION",
+        help="coreml: files and inputs as apple/ml-stable-diffusion looks for them under this --model-version",
     )
     command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
     command.add_argument("--json", action="store_true", help="print the certificate as JSON")

@@ -126,9 +126,9 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         refining = bool(self.options.get("requires_aesthetics_score"))
         component = as_component(name, value, slot.classes, refining, self._models.get(name))
         wanted = [part for part, owner in parts.items() if owner == name]
-        if isinstance(component, Loaded):
-            return completed(component.placed(name), wanted, self._given)
         wishes = Wishes.of(self._given, [*models(self.slots), *parts])
+        if isinstance(component, Loaded):
+            return completed(component.placed(name), wanted, wishes)
         return open_component(component, wanted, wishes, slot.wide, name)
 
     def _check_rewrites(self) -> None:

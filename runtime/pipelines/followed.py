@@ -75,7 +75,7 @@ class Followed(LatentDiffusion, public=False):
         arrays, request = program.arrays, job.request
         outputs = program.session()({PICTURE: arrays.put(pictures)})
         each = request.images if len(pictures) == 1 else request.num_images_per_prompt
-        check = FiniteCheck(arrays, program.interface.component, program.placement.engine)
+        check = FiniteCheck.of(program)
         for value in outputs.values():
             check.add_now(value, "looking at its picture")
         order = [index for index in range(len(pictures)) for _ in range(each)]

@@ -104,8 +104,12 @@ class Wishes:
         device = _pick(self.device, component.name, part) or next(iter(places))
         profile = self.profile_of(component, part)
         precision = _pick(self.precision, component.name, part) or (None if profile is None else profile.precision)
-        options = tuple(sorted(_pick(self.options, component.name, part).items()))
-        return Target(device, precision or places.get(device, tuple(PRECISIONS))[0], options, self.trusted)
+        chosen = precision or places.get(device, tuple(PRECISIONS))[0]
+        return Target(device, chosen, self.options_of(component, part), self.trusted)
+
+    def options_of(self, component: Component, part: str) -> tuple[tuple[str, str], ...]:
+        """What the engine of one part is told beside that."""
+        return tuple(sorted(_pick(self.options, component.name, part).items()))
 
 
 def single_wish(wishes: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
@@ -183,16 +187,16 @@ def _tuned(component: Component, profile: Profile | None) -> Component | None:
     return read_component(opened, component.name, (component.class_name,))
 
 
-def completed(loaded: Loaded, parts: Sequence[str], given: Given) -> Loaded:
+def completed(loaded: Loaded, parts: Sequence[str], wishes: Wishes) -> Loaded:
     """A component that another pipeline opened, with `parts` beside what it has; they go where its first part runs."""
     missing = [part for part in parts if part not in loaded.programs]
     if not missing:
         return loaded
     placed = next(iter(loaded.programs.values())).placement
     backend = get_backend(placed.engine)
-    readable = _readable(loaded.component, backend, given.rewrites)
-    target = replace(Wishes.of(given, [*loaded.programs, *missing, loaded.component.name]).target_of(
-        loaded.component, missing[0], backend), device=placed.device, precision=placed.precision)  # fmt: skip
+    readable = _readable(loaded.component, backend, wishes.rewrites)
+    options = wishes.options_of(loaded.component, missing[0])
+    target = Target(placed.device, placed.precision, options, wishes.trusted)
     more = open_parts(backend, readable, missing, target)
     return replace(loaded, programs={**loaded.programs, **more})
 
@@ -325,9 +329,9 @@ def read_component(checkpoint: Checkpoint, name: str, class_names: Sequence[str]
 
 
 def _exported_folder(artifact: Artifact, name: str) -> Path:
-    for part in artifact.parts.values():
-        if part.component == name:
-            return (artifact.folder / part.file).parent
+    for part, record in artifact.parts.items():
+        if record.component == name:
+            return artifact.folder / part
     raise ArtifactError(f"{artifact.folder} holds no part of {name}; export the checkpoint again")
 
 
