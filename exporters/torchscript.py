@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from anamorph.exporters.folder import FolderExporter
 from anamorph.exporters.formats import Format, for_all_sizes
-from anamorph.exporters.trace import spelled_out
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
@@ -34,7 +33,7 @@ def write(program: "torch.export.ExportedProgram", _: Interface, folder: Path, _
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch would rather see torch.export
-        scripted: Any = torch.jit.script(_plain(spelled_out(program)))
+        scripted: Any = torch.jit.script(_plain(program))
         scripted.save(folder / FILE)
     return Written(FILE, {}, {})
 
@@ -45,6 +44,8 @@ def _plain(program: "torch.export.ExportedProgram") -> "torch.fx.GraphModule":
     What the trace asserts holds for every input that the interface admits, and is left out.
     """
     import torch
+
+    from anamorph.models.image_attention import image_attention
 
     signature, root, graph = program.graph_signature, torch.nn.Module(), torch.fx.Graph()
     named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -60,6 +61,8 @@ def _plain(program: "torch.export.ExportedProgram") -> "torch.fx.GraphModule":
             known[node] = graph.placeholder(node.name)
         elif node.target is torch.ops.aten.sym_size.int:
             known[node] = graph.call_method("size", arguments[0])
+        elif node.target is torch.ops.anamorph.image_attention.default:
+            known[node] = graph.call_function(image_attention, arguments[0])
         elif node.op == "call_function" and node.users:
             told = {key: value for key, value in arguments[1].items() if key not in PLACES}
             known[node] = graph.call_function(getattr(node.target, "overloadpacket", node.target), arguments[0], told)
