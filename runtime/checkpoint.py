@@ -123,8 +123,8 @@ def _lone(folder: Path, source: Source, made_from: Path | None) -> Checkpoint | 
     """A folder that holds a single model, as ControlNets and adapters come, or None."""
     config = folder / "config.json"
     values = read_json(config) if config.is_file() else {}
-    # transformers names the class in a list of its own.
-    name = next(iter(values.get("architectures") or [values.get("_class_name")]), None)
+    listed = values.get("architectures")  # where transformers names the class
+    name = str(listed[0] if isinstance(listed, list) and listed else values.get("_class_name"))
     if name not in ALONE:
         return None
     artifact = read_artifact(folder, made_from) if is_artifact(folder) else None
