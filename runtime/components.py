@@ -77,12 +77,6 @@ class Component:
         return tuple(self._split(declared))
 
     @property
-    def unexported(self) -> bool:
-        """Whether no exporter writes it, because of its class or because it lies in a folder of its own."""
-        apart = self.checkpoint is None and self.module is None
-        return self.class_name in UNEXPORTED or apart
-
-    @property
     def stored(self) -> Path:
         """Its folder; raises ConfigError where it was built by hand and never stored."""
         if self.folder is None:
