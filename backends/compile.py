@@ -75,6 +75,7 @@ class Compile(Eager):
 
     name = "compile"
     savings: tuple[type[Saving], ...] = (ChannelsLast,)  # hooks and slices would be compiled again and again
+    padded = True
     rank = None  # minutes of compilation are never spent without being asked for
 
     def unavailable(self) -> str | None:

@@ -11,7 +11,9 @@ from anamorph.arrays import Array
 from anamorph.backends.torch_arrays import TorchArrays
 from anamorph.components import Component
 from anamorph.engine import Backend, Placement, Program, Target, check_target
+from anamorph.errors import BackendError
 from anamorph.interface import Interface
+from anamorph.lora.factors import Layers
 from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
 from anamorph.plugins import hookimpl
 from anamorph.rewrites import fitting, noted
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from anamorph.backends.offloading import Offloaded
     from anamorph.pipelines.loaded import Loaded
 
+LEAST_RANK = 8
+"""Smaller ranks are padded to this one where all have one rank."""
 INSTALL = "PyTorch is not installed; run: pip install 'anamorph[torch]'"
 
 
@@ -51,6 +55,23 @@ class TorchProgram:
     """What it can be asked for after it was opened."""
     rewrites: tuple[str, ...] = ()
     """Those of the module's that concern this part."""
+    padded: bool = False
+    """Whether factors of all adapted layers come at one rank, a power of two: each further rank is compiled."""
+
+    @property
+    def layers(self) -> Layers:
+        """See `anamorph.lora.adapting.Adaptable`."""
+        from anamorph.backends.torch_lora import layers_of
+
+        if called(self.module) is not None:
+            raise BackendError(f"{self.part} is a module of another library, which takes no adapters; use its own")
+        if waiting_of(self.module) is not None:
+            raise BackendError(f"{self.part} is offloaded; call remove_all_hooks() before adapters come or go")
+        return layers_of(self.module)
+
+    def ranks(self, rank: int) -> int | None:
+        """See `anamorph.lora.adapting.Adaptable`."""
+        return max(LEAST_RANK, 1 << (rank - 1).bit_length()) if self.padded else None
 
     @property
     def placement(self) -> Placement:
@@ -152,13 +173,20 @@ class Eager:
         # PyTorch's float16 kernels on x86 are two orders of magnitude slower than float32: never offered there.
         return ("float32", "bfloat16") if device == "cpu" else ("float32", "float16", "bfloat16")
 
+    padded = False
+    """See `TorchProgram.padded`."""
+
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
         check_target(self, target)
         module = load_module(component, target)
+        if component.adapted or component.fused:
+            from anamorph.backends.torch_lora import changed
+
+            module = changed(module, component)
         return {
             part: TorchProgram(
                 self.function(module, part), module, part, self.name, component.interface(part), self.savings,
-                fitting(module.rewrites, part, component.class_name, component.config),
+                fitting(module.rewrites, part, component.class_name, component.config), self.padded,
             )
             for part in parts
         }  # fmt: skip
@@ -166,7 +194,8 @@ class Eager:
     def function(self, module: Any, part: str) -> Callable[..., tuple[Any, ...]]:
         """The callable that serves one part."""
         method: Callable[..., tuple[Any, ...]] = getattr(module, module.method(part))
-        return method
+        factors = getattr(module, "factors", None)
+        return method if factors is None else factors.taking(method)
 
 
 def load_module(component: Component, target: Target) -> Any:

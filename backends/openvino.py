@@ -19,6 +19,8 @@ from anamorph.components import Component
 from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
 from anamorph.entries import Key
 from anamorph.interface import Interface, size_of
+from anamorph.lora.factors import Layers
+from anamorph.lora.ports import adaptable, is_factor, is_rank
 from anamorph.memory import OwnSizes, Saving
 from anamorph.plugins import hookimpl
 from anamorph.rewrites import noted
@@ -47,6 +49,15 @@ class OpenVinoProgram(Graph):
         precision = details.pop("precision")
         return Placement(self.source.part, "openvino", target.device, precision, details, tuple(self.buckets.history))
 
+    @property
+    def layers(self) -> Layers:
+        """See `anamorph.lora.adapting.Adaptable`."""
+        return adaptable(self.source.part, self.source.artifact.parts[self.source.part])
+
+    def ranks(self, rank: int) -> int | None:  # noqa: ARG002 - ranks are open
+        """See `anamorph.lora.adapting.Adaptable`."""
+        return None
+
     def session(self) -> "OpenVinoSession":
         """A caller with buffers of its own."""
         return OpenVinoSession(self)
@@ -70,13 +81,18 @@ class OpenVinoSession:
         interface = self.program.interface
         values, axes = prepared(interface, inputs)
         given = {name: value.reshape(value.shape or SCALAR) for name, value in values.items()}
-        shapes = {name: value.shape for name, value in given.items()}
-        made = self.program.buckets.take(Sizes(shapes, list(inputs), axes))
+        shapes = {name: value.shape for name, value in given.items() if not is_factor(name)}  # ranks stay open
+        made = self.program.buckets.take(Sizes(shapes, [name for name in inputs if name in shapes], _sizes(axes)))
         if made not in self.requests:
             self.requests[made] = Requests.of(made)
         request = self.requests[made].run(given)
         outputs = {port.name: np.array(request.get_tensor(port.name).data) for port in interface.outputs}
         return checked(interface, axes, outputs)
+
+
+def _sizes(axes: Mapping[str, int]) -> dict[str, int]:
+    """Those of the axes that decide which model is taken."""
+    return {name: size for name, size in axes.items() if not is_rank(name)}
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,7 @@ class OpenVino:
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
         check_target(self, target)
         artifact = artifact_of(component, self.name, self.formats)
-        return {part: _open(artifact, part, target) for part in parts}
+        return {part: _open(artifact, part, target, component=component) for part in parts}
 
     def key(self, artifact: Artifact, part: str, target: Target) -> Key:
         return Source(artifact, part, target).key(None)
@@ -152,10 +168,16 @@ def inner_values(
     return run
 
 
-def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] = ()) -> OpenVinoProgram:
-    """Open a part; `further` values of its graph become outputs."""
-    source = Source(artifact, part, target, further)
-    interface = source.checked()
+def _open(
+    artifact: Artifact, part: str, target: Target, further: Sequence[str] = (), component: Component | None = None
+) -> OpenVinoProgram:
+    """Open a part, for the adapters of its component; `further` values of its graph become outputs."""
+    if component is None:
+        source, declared = Source(artifact, part, target, further), artifact.parts[part].interface
+    else:
+        source = Source(artifact, part, target, further, component.adapted, component.fused)
+        declared = component.interface(part)
+    interface = source.checked(declared)
 
     def make(sizes: Sizes | None) -> Compiled:
         made = source.compiled(sizes)

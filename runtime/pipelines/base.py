@@ -14,6 +14,7 @@ from anamorph.checkpoint import Checkpoint
 from anamorph.clip_image import CLIPImageProcessor
 from anamorph.engine import Placement, Program
 from anamorph.errors import ConfigError, InputError
+from anamorph.lora.adapting import Open, adapting_of, moved, scaled
 from anamorph.native import preparing
 from anamorph.pipelines.arguments import Job
 from anamorph.pipelines.cropping import put_back
@@ -115,13 +116,23 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         return cls.registry[class_name]
 
     def _open(self, name: str, value: Any) -> Loaded:
-        slot, parts = self.SLOTS[name], parts_of(self.SLOTS)
+        slot = self.SLOTS[name]
         refining = bool(self.options.get("requires_aesthetics_score"))
         component = as_component(name, value, slot.classes, refining, self._models.get(name))
-        wanted = [part for part, owner in parts.items() if owner == name]
+        wanted = [part for part, owner in parts_of(self.SLOTS).items() if owner == name]
         if isinstance(component, Loaded):
             return completed(component, wanted, self._given[-1])
-        return open_component(component, wanted, Wishes.of(*self._given, [*models(self.SLOTS), *parts]), slot.wide)
+        return open_component(component, wanted, self._wishes, slot.wide)
+
+    @property
+    def _wishes(self) -> Wishes:
+        return Wishes.of(*self._given, [*models(self.SLOTS), *parts_of(self.SLOTS)])
+
+    def _opener(self, name: str) -> Open:
+        """How a component is opened as this pipeline does now, for other adapters."""
+        wanted = [part for part, owner in parts_of(self.SLOTS).items() if owner == name]
+        wishes, wide = self._wishes, self.SLOTS[name].wide
+        return lambda component: open_component(component, wanted, wishes, wide).programs
 
     def _check_rewrites(self) -> None:
         """Raise InputError where a rewrite that was wished for by its name is not in force."""
@@ -235,14 +246,16 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         """How many times larger pictures come out than the one that they start from; `factor` is pixels per latent."""
         return 1
 
-    def program(self, part: str) -> Program:
-        """The opened part of that name."""
-        return next(loaded.programs[part] for loaded in self._models.values() if part in loaded.programs)
+    def program(self, part: str, scale: float = 1.0) -> Program:
+        """The opened part of that name, in whose calls adapters count `scale` times."""
+        found = next(loaded.programs[part] for loaded in self._models.values() if part in loaded.programs)
+        return scaled(found, scale)
 
-    def denoiser(self, slot: str | None = None) -> Denoiser:
+    def denoiser(self, slot: str | None = None, scale: float = 1.0) -> Denoiser:
         """What predicts in the loop, for one thread: the model of that slot, or of the one that denoises."""
         slot = slot or self.DENOISER
-        return Opened.of(self.program(slot), self._models[slot].programs.get(preparing(slot)))
+        once = self._models[slot].programs.get(preparing(slot))
+        return Opened.of(self.program(slot, scale), None if once is None else scaled(once, scale))
 
     def _config(self, name: str) -> Any:
         return self._models[name].config
@@ -259,11 +272,14 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         self._given = (backend, device or old_device, torch_dtype or old_dtype, rewrites)
         check_resident(list(self._models.values()))
         self._move_registered(device, torch_dtype)
-        self._models = {
-            name: replace(self._open(name, loaded.component), sparing=loaded.sparing)
-            for name, loaded in self._models.items()
-        }
+        self._models = {name: self._moved(name, loaded) for name, loaded in self._models.items()}
         return self
+
+    def _moved(self, name: str, loaded: Loaded) -> Loaded:
+        adapting = adapting_of(loaded)
+        component = loaded.component if adapting is None else adapting.asked
+        opened = replace(self._open(name, component), sparing=loaded.sparing)
+        return opened if adapting is None else moved(opened, adapting, self._opener(name))
 
     @property
     def components(self) -> dict[str, Any]:
