@@ -38,7 +38,8 @@ PACKAGES = ["anamorph", "numpy", "torch", "onnxruntime", "openvino"]
 LIBRARIES = {"eager": "torch", "compile": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 """What an engine imports when it opens something; imported early, so that loading is timed without it."""
 NAMES = {"text_encoder": "text", "text_encoder_2": "text", "unet_prepare": "text", "unet": "denoiser",
-         "transformer": "denoiser", "vae_decoder": "vae", "vae_encoder": "encode"}  # fmt: skip
+         "unet_shallow": "denoiser", "transformer": "denoiser", "vae_decoder": "vae",
+         "vae_encoder": "encode"}  # fmt: skip
 """Parts -> phases."""
 TIMESTEP = 500.0
 CALIBRATION = ("red apple", "a photograph of a lighthouse on a cliff at dusk", "a smiling face", "a green tree")
@@ -171,6 +172,8 @@ class Engine:
         call = _call(inputs)
         if self.cell.guided is not None:
             call["guidance_interval"] = self.cell.guided
+        if self.cell.refresh is not None:
+            call["step_caching"] = self.cell.refresh
         if pictures := start_pictures(inputs):
             given = {**pictures, "seed": list(range(self.cell.batch))}
         else:

@@ -55,7 +55,7 @@ def command(cell: Cell) -> list[str]:
     if cell.precision not in peer.precisions:
         raise InputError(f"{cell.engine} is measured in {', '.join(peer.precisions)}, not in {cell.precision}")
     if cell.rewrites or cell.near:
-        raise InputError(f"{cell.engine} is measured as it is; leave out rewrites, interval and quantize")
+        raise InputError(f"{cell.engine} is measured as it is; leave out rewrites, interval, quantize and caching")
     script, *arguments = peer.script
     return [str(python_of(cell.engine)), "-sE", str(HERE / script), *arguments]
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 from anamorph.backends.cores import physical_cores
 from anamorph.benchmarks import parity
 from anamorph.benchmarks.arms import PEERS, command, form_of
-from anamorph.benchmarks.environment import Sentinel, busy_s, disturbed, energy_uj, environment, fingerprint
+from anamorph.benchmarks.bursts import Begun, burst
+from anamorph.benchmarks.environment import Sentinel, disturbed, environment, fingerprint
 from anamorph.benchmarks.process import Process, run_python
 from anamorph.benchmarks.records import Journal, Measured, Result, read
 from anamorph.benchmarks.scenarios import Cell, Scenario
@@ -116,15 +117,13 @@ class Group:
             self._prepare()
         active = list(self.cells)
         while active:
-            for cell in active:
+            for cells in [active] if self.plan.together else [[cell] for cell in active]:
                 if (started := time.monotonic()) > self.run.ends:
                     continue
-                try:
-                    self._turn(cell)
-                except (BackendError, InputError) as error:
-                    self.run.fail(cell, str(error))
-                self.turns[cell] += 1
-                self.spent[cell] += time.monotonic() - started
+                self._turn(cells)
+                for cell in cells:
+                    self.turns[cell] += 1
+                    self.spent[cell] += (time.monotonic() - started) / len(cells)
             active = [cell for cell in active if not self._ended(cell)]
 
     def _prepare(self) -> None:
@@ -229,48 +228,61 @@ class Group:
             (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config), encoding="utf-8")
         return folder, time.perf_counter() - started
 
-    def _turn(self, cell: Cell) -> None:
-        """One process: load, first picture, warm up, samples; the first turn also compares the stages."""
-        warm = (cache := self._cache(cell)).exists()
-        inputs, started = str(self.place / "inputs"), time.monotonic()
-        with self._opened(cell, cache) as (process, opened):
-            answer = process.ask("run", inputs=inputs)
-            first, warming = answer["seconds"], 0.0
-            for _ in range(self.plan.warmup):
-                answer = process.ask("run", inputs=inputs)
-                warming += answer["seconds"]["total"]
-            burst = self._burst(process, inputs, answer["cpu_s"])
-            if self.run.measured(cell).parity is None:
-                self._compare(cell, process)
-            versions = process.versions
-        worked = sum(opened["phases"].values()) + first["total"] + warming
-        worked += sum(sample["total"] for sample in burst["samples"])
+    def _turn(self, cells: Sequence[Cell]) -> None:
+        """One process each: load, first picture, warm up, samples; the first turn also compares the stages."""
+        with ExitStack() as stack:
+            begun: dict[Cell, Begun] = {}
+            for cell in cells:
+                with self._failing(cell):
+                    begun[cell] = self._begin(cell, stack)
+            started = time.monotonic()
+            foreign, failed = burst(begun, self.plan, self._inputs, self.run.sentinel)
+            idle = time.monotonic() - started - sum(one.measured_s for one in begun.values())
+            for cell, reason in failed.items():
+                self.run.fail(cell, reason)
+            for cell in begun.keys() - failed.keys():
+                begun[cell].overhead_s += idle / len(begun)
+                with self._failing(cell):
+                    self._end(cell, begun[cell], foreign)
+
+    @contextmanager
+    def _failing(self, cell: Cell) -> Iterator[None]:
+        try:
+            yield
+        except (BackendError, InputError) as error:
+            self.run.fail(cell, str(error))
+
+    def _begin(self, cell: Cell, stack: ExitStack) -> Begun:
+        warm, started = (cache := self._cache(cell)).exists(), time.monotonic()
+        process, opened = stack.enter_context(self._opened(cell, cache))
+        answer = process.ask("run", inputs=self._inputs)
+        begun = Begun(process, {"cache": "warm" if warm else "cold", **opened, "first": answer["seconds"]}, answer)
+        warming = 0.0
+        for _ in range(self.plan.warmup):
+            begun.answer = process.ask("run", inputs=self._inputs)
+            warming += begun.answer["seconds"]["total"]
+        worked = sum(opened["phases"].values()) + answer["seconds"]["total"] + warming
+        begun.overhead_s = time.monotonic() - started - worked
+        return begun
+
+    @property
+    def _inputs(self) -> str:
+        return str(self.place / "inputs")
+
+    def _end(self, cell: Cell, one: Begun, foreign: float | None) -> None:
+        started = time.monotonic()
+        if self.run.measured(cell).parity is None:
+            self._compare(cell, one.process)
         row = {
-            "turn": self.turns[cell], "cache": "warm" if warm else "cold", **opened, "versions": versions,
-            "first": first, **burst, "void": disturbed(burst["foreign"]), "time": _now(),
-            "overhead_s": time.monotonic() - started - worked,
+            "turn": self.turns[cell], **one.row, "versions": one.process.versions, "samples": one.samples,
+            "memory": {key: one.answer[key] for key in ("rss_mib", "pss_mib", "gpu_mib") if key in one.answer},
+            "foreign": foreign, "void": disturbed(foreign), "time": _now(),
+            "overhead_s": one.overhead_s + time.monotonic() - started,
         }  # fmt: skip
         self.run.measured(cell).bursts.append(row)
         self.run.result.weigh(self.work)
         self.run.add("burst", cell, **row)
         self.run.say(_line(cell, row))
-
-    def _burst(self, process: Process, inputs: str, cpu_s: float) -> dict[str, Any]:
-        busy, own, started = busy_s(), time.process_time(), time.monotonic()
-        samples: list[dict[str, Any]] = []
-        reading = self.run.sentinel.measure()
-        while len(samples) < self.plan.fewest or time.monotonic() - started < self.plan.burst_s:
-            energy = energy_uj()
-            answer = process.ask("run", inputs=inputs)
-            joules = None if energy is None or (end := energy_uj()) is None else (end - energy) / 1e6
-            before, reading = reading, self.run.sentinel.measure()
-            samples.append({**answer["seconds"], "energy_j": joules, "sentinel": [before, reading]})
-        wall, foreign = time.monotonic() - started, None
-        if busy is not None and (now := busy_s()) is not None:
-            ours = answer["cpu_s"] - cpu_s + time.process_time() - own
-            foreign = max(0.0, (now - busy - ours) / wall / physical_cores())
-        memory = {key: answer[key] for key in ("rss_mib", "pss_mib", "gpu_mib") if key in answer}
-        return {"samples": samples, "memory": memory, "foreign": foreign}
 
     def _compare(self, cell: Cell, process: Process) -> None:
         reference, out = self.place / "reference", self.place / f"stages-{_digest(cell)}"

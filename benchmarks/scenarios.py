@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.errors import InputError
-from anamorph.rewrites import ALL as ALL_EXACT
-from anamorph.rewrites import NONE, inexact
+from anamorph.pipelines.denoiser import Refresh
+from anamorph.pipelines.request import as_refresh
+from anamorph.rewrites import inexact
+from anamorph.rewrites import named as rewrites_named
 
 SETS = Path(__file__).parent / "sets"
 PICTURES = ("text-to-image", "image-to-image", "inpaint")
@@ -38,7 +40,8 @@ class Cell:
     `height` and `width` of 0 are the model's own size; `scheduler` is a class name or "own", the checkpoint's.
     `static`: the arm takes an export for this size and batch alone. What follows is asked of our own engines alone:
     `rewrites` are names with commas, "all" or "none", and by default those that are on by themselves; `interval`,
-    such as 0.2-0.8, is the share of the steps that are guided; `quantize` is "int8" for a denoiser of such layers.
+    such as 0.2-0.8, is the share of the steps that are guided; `quantize` is "int8" for a denoiser of such layers;
+    `caching` is the `step_caching` of calls, 0 for none.
     """
 
     model: str = BUNDLED_MODEL
@@ -55,6 +58,7 @@ class Cell:
     rewrites: str = ""
     interval: str = ""
     quantize: str = ""
+    caching: float = 0
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -66,14 +70,15 @@ class Cell:
             raise InputError(f"{self.height}x{self.width} is no size; give height and width, or neither")
         if self.interval and not INTERVAL.fullmatch(self.interval):
             raise InputError(f"interval is {self.interval!r}, expected two shares of the steps, such as 0.2-0.8")
+        as_refresh(self.refresh)
         if self.quantize not in ("", "int8"):
             raise InputError(f"quantize is {self.quantize!r}, expected int8, or nothing")
 
     @property
     def near(self) -> bool:
         """Whether it asks for an approximation, which is compared by its picture alone."""
-        names = [] if self.rewrites in ("", ALL_EXACT, NONE) else self.rewrites.split(",")
-        return bool(self.interval or self.quantize or inexact(names))
+        names = rewrites_named(self.rewrites or None)
+        return bool(self.interval or self.quantize or self.caching or inexact(names))
 
     @property
     def guided(self) -> tuple[float, float] | None:
@@ -84,15 +89,25 @@ class Cell:
         return float(start), float(end)
 
     @property
+    def refresh(self) -> Refresh | None:
+        """`caching` as calls take it."""
+        if not self.caching:
+            return None
+        return int(self.caching) if self.caching >= 1 else self.caching
+
+    @property
     def arm(self) -> str:
         """Engine, precision and what is asked of it, as people read it."""
-        asked = [self.quantize, f"guided {self.interval}" * bool(self.interval), self.rewrites.replace(",", "+")]
+        asked = [
+            self.quantize, f"guided {self.interval}" * bool(self.interval),
+            f"cached {self.caching:g}" * bool(self.caching), self.rewrites.replace(",", "+"),
+        ]  # fmt: skip
         return " ".join([f"{self.engine}{' static' * self.static} {self.precision}", *filter(None, asked)])
 
     @property
     def work(self) -> "Cell":
         """The same work without its arm: cells of equal work are compared with one another."""
-        return replace(self, engine="", precision="", static=False, rewrites="", interval="", quantize="")
+        return replace(self, engine="", precision="", static=False, rewrites="", interval="", quantize="", caching=0)
 
     @property
     def key(self) -> str:
@@ -132,6 +147,9 @@ class Plan:
     prepare: bool = False
     """Whether exports are made first, for several engines at once, so that no cold start of these is measured."""
     parity_steps: int = 3
+    together: bool = False
+    """Whether arms of equal work are open at once and take turns call by call, so that a machine whose speed changes
+    slows all of them alike. They must fit into memory beside one another."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from anamorph.checkpoint import Checkpoint
 from anamorph.errors import BackendError
 from anamorph.exporters.quantization import unavailable
 from anamorph.exporting import LINKED, ExportOptions, Quantization
+from anamorph.native import CACHING
 from anamorph.plugins import get_backend, get_exporter
 from anamorph.profiles import Profile, store
-from anamorph.rewrites import MERGING, wanted
+from anamorph.rewrites import DEFAULT, MERGING
 
 PLAN = Plan(processes=2, most=3, seconds=600, burst_s=2, fewest=3, shared_exports=True, parity_steps=20)
 
@@ -35,47 +36,61 @@ class Quality:
 
 
 QUALITIES: Mapping[str, Quality] = MappingProxyType(
-    {"lossless": Quality(60.0, False, False), "high": Quality(35.0, True, False), "fast": Quality(25.0, True, True)}
+    {"lossless": Quality(60.0, False, False), "high": Quality(35.0, True, True), "fast": Quality(25.0, True, True)}
 )
+REFRESHES = (2, 3, 5)
+"""Steps from one full call to the next that are tried."""
 
 
 def candidates(model: str, quality: Quality, engines: Mapping[str, Sequence[str]], guidance: float) -> list[Cell]:
-    """What may be fastest: every engine, and where allowed lower precisions, int8 and merged tokens."""
-    cells = [
+    """The full computation by every engine, in lower precisions where these are allowed."""
+    return [
         Cell(model, engine=engine, precision=precision, guidance=guidance)
         for engine, precisions in engines.items()
         for precision in precisions
         if precision == "float32" or quality.narrow
     ]
-    if not quality.near:
-        return cells
-    merged = [replace(cell, rewrites=",".join((*wanted(None, _place(cell.engine)), MERGING))) for cell in cells]
-    whole = [replace(cell, quantize="int8") for cell in cells if unavailable(_place(cell.engine)) is None]
-    return [*cells, *merged, *whole]
 
 
-def _place(engine: str) -> str:
-    """The format that an engine opens, or its own name where it takes checkpoints."""
-    formats = get_backend(engine).formats
-    return engine if "checkpoint" in formats else formats[0]
+def approximations(cell: Cell) -> list[Cell]:
+    """What may be faster still by that engine: cached steps, merged tokens, int8, and the first with the last."""
+    cached = [replace(cell, rewrites=f"{DEFAULT},{CACHING}", caching=every) for every in REFRESHES]
+    merged = replace(cell, rewrites=f"{DEFAULT},{MERGING}")
+    formats = get_backend(cell.engine).formats
+    if "checkpoint" in formats or unavailable(formats[0]) is not None:
+        return [*cached, merged]
+    return [*cached, merged, replace(cell, quantize="int8"), *(replace(one, quantize="int8") for one in cached)]
 
 
 def measured(
     model: str | None, quality: str, engines: Mapping[str, Sequence[str]], out: Path, say: Callable[[str], None]
 ) -> Result:
-    """Whole pictures by every candidate."""
+    """Whole pictures by every candidate, and where allowed by the approximations of the fastest.
+
+    Those go to a second file beside `out`.
+    """
     name = BUNDLED_MODEL if model is None else model
     cells = candidates(name, QUALITIES[quality], engines, 4.0 if model is None else 7.5)
-    return Run(Scenario(f"tune-{quality}", tuple(cells), PLAN), out, say).all()
+    result = Run(Scenario(f"tune-{quality}", tuple(cells), PLAN), out, say).all()
+    exact = _near(result, quality)
+    if not QUALITIES[quality].near or not exact:
+        return result
+    second = Scenario(f"tune-{quality}-less", tuple(approximations(exact[0].cell)), PLAN)
+    further = Run(second, out.with_stem(f"{out.stem}-less"), say).all()
+    return replace(further, cells={**result.cells, **further.cells})
+
+
+def _near(result: Result, quality: str) -> list[Line]:
+    """The cells that are as near as was asked, the fastest first."""
+    asked = QUALITIES[quality].psnr_db
+    return [one for one in ranked(lines(result)) if one.psnr_db is None or one.psnr_db >= asked]
 
 
 def chosen(result: Result, quality: str) -> Line:
     """The fastest cell that is as near as was asked; raises BackendError: there is none."""
-    asked = QUALITIES[quality].psnr_db
-    done = lines(result)
-    near = [one for one in ranked(done) if one.psnr_db is None or one.psnr_db >= asked]
-    if not near:
-        reasons = "; ".join(f"{one.cell.arm}: {one.refusal or one.fidelity}" for one in done)
+    if not (near := _near(result, quality)):
+        asked = QUALITIES[quality].psnr_db
+        reasons = "; ".join(f"{one.cell.arm}: {one.refusal or one.fidelity}" for one in lines(result))
         raise BackendError(f"nothing was measured to be within {asked:g} dB ({reasons}); ask for a lower quality")
     return near[0]
 
@@ -87,8 +102,9 @@ def answer(result: Result, quality: str, checkpoint: Checkpoint, say: Callable[[
     assert best.median is not None
     folder = "" if not cell.quantize else str(_quantized(checkpoint, cell, say))
     profile = Profile(
-        cell.engine, cell.precision, best.median / cell.batch, result.run["time"], quality, cell.rewrites, folder
-    )
+        cell.engine, cell.precision, best.median / cell.batch, result.run["time"], quality, cell.rewrites, folder,
+        cell.refresh,
+    )  # fmt: skip
     place = store(checkpoint, profile)
     table = "\n".join(_told(one, QUALITIES[quality].psnr_db, one is best) for one in lines(result))
     return f"{table}\n{cell.arm}: {seconds(best.median)} a picture; backend=auto takes it from now on ({place})"
@@ -109,6 +125,7 @@ def _quantized(checkpoint: Checkpoint, cell: Cell, say: Callable[[str], None]) -
     exporter = get_exporter(get_backend(cell.engine).formats)
     place = cache_folder() / "tuned" / f"{checkpoint.digest()[:32]}-{exporter.format}-{cell.quantize}"
     shutil.rmtree(place, ignore_errors=True)
-    options = ExportOptions(LINKED, signature=NATIVE, quantize=Quantization(CALIBRATION))
+    wish = cell.rewrites or None
+    options = ExportOptions(LINKED, signature=NATIVE, quantize=Quantization(CALIBRATION), rewrites=wish)
     exporter.export(checkpoint, place, options, say)
     return place

@@ -44,7 +44,7 @@ TOLERANCE = {
 That of int8 only excludes what is unlike: these inputs are noise, which its ranges are not for; what counts is the
 difference that was allowed on calls of real pictures.
 """
-LAYOUT = 7
+LAYOUT = 8
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
 
 

@@ -25,6 +25,8 @@ LATER_KEYS: Mapping[str, Mapping[str, Any]] = {
                       "mid_block_add_attention": True},
     "UNet2DConditionModel": {"addition_embed_type": None, "encoder_hid_dim": None, "encoder_hid_dim_type": None,
                              "class_embed_type": None, "time_cond_proj_dim": None},
+    "ControlNetModel": {"conditioning_channels": 3, "mid_block_type": "UNetMidBlock2DCrossAttn",
+                        "transformer_layers_per_block": 1, "addition_embed_type": None, "encoder_hid_dim": None},
 }  # fmt: skip
 """Class -> keys that its first files lack, which the first Stable Diffusion's checkpoints are, and their defaults."""
 BUNDLED = Path(__file__).parent / "data" / "emoji"

@@ -8,13 +8,13 @@ from typing import Any
 
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint
-from anamorph.conditions import condition_ports, residual_ports, unconditional_ports
+from anamorph.conditions import HINT, condition_ports, intrablock_ports, residual_ports, unconditional_ports
 from anamorph.config import Config
 from anamorph.errors import ConfigError
 from anamorph.interface import Axis, Interface, Port, Scaled
 from anamorph.lora.factors import Change, Layers
 from anamorph.lora.ports import layers_of, with_factors
-from anamorph.native import split, splits
+from anamorph.native import HINTING, split, splits
 from anamorph.safety import CONCEPTS, SPECIAL
 
 BATCH = Axis("batch")
@@ -101,7 +101,7 @@ class Component:
     def _split(self, declared: "Declared") -> dict[str, Interface]:
         """The interfaces by rewrites that share out between parts what a denoiser takes."""
         plain = (declare(self.config) for declare in declared.values())
-        return {one.component: one for each in plain for one in split(each, self.config, self.rewrites)}
+        return {name: one for each in plain for name, one in split(each, self.config, self.rewrites).items()}
 
 
 def text_encoder_interface(config: Config) -> Interface:
@@ -216,9 +216,39 @@ def unet_interface(config: Config, time_ids: int = 6) -> Interface:
             Port("timestep", ()),
             *condition_ports(config, time_ids),
             *residual_ports(config),
+            *intrablock_ports(config),
         ),
         (Port("out_sample", (BATCH, config["out_channels"], height, width)),),
     )
+
+
+def controlnet_interface(config: Config) -> Interface:
+    """One call of a ControlNet: x_t [B, C, h, w], t (scalar), conditions, hint [B, C_0, h, w] -> residuals."""
+    height, width = _sides(config)
+    return Interface(
+        "controlnet",
+        (
+            Port("sample", (BATCH, config["in_channels"], height, width)),
+            Port("timestep", ()),
+            *condition_ports(config),
+            Port(HINT, (BATCH, config["block_out_channels"][0], height, width)),
+        ),
+        tuple(replace(port, optional=False) for port in residual_ports(config)),
+    )
+
+
+def hint_interface(config: Config) -> Interface:
+    """Pictures in 0..1 [B, C, H, W] -> the hint that a ControlNet adds to its first state, [B, C_0, h, w]."""
+    factor = hint_factor(config)
+    height, width = Axis("height", factor, factor), Axis("width", factor, factor)
+    hint = (BATCH, config["block_out_channels"][0], Scaled("height", 1, factor), Scaled("width", 1, factor))
+    picture = Port("controlnet_cond", (BATCH, config["conditioning_channels"], height, width))
+    return Interface("controlnet_hint", (picture,), (Port(HINT, hint),))
+
+
+def hint_factor(config: Mapping[str, Any]) -> int:
+    """Pixels of a ControlNet's picture per latent along one side."""
+    return int(2 ** (len(config["conditioning_embedding_out_channels"]) - 1))
 
 
 def _sides(config: Config) -> tuple[Axis, Axis]:
@@ -265,8 +295,11 @@ def unet_multiple(config: Mapping[str, Any]) -> int:
 
 
 def even(interface: Interface, config: Mapping[str, Any]) -> Interface:
-    """A UNet's interface with sizes that it halves evenly on every level, as graphs take them; others as they are."""
-    if interface.outputs[0].name != "out_sample" or "latent_height" not in interface.axes:  # no UNet
+    """The interface of a UNet or ControlNet with sizes that it halves evenly on every level, as graphs take them.
+
+    Others stay as they are.
+    """
+    if interface.inputs[0].name != "sample" or "latent_height" not in interface.axes:  # no UNet and no ControlNet
         return interface
     multiple = unet_multiple(config)
     sides = (interface.axes[name] for name in ("latent_height", "latent_width"))
@@ -281,30 +314,31 @@ def vae_scale_factor(config: Mapping[str, Any]) -> int:
 
 
 Declared = dict[str, Callable[[Config], Interface]]
-"""Part name -> how its interface follows from the configuration."""
+"""Part name, in which {slot} stands for the component's -> how its interface follows from the configuration."""
 
 _INTERFACES: dict[str, Declared] = {
-    "CLIPTextModel": {"text_encoder": text_encoder_interface},
-    "CLIPTextModelWithProjection": {"text_encoder": projected_text_interface},
-    "UNet2DConditionModel": {"unet": unet_interface},
-    "UNet2DModel": {"unet": plain_unet_interface},
-    "DiTTransformer2DModel": {"transformer": transformer_interface},
-    "Transformer2DModel": {"transformer": transformer_interface},
+    "CLIPTextModel": {"{slot}": text_encoder_interface},
+    "CLIPTextModelWithProjection": {"{slot}": projected_text_interface},
+    "UNet2DConditionModel": {"{slot}": unet_interface},
+    "ControlNetModel": {"{slot}": controlnet_interface, "{slot}" + HINTING: hint_interface},
+    "UNet2DModel": {"{slot}": plain_unet_interface},
+    "DiTTransformer2DModel": {"{slot}": transformer_interface},
+    "Transformer2DModel": {"{slot}": transformer_interface},
     "AutoencoderKL": {"vae_encoder": vae_encoder_interface, "vae_decoder": vae_decoder_interface},
     "AutoencoderTiny": {"vae_encoder": plain_encoder_interface, "vae_decoder": vae_decoder_interface},
     "VQModel": {"vae_encoder": plain_encoder_interface, "vae_decoder": vae_decoder_interface},
-    "LDMBertModel": {"text_encoder": bert_interface},
-    "CLIPVisionModelWithProjection": {"image_encoder": image_encoder_interface},
-    "DPTForDepthEstimation": {"depth_estimator": depth_interface},
-    "StableDiffusionSafetyChecker": {"safety_checker": safety_checker_interface},
+    "LDMBertModel": {"{slot}": bert_interface},
+    "CLIPVisionModelWithProjection": {"{slot}": image_encoder_interface},
+    "DPTForDepthEstimation": {"{slot}": depth_interface},
+    "StableDiffusionSafetyChecker": {"{slot}": safety_checker_interface},
 }
 
 
-_REFINING: dict[str, Declared] = {"UNet2DConditionModel": {"unet": partial(unet_interface, time_ids=5)}}
+_REFINING: dict[str, Declared] = {"UNet2DConditionModel": {"{slot}": partial(unet_interface, time_ids=5)}}
 
 
 def interfaces(class_name: str, slot: str, refining: bool = False) -> Declared:
-    """Part name -> how its interface follows from the configuration; a model's only part is called as its `slot`.
+    """Part name -> how its interface follows from the configuration; most parts are called after their `slot`.
 
     `refining`: it belongs to SDXL's refiner.
 
@@ -313,7 +347,9 @@ def interfaces(class_name: str, slot: str, refining: bool = False) -> Declared:
     if class_name not in _INTERFACES:
         raise ConfigError(f"no model class {class_name!r} is known; known are {', '.join(_INTERFACES)}")
     declared = {**_INTERFACES, **(_REFINING if refining else {})}[class_name]
-    if len(declared) > 1:
-        return declared
-    (declare,) = declared.values()
-    return {slot: lambda config: replace(declare(config), component=slot)}
+    named = {name.format(slot=slot): declare for name, declare in declared.items()}
+    return {part: partial(_named, part, declare) for part, declare in named.items()}
+
+
+def _named(part: str, declare: Callable[[Config], Interface], config: Config) -> Interface:
+    return replace(declare(config), component=part)

@@ -22,6 +22,10 @@ PROJECTED: Mapping[str | None, tuple[str, ...]] = MappingProxyType(
 )
 """`encoder_hid_dim_type` -> keys of `added_cond_kwargs` that it takes."""
 
+HINT = "hint"
+"""What a ControlNet's encoder makes of its picture, the same for every branch of guidance."""
+INTRABLOCK = "down_intrablock_additional_residuals"
+
 TIMESTEPS = 1000
 """How many timesteps training has, where classes are timesteps."""
 
@@ -82,6 +86,24 @@ def residual_ports(config: Mapping[str, Any]) -> tuple[Port, ...]:
     names = [f"down_block_additional_residuals.{index}" for index in range(len(states))]
     named = [*zip(names, states, strict=True), ("mid_block_additional_residual", states[-1])]
     return tuple(Port(name, (Axis("batch"), width, *_level(level)), optional=True) for name, (width, level) in named)
+
+
+def intrablock_ports(config: Mapping[str, Any]) -> tuple[Port, ...]:
+    """What a T2I-Adapter adds (arXiv:2302.08453): one residual per block of the way down, and one for the middle.
+
+    All are optional, and the same for every branch of guidance. That of a block joins its last state: before the
+    resolution changes where the block looks at the text, and after it elsewhere.
+    """
+    kinds, channels = config["down_block_types"], tuple(config["block_out_channels"])
+    if not residual_ports(config):
+        return ()
+    lowest = len(channels) - 1
+    levels = [level + (kind == "DownBlock2D" and level < lowest) for level, kind in enumerate(kinds)]
+    shapes = [*zip(channels, levels, strict=True), (channels[-1], lowest)]
+    return tuple(
+        Port(f"{INTRABLOCK}.{index}", (Axis("batch"), width, *_level(level)), optional=True)
+        for index, (width, level) in enumerate(shapes)
+    )
 
 
 def _level(level: int) -> tuple[Scaled, Scaled]:

@@ -6,23 +6,24 @@ Three rewrites, each on its own or together with the others, share out what the 
     times-once      so do the time projections of all residual blocks, for all steps
     prefix-sharing  samples enter once for all branches of guidance, which part at the first attention to the text
 
-No PyTorch here.
+A fourth, step-caching, hands out the state that enters the last layer of the way up, and adds the part "..._shallow",
+which computes that layer alone, with an older such state (Ma et al. 2023, arXiv:2312.00858). No PyTorch here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from anamorph.conditions import ADDED, PROJECTED, projection
+from anamorph.conditions import ADDED, HINT, INTRABLOCK, PROJECTED, projection
 from anamorph.interface import Axis, Dimension, Interface, Port
 
-KEYS, TIMES, PREFIX = "keys-once", "times-once", "prefix-sharing"
-NATIVE_REWRITES = (KEYS, TIMES, PREFIX)
+KEYS, TIMES, PREFIX, CACHING = "keys-once", "times-once", "prefix-sharing", "step-caching"
+NATIVE_REWRITES = (KEYS, TIMES, PREFIX, CACHING)
 """The rewrites that change what a part takes; others change how it computes."""
 
 BATCH, BRANCHES, SEQUENCE, STEPS = (Axis(name) for name in ("batch", "branches", "sequence", "steps"))
-TEXT_KEYS, TEXT_VALUES, TIME_ROW = "text_keys", "text_values", "time_projections"
-SUFFIX = "_prepare"
+TEXT_KEYS, TEXT_VALUES, TIME_ROW, DEEP = "text_keys", "text_values", "time_projections", "deep_state"
+PREPARE, SHALLOW, HINTING = "_prepare", "_shallow", "_hint"
 
 LOOKING = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
 """Blocks with a transformer behind each residual block (in the middle: behind each but the last)."""
@@ -31,12 +32,32 @@ PLAIN = ("DownBlock2D", "UpBlock2D", "UNetMidBlock2D")
 
 def preparing(part: str) -> str:
     """The part that prepares what `part` takes."""
-    return f"{part}{SUFFIX}"
+    return f"{part}{PREPARE}"
+
+
+def shallow(part: str) -> str:
+    """The part that computes the last layer of `part` alone."""
+    return f"{part}{SHALLOW}"
 
 
 def is_preparing(part: str) -> bool:
     """Whether a part prepares what another one takes."""
-    return part.endswith(SUFFIX)
+    return part.endswith(PREPARE)
+
+
+def is_shallow(part: str) -> bool:
+    """Whether a part computes the last layer of another one alone."""
+    return part.endswith(SHALLOW)
+
+
+def is_beside(part: str) -> bool:
+    """Whether a part only goes with another one of the same model."""
+    return is_preparing(part) or is_shallow(part)
+
+
+def is_hinting(part: str) -> bool:
+    """Whether a part encodes the picture that a ControlNet follows."""
+    return part.endswith(HINTING)
 
 
 def native_of(rewrites: Sequence[str]) -> tuple[str, ...]:
@@ -63,12 +84,14 @@ def splits(rewrites: Sequence[str]) -> bool:
     return bool(native_of(rewrites))
 
 
-def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) -> tuple[Interface, ...]:
-    """A denoiser's interface by these rewrites, and that of the part which prepares, where there is one.
+def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) -> dict[str, Interface]:
+    """A denoiser's interface by these rewrites, and those of the parts beside it, by their names.
 
-    `plain` is sample, timestep, conditions and optional residuals. Whatever follows from the time or from the text
-    alone leaves it for the other part.
+    `plain` is sample, timestep, conditions and optional residuals; any other interface stays as it is. Whatever
+    follows from the time or from the text alone leaves it for the part that prepares.
     """
+    if "timestep" not in {port.name for port in plain.inputs}:
+        return {plain.component: plain}
     sample, timestep, *others = plain.inputs
     optional = [port for port in others if port.optional]
     conditions = [port for port in others if not port.optional]
@@ -76,27 +99,38 @@ def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) 
     once = {*(timely if TIMES in rewrites else ()), *(worded if KEYS in rewrites else ())}
     stepwise = {*(() if TIMES in rewrites else timely), *(() if KEYS in rewrites else worded)}
     row, keys = _row(config), _keys(config)
-    step = [
-        sample,
+    told = [
         row if TIMES in rewrites else timestep,
-        *(port for port in conditions if port.name in stepwise),
+        *(port for port in conditions if port.name in stepwise or port.name == HINT),
         *(keys if KEYS in rewrites else ()),
-        *optional,
     ]
-    outputs = plain.outputs
-    if PREFIX in rewrites:
-        step, outputs = [sample, step[1], *map(_branched, step[2:])], tuple(map(_branched, outputs))
-    taken = Interface(plain.component, tuple(step), outputs)
-    if not {KEYS, TIMES} & set(rewrites):
-        return (taken,)
-    inputs = [Port("timesteps", (STEPS,), exact=True)] if TIMES in rewrites else []
-    inputs += [port for port in conditions if port.name in once]
-    made = [replace(row, axes=(STEPS, *row.axes))] if TIMES in rewrites else []
-    made += keys if KEYS in rewrites else ()
-    return taken, Interface(preparing(plain.component), tuple(inputs), tuple(made))
+    deep = [_deep(config, sample)] if CACHING in rewrites else []
+
+    def part(name: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> Interface:
+        if PREFIX not in rewrites:
+            return Interface(name, (sample, *inputs), tuple(outputs))
+        return Interface(name, (sample, inputs[0], *map(_branched, inputs[1:])), tuple(map(_branched, outputs)))
+
+    parts = [part(plain.component, (*told, *optional), (*plain.outputs, *deep))]
+    if {KEYS, TIMES} & set(rewrites):
+        inputs = [Port("timesteps", (STEPS,), exact=True)] if TIMES in rewrites else []
+        inputs += [port for port in conditions if port.name in once]
+        made = [replace(row, axes=(STEPS, *row.axes))] if TIMES in rewrites else []
+        made += keys if KEYS in rewrites else ()
+        parts.append(Interface(preparing(plain.component), tuple(inputs), tuple(made)))
+    if deep:
+        parts.append(part(shallow(plain.component), (*told, *deep, *optional[:1]), plain.outputs))
+    return {one.component: one for one in parts}
+
+
+def _deep(config: Mapping[str, Any], sample: Port) -> Port:
+    """What enters the last layer of the way up, whose block has two layers or more."""
+    return Port(DEEP, (BATCH, config["block_out_channels"][0], *sample.axes[2:]))
 
 
 def _branched(port: Port) -> Port:
+    if port.name == HINT or port.name.startswith(INTRABLOCK):
+        return port
     return replace(port, axes=(BRANCHES, *port.axes))
 
 
@@ -135,11 +169,10 @@ def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, int, int, int]]:
     layers = _spread(config["layers_per_block"], levels)
     depths = _spread(config.get("transformer_layers_per_block", 1), levels)
     turned = config.get("reverse_transformer_layers_per_block")
-    ways = (
-        (config["down_block_types"], channels, layers, depths),
-        (config["up_block_types"], channels[::-1], [count + 1 for count in layers[::-1]],
-         depths[::-1] if turned is None else _spread(turned, levels)),
-    )  # fmt: skip
+    ways = [(config["down_block_types"], channels, layers, depths)]
+    if "up_block_types" in config:
+        upward = depths[::-1] if turned is None else _spread(turned, levels)
+        ways.append((config["up_block_types"], channels[::-1], [count + 1 for count in layers[::-1]], upward))
     for way in ways:
         for kind, width, count, depth in zip(*way, strict=True):
             yield kind, width, count, depth * count if isinstance(depth, int) else sum(depth)
@@ -166,9 +199,10 @@ def text_width(config: Mapping[str, Any]) -> int:
 
 def unshaped(class_name: str, config: Mapping[str, Any]) -> str | None:
     """Why a model has no native signature of its own, or None."""
-    if class_name != "UNet2DConditionModel":
+    if class_name not in ("UNet2DConditionModel", "ControlNetModel"):
         return "it is no UNet that looks at a text"
-    kinds = (*config["down_block_types"], *config["up_block_types"], config.get("mid_block_type", PLAIN[0]) or PLAIN[0])
+    middle = config.get("mid_block_type", PLAIN[0]) or PLAIN[0]
+    kinds = (*config["down_block_types"], *config.get("up_block_types", ()), middle)
     if strange := [kind for kind in kinds if kind not in (*LOOKING, *PLAIN)]:
         return f"it has blocks of another kind ({strange[0]})"
     only = (config.get("only_cross_attention", False), config.get("mid_block_only_cross_attention"))
@@ -188,6 +222,13 @@ def keys_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
 
 def times_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
     """Why time projections cannot be computed once, or None."""
+    return unshaped(class_name, config)
+
+
+def caching_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
+    """Why the last layer of the way up cannot be computed alone, or None."""
+    if class_name == "ControlNetModel":
+        return "it has no way up"
     return unshaped(class_name, config)
 
 

@@ -31,7 +31,8 @@ class Profile:
     """The fastest engine in one precision, its seconds for a picture, and when it was measured.
 
     Where a `quality` was asked for, the precision is chosen, too, with `rewrites` (names with commas; "" for those
-    that are on by themselves) and perhaps a `folder`, the export that was measured.
+    that are on by themselves), perhaps a `folder`, the export that was measured, and the `step_caching` of calls that
+    say nothing of it.
     """
 
     engine: str
@@ -41,12 +42,14 @@ class Profile:
     quality: str = ""
     rewrites: str = ""
     folder: str = ""
+    step_caching: int | float | None = None
 
     def __str__(self) -> str:
         if not self.quality:
             asked = f"in {self.precision} when `anamorph bench best`"
         else:
-            further = "".join(f", {text}" for text in (self.rewrites, "int8" * bool(self.folder)) if text)
+            cached = "" if self.step_caching is None else f"steps cached {self.step_caching:g}"
+            further = "".join(f", {text}" for text in (self.rewrites, "int8" * bool(self.folder), cached) if text)
             asked = f"({self.precision}{further}) at quality {self.quality} when `anamorph tune`"
         return f"{self.engine} was the fastest {asked} measured at {self.measured}"
 

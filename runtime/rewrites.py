@@ -10,10 +10,10 @@ from typing import Any
 from anamorph import native
 from anamorph.errors import InputError
 
-ALL, NONE = "all", "none"
+ALL, NONE, DEFAULT = "all", "none", "default"
 Wish = str | Sequence[str] | None
-"""What callers ask for: names (also as one text with commas), "all" exact ones, "none", or None for those that are on
-by themselves."""
+"""What callers ask for: names (also as one text with commas), among which "default" stands for those that are on by
+themselves, as does None; "all" exact ones; "none"."""
 Unmet = Callable[[str, str, Mapping[str, Any]], str | None]
 """From a part, its model's class and configuration: None, or why the rewrite does not apply, as half a sentence."""
 
@@ -34,12 +34,20 @@ class Rewrite:
 
 
 def _once(unmet: Callable[[str, Mapping[str, Any]], str | None]) -> Unmet:
-    """A precondition that asks for no part."""
-    return lambda _, class_name, config: unmet(class_name, config)
+    """A precondition of every part that denoises, or prepares for one."""
+    return lambda part, class_name, config: SEES if native.is_hinting(part) else unmet(class_name, config)
+
+
+SEES = "it sees nothing but a picture"
 
 
 def _branches_part(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
-    return "it sees no samples" if native.is_preparing(part) else native.prefix_unmet(class_name, config)
+    apart = native.is_preparing(part) or native.is_hinting(part)
+    return "it sees no samples" if apart else native.prefix_unmet(class_name, config)
+
+
+def _layers_part(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
+    return "it computes no layers" if native.is_preparing(part) else native.caching_unmet(class_name, config)
 
 
 EVERYWHERE = frozenset({"onnx", "openvino", "eager", "compile"})
@@ -47,8 +55,8 @@ EVERYWHERE = frozenset({"onnx", "openvino", "eager", "compile"})
 
 def _doubles(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
     """Whether a convolution follows nearest neighbours somewhere: in autoencoders' decoders and UNets' ways up."""
-    if native.is_preparing(part):
-        return "it computes no pixels"
+    if native.is_beside(part):
+        return "it changes no resolution"
     if class_name in ("AutoencoderKL", "VQModel"):
         levels = config["block_out_channels"] if part.endswith("decoder") else ()
         return None if len(levels) > 1 else "nothing in it doubles a resolution"
@@ -115,6 +123,13 @@ REWRITES: Mapping[str, Rewrite] = {
             EVERYWHERE,
         ),
         Rewrite(
+            native.CACHING,
+            "calls hand out the state before their last layer, and a further part computes that layer alone",
+            False,
+            _layers_part,
+            frozenset(),
+        ),
+        Rewrite(
             MERGING,
             "where transformers see most pixels, the half that resembles others looks around together with them",
             False,
@@ -137,13 +152,18 @@ def wanted(wish: Wish, place: str) -> tuple[str, ...]:
         return tuple(rewrite.name for rewrite in REWRITES.values() if rewrite.exact)
     names = named(wish)
     if strange := [name for name in names if name not in REWRITES]:
-        known = ", ".join((ALL, NONE, *REWRITES))
+        known = ", ".join((ALL, NONE, DEFAULT, *REWRITES))
         raise InputError(f"there is no rewrite {strange[0]!r}; expected {known}")
-    return tuple(name for name in REWRITES if name in names)
+    usual = wanted(None, place) if DEFAULT in _listed(wish) else ()
+    return tuple(name for name in REWRITES if name in (*names, *usual))
 
 
 def named(wish: Wish) -> tuple[str, ...]:
     """The rewrites that a wish insists on by their names."""
+    return tuple(name for name in _listed(wish) if name != DEFAULT)
+
+
+def _listed(wish: Wish) -> tuple[str, ...]:
     if wish is None or wish in (ALL, NONE):
         return ()
     return tuple(name.strip() for name in (wish.split(",") if isinstance(wish, str) else wish))

@@ -1,9 +1,10 @@
 """The benchmark harness: scenarios, processes, gates, going on, reports. Its arms compute nothing here."""
 
+import itertools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,22 @@ def test_what_fails_or_differs_is_a_row_without_a_speed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quiet")
+def test_arms_that_are_open_together_take_turns_call_by_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = itertools.count(1)
+    monkeypatch.setattr(environment.Sentinel, "measure", lambda _: float(next(readings)))
+    plan = replace(QUICK, most=1, processes=1, together=True, drift=1e9)
+    found = measured(tmp_path / "r.jsonl", "eager", "good", "crashing", plan=plan)
+    eager, good, crashing = lines(found)
+    assert eager.refusal is good.refusal is None
+    assert (eager.samples, good.samples) == (3, 3)
+    assert "the engine fell over" in (crashing.refusal or "")
+    first, second = (found.cells[one.cell.key].bursts[0]["samples"] for one in (eager, good))
+    found_in_turn = [sample["sentinel"] for pair in zip(first, second, strict=True) for sample in pair]
+    begin = found_in_turn[0][0]
+    assert found_in_turn == [[begin + n, begin + n + 1] for n in range(6)]
+
+
+@pytest.mark.usefixtures("quiet")
 def test_a_batch_that_does_not_fit_ends_the_larger_ones(tmp_path: Path) -> None:
     plan = replace(QUICK, most=1, processes=1)
     cells = tuple(Cell(engine="refusing", steps=2, batch=batch) for batch in (1, 2, 4))
@@ -159,11 +176,11 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
     whole = runner.Group._turn
     turns: list[str] = []
 
-    def stopping(group: runner.Group, cell: Cell) -> None:
+    def stopping(group: runner.Group, cells: Sequence[Cell]) -> None:
         if len(turns) == 4:
             raise KeyboardInterrupt
-        turns.append(cell.engine)
-        whole(group, cell)
+        turns.extend(cell.engine for cell in cells)
+        whole(group, cells)
 
     monkeypatch.setattr(runner.Group, "_turn", stopping)
     with pytest.raises(KeyboardInterrupt):

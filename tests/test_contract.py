@@ -53,7 +53,7 @@ def call(unet: UNet2DConditionModel, batch: int = 2, side: int = 8) -> dict[str,
 
 
 @pytest.mark.parametrize("engine", FORMATS)
-def test_one_graph_serves_with_and_without_the_residuals_of_a_controlnet(
+def test_one_graph_serves_with_and_without_the_residuals_of_a_controlnet_and_an_adapter(
     unet: UNet2DConditionModel, sd2: Path, tmp_path: Path, engine: str
 ) -> None:
     interface = even(unet_interface(unet.config), unet.config)
@@ -64,13 +64,15 @@ def test_one_graph_serves_with_and_without_the_residuals_of_a_controlnet(
     shapes = [Interface("", interface.inputs, (port,)).output_shapes(sizes)[port.name] for port in optional]
     residuals = {port.name: normal(9 + n, *shapes[n]) for n, port in enumerate(optional)}
     reference = diffusers.UNet2DConditionModel.from_pretrained(sd2 / "unet")
-    *down, mid = tensors(residuals).values()
+    values = list(tensors(residuals).values())
+    down, mid, inside = values[:4], values[4], values[5:]
     with torch.inference_mode():
         given = list(tensors(inputs).values())
         plain = reference(*given).sample.numpy()
         controlled = reference(
-            *given, down_block_additional_residuals=down, mid_block_additional_residual=mid
-        ).sample.numpy()
+            *given, down_block_additional_residuals=down, mid_block_additional_residual=mid,
+            down_intrablock_additional_residuals=inside,
+        ).sample.numpy()  # fmt: skip
     assert relative(session(inputs)["out_sample"], plain) <= BOUND
     assert relative(session({**inputs, **residuals})["out_sample"], controlled) <= BOUND
     assert relative(session(inputs)["out_sample"], plain) <= BOUND  # nothing of the last call is left

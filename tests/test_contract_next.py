@@ -35,7 +35,7 @@ from anamorph.exporters.trace import trace
 from anamorph.interface import Axis, Interface, Port
 from anamorph.models.attention import multi_head
 from anamorph.noise import SeededNoise
-from anamorph.pipelines.denoiser import Denoiser, Opened, Predict
+from anamorph.pipelines.denoiser import Denoiser, Opened, Predict, Refresh
 from anamorph.pipelines.sampling import Guidance, Plan, denoise
 from anamorph.pipelines.slots import Slots, model
 from anamorph.schedulers import Table
@@ -227,8 +227,10 @@ class Experts:
     def shares(self) -> bool:
         return self.first.shares and self.second.shares
 
-    def prepare(self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int) -> Predict:
-        first, second = (one.prepare(timesteps, conditions, branches) for one in (self.first, self.second))
+    def prepare(
+        self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int, refresh: Refresh | None = None
+    ) -> Predict:
+        first, second = (one.prepare(timesteps, conditions, branches, refresh) for one in (self.first, self.second))
         return lambda n, sample: (first if timesteps[n] >= self.boundary else second)(n, sample)
 
 

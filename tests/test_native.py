@@ -21,15 +21,17 @@ from anamorph.artifact import NATIVE, read_artifact
 from anamorph.backends import offloading
 from anamorph.backends.eager import TorchProgram
 from anamorph.components import even, unet_interface
+from anamorph.conditions import residual_ports
 from anamorph.errors import InputError
 from anamorph.interface import Interface
 from anamorph.memory import Offload
-from anamorph.native import KEYS, NATIVE_REWRITES, PREFIX, TIMES, split, text_width, time_width
+from anamorph.native import KEYS, PREFIX, TIMES, preparing, shallow, split, text_width, time_width
 from anamorph.pipelines import denoiser
 from anamorph.pipelines.denoiser import Opened
 from anamorph.rewrites import REWRITES
 
 BOUND = 1e-5
+EXACT = (KEYS, TIMES, PREFIX)
 ENGINES = ("eager", *FORMATS)
 CROSS, PLAIN = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
 MODELS: Mapping[str, Mapping[str, Any]] = {
@@ -66,7 +68,7 @@ def model(name: str) -> tuple[UNet2DConditionModel, Any]:
 
 def combinations(name: str) -> list[tuple[str, ...]]:
     """Every choice of rewrites that the model admits, but for none."""
-    admitted = [one for one in NATIVE_REWRITES if one != PREFIX or name in SHARING]
+    admitted = [one for one in EXACT if one != PREFIX or name in SHARING]
     return [each for count in range(1, 4) for each in itertools.combinations(admitted, count)]
 
 
@@ -97,24 +99,24 @@ def expected(theirs: Any, sample: NDArray[Any], t: float, told: Mapping[str, NDA
 def on_eager(unet: UNet2DConditionModel, rewrites: Sequence[str]) -> Opened:
     """The model by these rewrites, as the eager engine opens it."""
     unet.rewrite(rewrites)
-    interfaces = split(unet_interface(unet.config), unet.config, rewrites)
-    step, *more = (
-        TorchProgram(getattr(unet, unet.method(one.component)), unet, one.component, "eager", one, ())
-        for one in interfaces
-    )
-    return Opened.of(step, more[0] if more else None)
+    programs = {
+        name: TorchProgram(getattr(unet, unet.method(name)), unet, name, "eager", one, ())
+        for name, one in split(unet_interface(unet.config), unet.config, rewrites).items()
+    }
+    return Opened.of(programs["unet"], programs.get(preparing("unet")), programs.get(shallow("unet")))
 
 
 def on_graphs(engine: str, unet: UNet2DConditionModel, rewrites: Sequence[str], place: Path) -> Opened:
     """The model by these rewrites, traced, written and opened again."""
     unet.rewrite(rewrites)
-    interfaces = [even(one, unet.config) for one in split(unet_interface(unet.config), unet.config, rewrites)]
-    sessions = [
-        opened(engine, place / one.component, trace_once(unet, unet.method(one.component), one), one)
-        for one in interfaces
-    ]
-    prepares = (sessions[1], interfaces[1]) if len(sessions) > 1 else ()
-    return Opened(sessions[0], interfaces[0], NumpyArrays(), *prepares)
+    interfaces = split(unet_interface(unet.config), unet.config, rewrites)
+    parts = {}
+    for name, one in interfaces.items():
+        taken = even(one, unet.config)
+        parts[name] = (opened(engine, place / name, trace_once(unet, unet.method(name), taken), taken), taken)
+    none = (None, None)
+    beside = (*parts.get(preparing("unet"), none), *parts.get(shallow("unet"), none))
+    return Opened(*parts["unet"], NumpyArrays(), *beside)
 
 
 def predictions(made: Opened, sample: NDArray[Any], told: Mapping[str, NDArray[Any]], branches: int) -> list[Any]:
@@ -152,10 +154,10 @@ def test_graphs_predict_as_diffusers_does_at_every_size(name: str, engine: str, 
 
 
 @pytest.mark.parametrize("engine", FORMATS)
-@pytest.mark.parametrize("left_out", NATIVE_REWRITES)
+@pytest.mark.parametrize("left_out", EXACT)
 def test_graphs_do_without_any_of_the_rewrites(left_out: str, engine: str, tmp_path: Path) -> None:
     unet, theirs = model("sd1")
-    made = on_graphs(engine, unet, [one for one in NATIVE_REWRITES if one != left_out], tmp_path)
+    made = on_graphs(engine, unet, [one for one in EXACT if one != left_out], tmp_path)
     sample, told = normal(1, 1, 4, 8, 4), conditions(unet, 2)
     exact = [expected(theirs, np.concatenate([sample] * 2), t, told) for t in (801.0, 3.5)]
     assert all(relative(a, b) <= BOUND for a, b in zip(predictions(made, sample, told, 2), exact, strict=True))
@@ -168,7 +170,8 @@ def test_residuals_of_a_controlnet_may_differ_between_branches(engine: str, tmp_
     made = on_eager(unet, rewrites) if engine == "eager" else on_graphs(engine, unet, rewrites, tmp_path)
     sample, told = normal(1, 2, 4, 8, 12), conditions(unet, 4)
     sizes = {"batch": 2, "branches": 2, "latent_height": 8, "latent_width": 12}
-    ports = [port for port in made.interface.inputs if port.optional]
+    names = {port.name for port in residual_ports(unet.config)}
+    ports = [port for port in made.interface.inputs if port.name in names]
     shapes = [Interface("", (), (port,)).output_shapes(sizes)[port.name] for port in ports]
     residuals = [normal(31 + n, *shape) for n, shape in enumerate(shapes)]
     *down, mid = (torch.from_numpy(one).flatten(0, 1) for one in residuals)
@@ -238,7 +241,7 @@ def test_pictures_in_windows_of_steps_equal_diffusers(sd1: Path, engine: str, mo
     monkeypatch.setattr(denoiser, "WINDOW", 2)
     pipe = DiffusionPipeline.from_pretrained(folder(sd1, engine), backend=engine)
     assert {"unet", "unet_prepare"} <= set(pipe.placement)
-    assert set(pipe.placement["unet"].details["rewrites"].split()) >= set(NATIVE_REWRITES)
+    assert set(pipe.placement["unet"].details["rewrites"].split()) >= set(EXACT)
     latents, pixels = worst(ours(pipe, (3, 4), **CALL), reference(sd1, None, (3, 4), **CALL))
     assert latents <= LATENT_BOUND
     assert pixels <= 1e-4
@@ -280,7 +283,7 @@ def test_masks_that_a_callback_replaces_may_differ_between_branches(inpaint: Pat
 
     watched = {"callback_on_step_end": half, "callback_on_step_end_tensor_inputs": ["mask"]}
     pictures = []
-    for rewrites in (NATIVE_REWRITES, "none"):
+    for rewrites in (EXACT, "none"):
         pipe: Any = DiffusionPipeline.from_pretrained(inpaint, backend="eager", rewrites=rewrites)
         pictures.append(pipe(**call, **watched).images)
     assert np.abs(pictures[0] - pictures[1]).max() <= 1e-4
@@ -340,13 +343,13 @@ def test_weights_that_wait_elsewhere_come_when_a_picture_is_prepared(
 ) -> None:
     unet, _ = model("sd1")
     sample, told = normal(1, 1, 4, 8, 4), conditions(unet, 2)
-    exact = predictions(on_eager(unet, NATIVE_REWRITES), sample, told, 2)
+    exact = predictions(on_eager(unet, EXACT), sample, told, 2)
     for weight in unet.parameters():
         weight.data = weight.data / 2
     monkeypatch.setattr(offloading, "copied", lambda weight, *_args, **_named: weight * 2)
     monkeypatch.setattr(offloading, "_turns", {})
     offloading.offload(unet, Offload(kind, "cpu:0", 1))
-    found = predictions(on_eager(unet, NATIVE_REWRITES), sample, told, 2)
+    found = predictions(on_eager(unet, EXACT), sample, told, 2)
     offloading.offload(unet, Offload(None))
     assert all(np.array_equal(a, b) for a, b in zip(found, exact, strict=True))
-    assert relative(predictions(on_eager(unet, NATIVE_REWRITES), sample, told, 2)[0], exact[0]) > 1e-2
+    assert relative(predictions(on_eager(unet, EXACT), sample, told, 2)[0], exact[0]) > 1e-2

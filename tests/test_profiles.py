@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from exported import exported
@@ -131,9 +132,18 @@ def test_what_is_tried_depends_on_the_quality() -> None:
         for name in tune.QUALITIES
     }
     assert arms["lossless"] == ["eager float32", "onnxruntime float32", "openvino float32"]
-    assert len(arms["high"]) == 5
-    assert len(arms["fast"]) == 5 + 5 + 3  # merged tokens everywhere, int8 by ONNX Runtime and OpenVINO
-    assert "openvino bfloat16 int8" in arms["fast"]
+    assert arms["high"] == arms["fast"] == [f"{engine} {one}" for engine, every in here.items() for one in every]
+
+
+@pytest.mark.parametrize(("engine", "whole"), [("eager", False), ("onnxruntime", True), ("openvino", True)])
+def test_approximations_are_tried_by_the_fastest_engine(engine: str, whole: bool) -> None:
+    cells = tune.approximations(Cell(engine=engine, precision="float32"))
+    cached = [cell for cell in cells if cell.caching]
+    assert {cell.caching for cell in cached} == {2, 3, 5}
+    assert all("step-caching" in cell.rewrites for cell in cached)
+    assert {cell.engine for cell in cells} == {engine}
+    assert ("int8" in {cell.quantize for cell in cells}) == whole
+    assert all(cell.near for cell in cells)
 
 
 def test_an_export_that_was_tuned_is_opened(model: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -146,3 +156,15 @@ def test_an_export_that_was_tuned_is_opened(model: Path, caplog: pytest.LogCaptu
     profiles.store(opened, Profile("openvino", "float32", 0.1, "now", "fast", "", str(folder / "gone")))
     assert engines(model) == {"eager"}
     assert "was removed, so that what was tuned is not used" in caplog.text
+
+
+def test_calls_cache_steps_as_was_tuned(model: Path) -> None:
+    opened = open_checkpoint(Source(str(model)))
+    profiles.store(opened, Profile("eager", "float32", 0.1, "now", "fast", "default,step-caching", "", 2))
+    pipe: Any = DiffusionPipeline.from_pretrained(model)
+    assert pipe.job("a cat", seed=0).request.step_caching == 2
+    assert pipe.job("a cat", seed=0, step_caching=1).request.step_caching == 1
+    assert pipe.rewrites == "default,step-caching"
+    assert pipe("a cat", num_inference_steps=2, seed=0, output_type="latent").images.shape[0] == 1
+    named: Any = DiffusionPipeline.from_pretrained(model, backend="eager")
+    assert named.job("a cat", seed=0).request.step_caching is None

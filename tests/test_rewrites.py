@@ -24,7 +24,7 @@ from anamorph.errors import ArtifactError, InputError
 from anamorph.exporting import LINKED, ExportOptions, cached_export
 from anamorph.models import MODELS, blocks, phases
 from anamorph.models.blocks import Upsample2D
-from anamorph.rewrites import PHASES, REWRITES, Wish, fitting, wanted
+from anamorph.rewrites import MERGING, PHASES, REWRITES, Wish, fitting, wanted
 
 BOUND = 1e-5
 """Largest relative L2 difference of an exact rewrite (float32)."""
@@ -155,8 +155,9 @@ def test_what_a_wish_means() -> None:
     assert wanted("none", "onnx") == ()
     assert wanted("all", "eager") == tuple(name for name, rewrite in REWRITES.items() if rewrite.exact)
     assert wanted(None, "null") == ()
+    assert wanted("default,token-merging", "eager") == (*wanted(None, "eager"), MERGING)
     assert wanted(f" {PHASES} ", "eager") == wanted([PHASES], "eager") == (PHASES,)
-    with pytest.raises(InputError, match="no rewrite 'phases'; expected all, none, phase-convolutions"):
+    with pytest.raises(InputError, match="no rewrite 'phases'; expected all, none, default, phase-conv"):
         wanted("phases", "onnx")
 
 

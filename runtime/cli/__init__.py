@@ -127,6 +127,13 @@ def _generate(commands: "Commands[argparse.ArgumentParser]") -> None:
         metavar=("START", "END"),
         help="guide this part of the steps alone, 0 to 1: the others take half the time (default: all)",
     )
+    command.add_argument(
+        "--step-caching",
+        type=lambda text: float(text) if "." in text else int(text),
+        metavar="STEPS",
+        help="compute every so many steps in full, or, below 1, whenever the picture has changed by that part; the "
+        "others take the last layer alone (needs the rewrite step-caching)",
+    )
     _sources(command)
     command.add_argument(
         "--strength", type=float, help="how much of the picture is drawn anew, 0 to 1 (default: 0.8; 1 with a mask)"

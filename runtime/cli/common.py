@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 from anamorph.checkpoint import BUNDLED, Checkpoint
 from anamorph.errors import InputError
-from anamorph.native import is_preparing
+from anamorph.native import is_beside
 from anamorph.pipelines import LatentDiffusion
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import precision_name
 from anamorph.pipelines.request import Request
 from anamorph.profiles import applying
+from anamorph.rewrites import named
 from anamorph.schedulers import load_scheduler
 
 SCHEMA = 1
@@ -126,7 +127,8 @@ def record(
         "model": {"name": model_name(checkpoint), "sha256": digest},
         "scheduler": dict(pipe.scheduler.config),
         "engines": {part: str(placed) for part, placed in pipe.placement.items()},
-        "backends": {part: one.engine for part, one in pipe.placement.items() if not is_preparing(part)},
+        **({} if pipe.rewrites is None else {"rewrites": ",".join(named(pipe.rewrites)) or pipe.rewrites}),
+        "backends": {part: one.engine for part, one in pipe.placement.items() if not is_beside(part)},
         "versions": versions(),
     }
 

@@ -22,6 +22,7 @@ PLAIN = {
     "negative_prompt": "negative", "prompt_2": "prompt_2", "negative_prompt_2": "negative_2",
     "guidance_scale": "guidance", "image_guidance_scale": "image_guidance", "noise_level": "noise_level",
     "strength": "strength", "class_labels": "class_label", "guidance_interval": "guidance_interval",
+    "step_caching": "step_caching",
 }  # fmt: skip
 """Argument of a pipeline -> option of the command line."""
 

@@ -31,6 +31,8 @@ def recorded(path: Path) -> dict[str, Any]:
     for key in ("request", "model", "scheduler", "backends", "engines", "inputs"):
         if not isinstance(values.get(key), dict):
             raise InputError(f"{path} has an incomplete request: no {key}")
+    if not isinstance(values.get("rewrites", ""), str):
+        raise InputError(f"{path} has a damaged request: rewrites are {values['rewrites']!r}, expected names")
     if values.get("pipeline") not in list(DiffusionPipeline.registry):
         known = ", ".join(DiffusionPipeline.registry)
         raise InputError(f"{path} was made by {values.get('pipeline')!r}, which is none of {known}")
@@ -67,6 +69,8 @@ def run(options: argparse.Namespace) -> int:
     values = recorded(path)
     if options.backend is None:
         options.backend = ",".join(f"{part}={engine}" for part, engine in values["backends"].items())
+        if options.model is None:
+            options.rewrites = options.rewrites or values.get("rewrites")
     pictures = same_sources(values["inputs"], options, path)
     kind = DiffusionPipeline.registry[values["pipeline"]]
     pipe = open_pipeline(kind, options.model or values["model"].get("name"), options)

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from anamorph.models.base import Model
 from anamorph.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from anamorph.models.clip_vision import CLIPVisionModel, CLIPVisionModelWithProjection
+from anamorph.models.controlnet import ControlNetModel
 from anamorph.models.dit import DiTTransformer2DModel
 from anamorph.models.dpt import DPTForDepthEstimation
 from anamorph.models.ldm_bert import LDMBertModel
@@ -22,6 +23,7 @@ MODELS: Mapping[str, type[Model]] = MappingProxyType(
             model.__name__: model
             for model in (
                 UNet2DConditionModel,
+                ControlNetModel,
                 UNet2DModel,
                 DiTTransformer2DModel,
                 AutoencoderKL,
@@ -50,6 +52,7 @@ __all__ = [
     "CLIPTextModelWithProjection",
     "CLIPVisionModel",
     "CLIPVisionModelWithProjection",
+    "ControlNetModel",
     "DPTForDepthEstimation",
     "DiTTransformer2DModel",
     "LDMBertModel",

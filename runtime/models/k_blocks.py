@@ -14,7 +14,7 @@ from anamorph.models.activations import ACTIVATIONS
 from anamorph.models.attention import Attention, to_pixels, to_tokens
 from anamorph.models.blocks import AdaGroupNorm, Residual, Scaled, reflected_grow, reflected_shrink
 from anamorph.models.levels import Kind, Level
-from anamorph.models.told import Text
+from anamorph.models.told import Joint, Text
 
 GROUP = 32
 """Channels per group of the norms."""
@@ -94,7 +94,7 @@ class KDownBlock(KLayers):
         x: Tensor,
         time: Tensor,
         text: Text | None = None,
-        residual: Tensor | None = None,
+        residual: Joint | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         if residual is not None:
             raise InputError("blocks of k-diffusion take no down_intrablock_additional_residuals; leave them out")

@@ -32,6 +32,14 @@ class UNet2DConditionOutput(Output):
 
 
 @dataclass(frozen=True)
+class ControlNetOutput(Output):
+    """What joins a UNet: one residual per state of its way down, in order, and one for its middle."""
+
+    down_block_res_samples: tuple[Tensor, ...]
+    mid_block_res_sample: Tensor
+
+
+@dataclass(frozen=True)
 class UNet2DOutput(Output):
     """`sample`: the prediction [B, C_out, h, w]; epsilon, v or x_0, as the scheduler's `prediction_type` says."""
 

@@ -47,6 +47,20 @@ class Text:
         return dealt(x, self.branches) if first else x
 
 
+@dataclass(frozen=True)
+class Joint:
+    """What an adapter adds to a state, [N or 1, ...], the same for every branch; `branches` where x holds them all."""
+
+    residual: Tensor
+    branches: int | None = None
+
+    def added(self, x: Tensor) -> Tensor:
+        """x [N or branches N, ...] with the residual."""
+        if self.branches is None:
+            return x + self.residual
+        return (torch.unflatten(x, 0, (self.branches, -1)) + self.residual).flatten(0, 1)
+
+
 def dealt(x: Tensor, branches: int | None) -> Tensor:
     """Every sample once for each branch, branch by branch: [N, ...] -> [branches N, ...]."""
     return x if branches is None else x[None].expand(branches, *[-1] * x.ndim).flatten(0, 1)
@@ -61,7 +75,8 @@ class Conditions:
     added: Mapping[str, Tensor] = field(default_factory=dict)
     down: Sequence[Tensor | None] = ()
     mid: Tensor | None = None
-    inside: Sequence[Tensor] = ()
+    inside: Sequence[Tensor | None] = ()
+    hint: Tensor | None = None
 
     def check(self, config: Config, text: Tensor | None) -> None:
         """Raise InputError where a condition is missing, or given to a model that does not take it."""

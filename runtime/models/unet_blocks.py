@@ -23,7 +23,7 @@ from anamorph.models.blocks import (
 from anamorph.models.k_blocks import KDownBlock, KUpBlock
 from anamorph.models.levels import Kind, Level
 from anamorph.models.skip_blocks import SkipDownBlock, SkipUpBlock
-from anamorph.models.told import Text, Time
+from anamorph.models.told import Joint, Text, Time
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,17 @@ class DownBlock(Layers):
         x: Tensor,
         time: Time,
         text: Text | None = None,
-        residual: Tensor | None = None,
+        residual: Joint | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         states: list[Tensor] = []
         for layer, resnet in enumerate(self.resnets):
             states.append(self.attend(layer, resnet(states[-1] if states else x, time), text))
         if residual is not None and self.cross:
-            states[-1] = states[-1] + residual
+            states[-1] = residual.added(states[-1])
         for downsample in self.downsamplers:
             states.append(downsample(states[-1], time) if self.timed else downsample(states[-1]))
         if residual is not None and not self.cross:
-            states[-1] = states[-1] + residual
+            states[-1] = residual.added(states[-1])
         return states[-1], states
 
 
@@ -159,7 +159,10 @@ class MidBlock(Layers):
 
 
 class UpBlock(Layers):
-    """Layers, each fed with one state of the way down; then twice the resolution, or `size` where it is given."""
+    """Layers, each fed with one state of the way down; then twice the resolution, or `size` where it is given.
+
+    `some` are the layers to compute, with their states, where not all are; the resolution then stays.
+    """
 
     def __init__(
         self, kind: Kind, level: Level, channels_in: int, skips: Sequence[int], style: Style, *, double: bool
@@ -181,10 +184,12 @@ class UpBlock(Layers):
         time: Time,
         text: Text | None = None,
         size: Sequence[int] | None = None,
+        some: slice | None = None,
     ) -> Tensor:
-        for layer, resnet in enumerate(self.resnets):
-            x = self.attend(layer, resnet(torch.cat((x, skips[-1 - layer]), dim=1), time), text)
-        for upsample in self.upsamplers:
+        layers = range(len(self.resnets))[some or slice(None)]
+        for layer, skip in zip(layers, reversed(skips), strict=True):
+            x = self.attend(layer, self.resnets[layer](torch.cat((x, skip), dim=1), time), text)
+        for upsample in () if some else self.upsamplers:
             x = upsample(x, time) if self.timed else upsample(x, size)
         return x
 

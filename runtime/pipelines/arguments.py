@@ -27,6 +27,7 @@ from anamorph.pipelines.pictures import (
 from anamorph.pipelines.request import (
     Request,
     as_interval,
+    as_refresh,
     as_texts,
     check_numbers,
     check_size,
@@ -113,7 +114,7 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFiel
         _frozen(call["timesteps"]), _frozen(call["sigmas"]), float(call["guidance_rescale"]), call["clip_skip"],
         _strength(call), call["padding_mask_crop"], **more(call, len(prompts)),
         prompt_weighting=call["prompt_weighting"] or None, long_prompts=call["long_prompts"] or None,
-        guidance_interval=as_interval(call["guidance_interval"]),
+        guidance_interval=as_interval(call["guidance_interval"]), step_caching=as_refresh(call["step_caching"]),
     )  # fmt: skip
     shape = (limits.latent_channels, height // limits.factor, width // limits.factor)
     overlay = _overlay(call, height, width)

@@ -15,7 +15,7 @@ from anamorph.clip_image import CLIPImageProcessor
 from anamorph.engine import Placement, Program
 from anamorph.errors import ConfigError, InputError
 from anamorph.lora.adapting import Open, adapting_of, moved, scaled
-from anamorph.native import preparing
+from anamorph.native import preparing, shallow
 from anamorph.pipelines.arguments import Job
 from anamorph.pipelines.cropping import put_back
 from anamorph.pipelines.decoding import held_back
@@ -254,8 +254,14 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
     def denoiser(self, slot: str | None = None, scale: float = 1.0) -> Denoiser:
         """What predicts in the loop, for one thread: the model of that slot, or of the one that denoises."""
         slot = slot or self.DENOISER
-        once = self._models[slot].programs.get(preparing(slot))
-        return Opened.of(self.program(slot, scale), None if once is None else scaled(once, scale))
+        every = {part: scaled(program, scale) for part, program in self._models[slot].programs.items()}
+        return Opened.of(every[slot], every.get(preparing(slot)), every.get(shallow(slot)))
+
+    @property
+    def rewrites(self) -> Wish:
+        """The rewrites that were asked for, or measured to be best; None: those that are on by themselves."""
+        profile = self._models[self.DENOISER].profile
+        return self._given[3] or (None if profile is None else profile.rewrites or None)
 
     def _config(self, name: str) -> Any:
         return self._models[name].config

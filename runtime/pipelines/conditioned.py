@@ -37,7 +37,7 @@ class StableDiffusionDepth2ImgPipeline(LatentDiffusion):
     feature_extractor: DPTImageProcessor
     TAKES = Signature.of(
         "prompt image depth_map strength num_inference_steps guidance_scale negative_prompt num_images_per_prompt "
-        f"eta generator {EMBEDDED} {WATCHED} * timesteps sigmas guidance_rescale guidance_interval seed",
+        f"eta generator {EMBEDDED} {WATCHED} * timesteps sigmas guidance_rescale guidance_interval step_caching seed",
         strength=0.8,
     )
     TASK = Task(with_depth, ("image", "depth_map"), channels=with_one_more)
@@ -96,7 +96,7 @@ class StableDiffusionInstructPix2PixPipeline(LatentDiffusion):
     TAKES = Signature.of(
         "prompt image num_inference_steps guidance_scale image_guidance_scale negative_prompt num_images_per_prompt "
         f"eta generator latents {EMBEDDED} callback_on_step_end callback_on_step_end_tensor_inputs * "
-        "clip_skip timesteps sigmas guidance_rescale guidance_interval seed",
+        "clip_skip timesteps sigmas guidance_rescale guidance_interval step_caching seed",
         num_inference_steps=100, image_guidance_scale=1.5,
     )  # fmt: skip
     BRANCHES: ClassVar[int] = 3

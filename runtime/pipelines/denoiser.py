@@ -9,14 +9,20 @@ import numpy as np
 
 from anamorph.arrays import Array, Arrays
 from anamorph.engine import Program, Session
+from anamorph.errors import InputError
 from anamorph.interface import Interface
-from anamorph.native import in_steps, is_branched
+from anamorph.native import CACHING, DEEP, in_steps, is_branched
 
 WINDOW = 64
 """Steps whose time projections are held at a time; SDXL's take 3.5 MB for each picture and branch."""
 
 Predict = Callable[[int, Array], Array]
 """From the number of a step and its scaled samples [M, C, ...] to predictions [branches M, C_out, ...]."""
+
+
+Refresh = int | float
+"""When a call is computed in full where steps are cached: every so many steps, or, below 1, whenever the samples have
+changed by that part since (sums of absolute values)."""
 
 
 class Denoiser(Protocol):
@@ -30,36 +36,60 @@ class Denoiser(Protocol):
     def shares(self) -> bool:
         """Whether branches that see the same sample may share it."""
 
-    def prepare(self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int) -> Predict:
+    def prepare(
+        self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int, refresh: Refresh | None = None
+    ) -> Predict:
         """What predicts under these conditions, [branches M, ...], at these steps.
 
-        More than one branch shares each sample only where it `shares`.
+        More than one branch shares each sample only where it `shares`. With `refresh`, steps between take what lies
+        deep in the model from the last full one.
+        Raises InputError: it cannot do so.
         """
 
 
 @dataclass(frozen=True)
+class _Kept:
+    """What a full step leaves for those after it: its number, its samples, and the state deep in the model."""
+
+    step: int
+    sample: Array
+    deep: Array
+
+    def is_stale(self, n: int, sample: Array, refresh: Refresh) -> bool:
+        """Whether step n is to be computed in full."""
+        if refresh >= 1:
+            return n - self.step >= refresh
+        changed, norm = (float(abs(each).sum()) for each in (sample - self.sample, self.sample))
+        return changed > refresh * norm
+
+
+@dataclass(frozen=True)
 class Opened:
-    """A denoiser that an engine opened: the part that steps, and perhaps one that prepares what it takes."""
+    """A denoiser that an engine opened: the part that steps, and perhaps one that prepares what it takes, and one that
+    computes its last layer alone."""
 
     step: Session
     interface: Interface
     arrays: Arrays
     once: Session | None = None
     prepares: Interface | None = None
+    last: Session | None = None
+    ends: Interface | None = None
 
     @classmethod
-    def of(cls, step: Program, once: Program | None) -> "Opened":
+    def of(cls, step: Program, once: Program | None = None, last: Program | None = None) -> "Opened":
         """Sessions of its programs for one thread."""
-        if once is None:
-            return cls(step.session(), step.interface, step.arrays)
-        return cls(step.session(), step.interface, step.arrays, once.session(), once.interface)
+        beside = [(None, None) if one is None else (one.session(), one.interface) for one in (once, last)]
+        return cls(step.session(), step.interface, step.arrays, *beside[0], *beside[1])
 
     @property
     def shares(self) -> bool:
         """See `Denoiser.shares`."""
         return is_branched(self.interface.outputs[0])
 
-    def prepare(self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int) -> Predict:
+    def prepare(
+        self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int, refresh: Refresh | None = None
+    ) -> Predict:
         """See `Denoiser.prepare`; long schedules are prepared in windows, so that memory does not grow with them."""
         takes = {port.name: is_branched(port) for port in self.interface.inputs}
         rows = () if self.prepares is None else {port.name for port in self.prepares.outputs if in_steps(port)}
@@ -73,15 +103,41 @@ class Opened:
             given = self._told(part, conditions)
             return {name: dealt(name, value) for name, value in given.items()}
 
-        def predict(n: int, sample: Array) -> Array:
+        def inputs(n: int, sample: Array) -> dict[str, Array]:
             window, index = divmod(n, WINDOW)
-            inputs = {name: value[index] if name in rows else value for name, value in told(window).items()}
+            given = {name: value[index] if name in rows else value for name, value in told(window).items()}
             if "timestep" in takes:
-                inputs["timestep"] = self.arrays.put(np.array(timesteps[n], np.float32))
-            out = self.step({"sample": sample, **inputs})["out_sample"]
+                given["timestep"] = self.arrays.put(np.array(timesteps[n], np.float32))
+            return {"sample": sample, **given}
+
+        call = self._cached(refresh) if refresh is not None else lambda _, given: self.step(given)
+
+        def predict(n: int, sample: Array) -> Array:
+            out = call(n, inputs(n, sample))["out_sample"]
             return out.reshape(-1, *out.shape[2:]) if self.shares else out
 
         return predict
+
+    def _cached(self, refresh: Refresh) -> Callable[[int, Mapping[str, Array]], dict[str, Array]]:
+        """A step that computes the last layer alone, with what lay deep in the last full one, until `refresh`."""
+        step, last = self.step, self.last
+        if last is None or self.ends is None:
+            raise InputError(
+                f"{self.interface.component} cannot cache steps: it was exported or opened without the rewrite "
+                f"{CACHING}; name it among the rewrites"
+            )
+        taken = {port.name for port in self.ends.inputs}
+        kept: list[_Kept] = []
+
+        def call(n: int, inputs: Mapping[str, Array]) -> dict[str, Array]:
+            sample = inputs["sample"]
+            if not kept or kept[0].is_stale(n, sample, refresh):
+                out = step(inputs)
+                kept[:] = [_Kept(n, sample, out[DEEP])]
+                return out
+            return last({**{name: value for name, value in inputs.items() if name in taken}, DEEP: kept[0].deep})
+
+        return call
 
     def _told(self, timesteps: Sequence[float], conditions: Mapping[str, Array]) -> dict[str, Array]:
         """What no step changes: what is prepared, and those conditions that the other part takes."""

@@ -126,6 +126,9 @@ class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
 
     def _job(self, call: Arguments) -> Job:
         more = partial(self.FAMILY.more, options=self.options, encoders=len(self.encoders))
+        profile = self._models[self.DENOISER].profile
+        if call["step_caching"] is None and profile is not None:
+            call = {**call, "step_caching": profile.step_caching}
         job = job_of(call, self._limits(), self.TASK.needs, more)
         if self.options.get("add_watermarker"):
             watermark.check(job.request.width)
@@ -158,7 +161,16 @@ class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
         start = self.TASK.start(scene)
         conditions = {name: arrays.put(value) for name, value in {**told, **start.conditions}.items()}
         return Plan(
-            table, start.latents, conditions, guidance, noise, start.beside, start.joined, start.after, self.ALIKE
+            table,
+            start.latents,
+            conditions,
+            guidance,
+            noise,
+            start.beside,
+            start.joined,
+            start.after,
+            self.ALIKE,
+            request.step_caching,
         )
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__

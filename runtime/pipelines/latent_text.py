@@ -33,7 +33,7 @@ class LDMTextToImagePipeline(LatentDiffusion):
     }
     TAKES = Signature.of(
         "prompt height width num_inference_steps guidance_scale eta generator latents output_type return_dict * "
-        "callback_on_step_end callback_on_step_end_tensor_inputs guidance_interval seed",
+        "callback_on_step_end callback_on_step_end_tensor_inputs guidance_interval step_caching seed",
         guidance_scale=1.0,
     )
     VAE: ClassVar[str] = "vqvae"

@@ -13,6 +13,7 @@ from anamorph.engine import Placement, Program
 from anamorph.errors import BackendError, InputError
 from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
 from anamorph.plugins import get_backend
+from anamorph.profiles import Profile
 from anamorph.tiling import Operations, Tiles, sparing
 
 FORMATS = {"torch.channels_last": True, "torch.contiguous_format": False}
@@ -41,13 +42,14 @@ class Sparing:
 class Loaded:
     """A component and the programs that engines made of its parts; `notes` say where that is not what was wished.
 
-    Pipelines that share it share its switches.
+    `profile` is the measurement that decided how it runs, if one did. Pipelines that share it share its switches.
     """
 
     component: Component
     programs: dict[str, Program]
     notes: Mapping[str, str] = field(default_factory=dict)
     sparing: Sparing = field(default_factory=Sparing)
+    profile: Profile | None = None
 
     @property
     def config(self) -> Config:

@@ -14,7 +14,7 @@ from anamorph.config import Config
 from anamorph.engine import PRECISIONS, Backend, Program, Target
 from anamorph.errors import ArtifactError, BackendError, CheckpointError, ConfigError, InputError
 from anamorph.exporting import cached_export
-from anamorph.native import preparing
+from anamorph.native import preparing, shallow
 from anamorph.pipelines.loaded import Loaded, Shown
 from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
 from anamorph.profiles import Profile, applying
@@ -134,12 +134,14 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
             notes["instead of"] = "float16"
         groups.setdefault((backend.name, target), (backend, []))[1].append(part)
     programs: dict[str, Program] = {}
+    profile: Profile | None = None
     for (_, target), (backend, names) in groups.items():
         profile = wishes.profile_of(component, names[0])
         readable = _tuned(component, profile) or _readable(component, backend, wishes.rewrites or _rewrites(profile))
-        further = [more for name in names if (more := preparing(name)) in readable.parts]
+        beside = [more for name in names for more in (preparing(name), shallow(name))]
+        further = [more for more in beside if more in readable.parts]
         programs |= backend.open(readable, [*names, *further], target)
-    return Loaded(component, programs, notes)
+    return Loaded(component, programs, notes, profile=profile)
 
 
 def _rewrites(profile: Profile | None) -> Wish:

@@ -55,6 +55,7 @@ class Request:
     long_prompts: bool | None = None
     original_inference_steps: int | None = None
     guidance_interval: tuple[float, float] | None = None
+    step_caching: int | float | None = None
 
     @property
     def images(self) -> int:
@@ -141,6 +142,16 @@ def as_interval(value: Sequence[float] | None) -> tuple[float, float] | None:
     ):
         raise InputError(f"guidance_interval is {value!r}, expected two numbers with 0 <= start < end <= 1")
     return float(numbers[0]), float(numbers[1])
+
+
+def as_refresh(value: Any) -> int | float | None:
+    """A number of steps, or a part of 1; raises InputError: something else."""
+    if value is None:
+        return None
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if (whole and value >= 1) or (isinstance(value, float) and 0 < value < 1):
+        return int(value) if whole else float(value)
+    raise InputError(f"step_caching is {value!r}, expected a whole number of steps, or a part between 0 and 1")
 
 
 def steps_left(steps: int, strength: float) -> int:

@@ -9,7 +9,7 @@ from anamorph.engine import Program
 from anamorph.errors import InputError, NumericalError
 from anamorph.native import is_branched
 from anamorph.noise import NoiseSource
-from anamorph.pipelines.denoiser import Denoiser, Predict
+from anamorph.pipelines.denoiser import Denoiser, Predict, Refresh
 from anamorph.schedulers import Table, advance
 
 
@@ -89,7 +89,8 @@ class Plan:
 
     Conditions, and the arrays `beside` them, are there for every branch, [branches * N, ...]. Those that are named in
     `joined` are further channels of the latents that the denoiser sees; `after` has the last word on the latents of a
-    step, and looks at others. `alike` says whether all branches see the same samples.
+    step, and looks at others. `alike` says whether all branches see the same samples. `refresh`, where it is given,
+    says when steps are computed in full.
     """
 
     table: Table
@@ -101,6 +102,7 @@ class Plan:
     joined: tuple[str, ...] = ()
     after: AfterStep | None = None
     alike: bool = True
+    refresh: Refresh | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def denoise(plan: Plan, denoiser: Denoiser) -> Generator[Step, Changes | None, A
         shared = now.branches if alike and denoiser.shares else 1
         if now.branches not in prepared:
             told = conditions if now is guidance else _last(conditions, len(x))
-            prepared[now.branches] = denoiser.prepare(timesteps, told, shared)
+            prepared[now.branches] = denoiser.prepare(timesteps, told, shared, plan.refresh)
         sample = x if row.scale == 1.0 else row.scale * x
         sample = arrays.concat([sample] * (now.branches // shared)) if now.branches > shared else sample
         if plan.joined:

@@ -57,6 +57,8 @@ class Arguments(TypedDict, total=False):
     guidance_rescale: Annotated[float, "0..1: how much of the guided output gets the unguided one's deviation"]
     guidance_interval: Annotated[Sequence[float] | None, "start and end, 0..1 of the steps: no other branch is "
                                                          "computed outside; None: guided throughout"]  # fmt: skip
+    step_caching: Annotated[float | None, "steps from one full call to the next, or, below 1, the change of samples "
+                                          "that asks for one; others compute the last layer alone"]  # fmt: skip
     original_size: Annotated[Size, "what the model is told of the original's height and width; None: those drawn"]
     crops_coords_top_left: Annotated[Size, "what it is told of the top and left that were cut off"]
     target_size: Annotated[Size, "what it is told of the height and width to be seen; None: those drawn"]

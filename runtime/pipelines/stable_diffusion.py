@@ -26,7 +26,7 @@ GUIDED = "num_inference_steps timesteps sigmas guidance_scale negative_prompt nu
 EMBEDDED = "prompt_embeds negative_prompt_embeds output_type return_dict"
 WATCHED = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs"
 WHEN = "guidance_interval"
-OURS = "prompt_weighting long_prompts seed"
+OURS = "step_caching prompt_weighting long_prompts seed"
 """What diffusers' calls do not take, beside `WHEN`, which only guided ones take."""
 
 

@@ -48,8 +48,8 @@ TOLD = (
 )
 SCORED = "aesthetic_score negative_aesthetic_score"
 WATCHED = (
-    "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs * guidance_interval prompt_weighting "
-    "long_prompts seed"
+    "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs * guidance_interval step_caching "
+    "prompt_weighting long_prompts seed"
 )
 
 

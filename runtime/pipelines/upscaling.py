@@ -69,7 +69,7 @@ class StableDiffusionUpscalePipeline(LatentDiffusion):
     TAKES = Signature.of(
         "prompt image num_inference_steps guidance_scale noise_level negative_prompt num_images_per_prompt eta "
         f"generator latents {EMBEDDED} clip_skip * callback_on_step_end callback_on_step_end_tensor_inputs timesteps "
-        "sigmas guidance_rescale guidance_interval seed",
+        "sigmas guidance_rescale guidance_interval step_caching seed",
         num_inference_steps=75, guidance_scale=9.0, noise_level=20,
     )  # fmt: skip
     FAMILY = Family(last_states, (texts,), more=noise_level)
@@ -138,7 +138,7 @@ class StableDiffusionLatentUpscalePipeline(LatentDiffusion):
     TAKES = Signature.of(
         "prompt image num_inference_steps guidance_scale negative_prompt generator latents prompt_embeds "
         "negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds output_type return_dict * "
-        "callback_on_step_end callback_on_step_end_tensor_inputs guidance_interval seed",
+        "callback_on_step_end callback_on_step_end_tensor_inputs guidance_interval step_caching seed",
         num_inference_steps=75, guidance_scale=9.0,
     )  # fmt: skip
     FAMILY = Family(raw_states, (upscaled_texts,))
