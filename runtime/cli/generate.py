@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
-from anamorph.cli import OK
+from anamorph.cli import OK, loras
 from anamorph.cli.common import folder_of, numbered, open_pipeline, record, scale_of, scheduler_class, single
 from anamorph.cli.sources import FILES, check_sources, class_for, read_sources, spelled
 from anamorph.errors import InputError
@@ -106,11 +106,13 @@ def run(options: argparse.Namespace) -> int:
     size(options.size)
     check_sources(options)
     pictures, inputs = read_sources(options)
+    chosen = loras.named(options.lora)
     started = time.perf_counter()
     folder = folder_of(options.model)
     checkpoint = open_checkpoint(Source(str(BUNDLED if folder is None else folder), variant=options.variant))
     kind = class_for(checkpoint.class_name, options)
     pipe = open_pipeline(kind, folder, options, options.variant)
+    changed = loras.load(pipe, chosen, options.lora_mode)
     loaded = time.perf_counter()
     if options.scheduler:
         pipe.scheduler = scheduler_class(options.scheduler, pipe.scheduler.config)
@@ -122,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
     for index, image in enumerate(images):
         request = single(job.request, index)
         path = numbered(out, index, len(images))
-        write_png(image, path, record(pipe, request, digest, inputs))
+        write_png(image, path, record(pipe, request, digest, inputs, changed))
         made.append({"file": str(path), "prompt": subject(pipe, request), "seed": (request.seeds or (None,))[0]})
     placement = [str(placed) for placed in pipe.placement.values()]
     history = {part: list(placed.history) for part, placed in pipe.placement.items()} if options.explain else None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from anamorph.cli import DIFFERENT, OK
+from anamorph.cli import DIFFERENT, OK, loras
 from anamorph.cli.common import SCHEMA, open_pipeline, record
 from anamorph.cli.sources import same_sources
 from anamorph.errors import InputError
@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
         if options.model is None:
             options.rewrites = options.rewrites or values.get("rewrites")
     pictures = same_sources(values["inputs"], options, path)
+    chosen, mode = loras.recorded(values, options, path)
     kind = DiffusionPipeline.registry[values["pipeline"]]
     pipe = open_pipeline(kind, options.model or values["model"].get("name"), options)
     digest = pipe.origin.digest() if pipe.origin else ""
@@ -81,10 +82,11 @@ def run(options: argparse.Namespace) -> int:
             f"{pipe.origin.folder if pipe.origin else 'this one'} has {digest[:12]}...); name it with --model"
         )
     pipe.scheduler = load_scheduler(values["scheduler"])
+    changed = loras.load(pipe, chosen, mode)
     job = job_of(pipe, values["request"], pictures)
     image = pipe.generate(job)[0]
     out = Path(options.out) if options.out else path.with_name(f"{path.stem}-replay.png")
-    write_png(image, out, record(pipe, job.request, digest, values["inputs"]))
+    write_png(image, out, record(pipe, job.request, digest, values["inputs"], changed))
     with Image.open(path) as original:
         before = np.asarray(original.convert("RGB"), np.float32) / 255
     after = np.asarray(image.convert("RGB"), np.float32) / 255

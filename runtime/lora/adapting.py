@@ -77,6 +77,8 @@ class Adapting:
     savings: list[Saving] = field(default_factory=list)
     stale: bool = False
     """Whether adapters came or went since `programs` were opened."""
+    melted: tuple[tuple[str, int], ...] = ()
+    """What is fused in `programs`."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     last: tuple[Any, Mapping[str, Factors]] | None = None
     """What counted in the last call, and for which adapters and weights."""
@@ -95,10 +97,11 @@ class Adapting:
         with self.lock:
             if self.stale:
                 asked = self.asked
-                if asked.adapted != self.component.adapted or asked.fused or self.component.fused:
+                parts = tuple((name, id(change)) for name, change in self.fused.items())
+                if asked.adapted != self.component.adapted or parts != self.melted:
                     programs = self.open(asked)
                     _check_taken(programs, asked.adapted)
-                    self.programs, self.component = programs, asked
+                    self.programs, self.component, self.melted = programs, asked, parts
                     for saving in self.savings:
                         for program in self.programs.values():
                             program.spare(saving)
@@ -229,6 +232,7 @@ def forget_shown(loaded: "Loaded") -> None:
 
 def moved(loaded: "Loaded", before: Adapting, opener: Open) -> "Loaded":
     """A component that was opened anew elsewhere, with the adapters that it had before."""
-    kept = (before.known, before.active, before.fused, before.enabled)
-    adapted(loaded, Adapting(loaded.component, dict(loaded.programs), opener, *kept))
+    opened = Adapting(loaded.component, dict(loaded.programs), opener, before.known, before.active, before.fused)
+    opened.enabled, opened.stale = before.enabled, True
+    adapted(loaded, opened)
     return loaded

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -68,12 +68,18 @@ def read_source(source: Any, weight_name: str | None, subfolder: str | None, hub
     """
     if isinstance(source, Mapping):
         return Source("the adapter", {name: to_numpy(value) for name, value in source.items()}, {})
-    path = _file(source, weight_name, subfolder, hub)
+    path = find_adapter(source, weight_name, subfolder, **hub)
     tensors = {name: _mapped(stored, path) for name, stored in open_original(path).tensors.items()}
     return Source(str(path), tensors, _scales(path))
 
 
-def _file(source: Any, weight_name: str | None, subfolder: str | None, hub: HubOptions) -> Path:
+def find_adapter(
+    source: Any, weight_name: str | None = None, subfolder: str | None = None, **hub: Unpack[HubOptions]
+) -> Path:
+    """The file of an adapter: itself, or in a folder or hub id that of the usual name, or the only one.
+
+    Raises CheckpointError: there is none. Raises InputError: the source is of another kind.
+    """
     if not isinstance(source, str | Path):
         raise InputError(f"an adapter is a file, a folder, a hub id or tensors by name, got a {type(source).__name__}")
     path = Path(source).expanduser()

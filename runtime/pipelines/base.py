@@ -282,9 +282,8 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         return self
 
     def _moved(self, name: str, loaded: Loaded) -> Loaded:
+        opened = replace(self._open(name, loaded.component), sparing=loaded.sparing)
         adapting = adapting_of(loaded)
-        component = loaded.component if adapting is None else adapting.asked
-        opened = replace(self._open(name, component), sparing=loaded.sparing)
         return opened if adapting is None else moved(opened, adapting, self._opener(name))
 
     @property

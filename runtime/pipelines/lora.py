@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anamorph.arrays import to_numpy
 from anamorph.errors import BackendError, InputError
@@ -274,13 +275,14 @@ class LoraLoading:
     ) -> None:
         """Write trained factors (a layer's name with ".lora_A.weight" or ".lora_B.weight" -> tensor) as diffusers does.
 
+        In float32, but for arrays of float16, which stay so.
         Raises InputError: there are none. Raises OutputError: the file cannot be written.
         """
         given = dict(
             zip(CHANGED, (unet_lora_layers, text_encoder_lora_layers, text_encoder_2_lora_layers), strict=True)
         )
         tensors = {
-            f"{component}.{name}": Stored(to_numpy(value).astype(np.float32), "F32")
+            f"{component}.{name}": _stored(to_numpy(value))
             for component, layers in given.items()
             for name, value in (layers or {}).items()
         }
@@ -288,6 +290,10 @@ class LoraLoading:
             raise InputError("there are no factors to save; pass those of the UNet or of a text encoder")
         with replacing(Path(save_directory) / weight_name) as draft:
             write_safetensors(draft, tensors)
+
+
+def _stored(values: NDArray[Any]) -> Stored:
+    return Stored(values, "F16") if values.dtype == np.float16 else Stored(values.astype(np.float32), "F32")
 
 
 def number(value: Any, what: str) -> float:
