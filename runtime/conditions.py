@@ -60,7 +60,8 @@ def condition_ports(config: Mapping[str, Any], time_ids: int = 6) -> tuple[Port,
         "image_embeds": hidden if from_image else cross,
     }
     ports = [] if projection(config) == "image_proj" else [Port("encoder_hidden_states", (batch, sequence, hidden))]
-    ports += [Port(name, (batch, widths[name])) for name in added_names(config)]
+    # Numbers of pixels are told apart by their units, which bfloat16 loses.
+    ports += [Port(name, (batch, widths[name]), exact=name == "time_ids") for name in added_names(config)]
     if (guidance := config.get("time_cond_proj_dim")) is not None:
         ports.append(Port("timestep_cond", (batch, guidance)))
     times = 2 if config.get("time_embedding_type") == "fourier" else 4

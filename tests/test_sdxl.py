@@ -257,6 +257,14 @@ def test_callbacks_see_and_replace_what_the_denoiser_is_told(sdxl: Path) -> None
     assert not torch.equal(changed, pipe(**arguments).images)
 
 
+def test_numbers_of_pixels_are_not_rounded_in_bfloat16(sdxl: Path) -> None:
+    pipe: Any = StableDiffusionXLPipeline.from_pretrained(sdxl, backend="eager", torch_dtype="bfloat16")
+    arguments = {"prompt": "a cat", "num_inference_steps": 1, "seed": 1, "output_type": "latent", "guidance_scale": 1}
+    odd, even = (pipe(**arguments, original_size=(side, 64)).images for side in (1021, 1020))
+    assert torch.tensor(1021.0, dtype=torch.bfloat16) == 1020
+    assert not torch.equal(odd, even)
+
+
 def test_negative_sizes_belong_to_the_negative_branch_of_every_picture(sdxl: Path) -> None:
     # diffusers deals the two rows out in turn to a batch of both branches, which mixes them from two pictures on.
     pipe = load(sdxl, TEXT)
