@@ -77,11 +77,21 @@ class Adapting:
     savings: list[Saving] = field(default_factory=list)
     stale: bool = False
     """Whether adapters came or went since `programs` were opened."""
-    melted: tuple[tuple[str, int], ...] = ()
+    melted: Mapping[str, Change] = field(default_factory=dict)
     """What is fused in `programs`."""
     lock: threading.RLock = field(default_factory=threading.RLock)
-    last: tuple[Any, Mapping[str, Factors]] | None = None
-    """What counted in the last call, and for which adapters and weights."""
+    last: tuple[float, Mapping[str, Factors]] | None = None
+    """At which scale something counted in the last call, and what."""
+
+    def renew(self) -> None:
+        """Take note that adapters came or went."""
+        with self.lock:
+            self.stale, self.last = True, None
+
+    def choose(self, active: dict[str, Weight]) -> None:
+        """Let these adapters and no others count."""
+        with self.lock:
+            self.active, self.last = active, None
 
     @property
     def asked(self) -> Component:
@@ -96,12 +106,12 @@ class Adapting:
         """The programs for the adapters of now."""
         with self.lock:
             if self.stale:
-                asked = self.asked
-                parts = tuple((name, id(change)) for name, change in self.fused.items())
-                if asked.adapted != self.component.adapted or parts != self.melted:
+                asked, fused = self.asked, dict(self.fused)
+                alike = fused.keys() == self.melted.keys() and all(fused[name] is self.melted[name] for name in fused)
+                if asked.adapted != self.component.adapted or not alike:
                     programs = self.open(asked)
                     _check_taken(programs, asked.adapted)
-                    self.programs, self.component, self.melted = programs, asked, parts
+                    self.programs, self.component, self.melted = programs, asked, fused
                     for saving in self.savings:
                         for program in self.programs.values():
                             program.spare(saving)
@@ -113,11 +123,10 @@ class Adapting:
         if not self.enabled:
             return {}
         with self.lock:
-            key = (scale, tuple((name, repr(weight), id(self.known[name])) for name, weight in self.active.items()))
-            if self.last is None or self.last[0] != key:
+            if self.last is None or self.last[0] != scale:
                 hot = {name: weight for name, weight in self.active.items() if name not in self.fused}
                 every = [weighed(self.known[name], weight, scale) for name, weight in hot.items()]
-                self.last = key, summed(every)
+                self.last = scale, summed(every)
             return self.last[1]
 
 

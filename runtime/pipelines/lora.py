@@ -78,9 +78,10 @@ class LoraLoading:
             adapting = self._adapting(component)
             if component in changes:
                 adapting.known[name] = changes[component]
-                self._renewed(component, adapting)
-            elif hotswap and name in adapting.known:
-                del adapting.known[name]
+            else:  # what is replaced may have changed more
+                adapting.known.pop(name, None)
+                adapting.active.pop(name, None)
+            self._renewed(component, adapting)
         self._activate({name: None}, list(changes))
 
     def _homes(self) -> tuple[dict[str, Home], list[BackendError]]:
@@ -126,7 +127,7 @@ class LoraLoading:
 
     def _renewed(self, component: str, adapting: Adapting) -> None:
         """Let the component be opened for its adapters when it is next asked for."""
-        adapting.stale = True
+        adapting.renew()
         forget_shown(self._models[component])
 
     def _every(self) -> dict[str, Adapting]:
@@ -159,7 +160,7 @@ class LoraLoading:
             for component, one in every.items()
         }
         for component, adapting in every.items():
-            adapting.active = chosen[component]
+            adapting.choose(chosen[component])
 
     def _weight(self, component: str, value: Any) -> Weight:
         if isinstance(value, Mapping):
