@@ -157,7 +157,7 @@ def fused_weights(path: Path, part: Part, fused: Change, linked: Mapping[str, Li
     changed = {}
     for name, constant in part.constants.items():
         layer = layer_of(constant.tensor)
-        if layer not in fused:
+        if layer is None or layer not in fused:
             continue
         base = linked[name] if name in linked else _stored(tensors[name], path.parent)
         turned = constant.transform == TRANSPOSED and name not in linked

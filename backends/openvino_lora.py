@@ -51,7 +51,7 @@ def _weights(model: Any, part: Part, layers: Mapping[str, Any]) -> Iterator[tupl
     wanted = {name: layer_of(constant.tensor) for name, constant in part.constants.items()}
     for node in model.get_ops():
         layer = wanted.get(node.get_friendly_name())
-        if layer in layers and node.get_type_name() in ("Parameter", "Constant"):
+        if layer is not None and layer in layers and node.get_type_name() in ("Parameter", "Constant"):
             yield layer, node
 
 

@@ -113,8 +113,9 @@ class Cell:
     @property
     def work(self) -> "Cell":
         """The same work without its arm: cells of equal work are compared with one another."""
-        asked = {"rewrites": "", "interval": "", "quantize": "", "caching": 0, "lora": ""}
-        return replace(self, engine="", precision="", static=False, **asked)
+        return replace(
+            self, engine="", precision="", static=False, rewrites="", interval="", quantize="", caching=0, lora=""
+        )
 
     @property
     def key(self) -> str:

@@ -78,10 +78,8 @@ def summed(changes: Sequence[Change]) -> dict[str, Factors]:
 def added(weight: Floats, factors: Factors) -> NDArray[np.float32]:
     """W + s up down in float32, [out, in, ...]."""
     one = joined([factors])
-    total: NDArray[np.float32] = weight.astype(np.float32) + (one.up @ one.down.reshape(one.rank, -1)).reshape(
-        weight.shape
-    )
-    return total
+    change = (one.up @ one.down.reshape(one.rank, -1)).reshape(weight.shape)
+    return weight.astype(np.float32) + change.astype(np.float32, copy=False)
 
 
 def padded(factors: Factors, rank: int) -> Factors:
