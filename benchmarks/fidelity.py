@@ -112,10 +112,16 @@ def summary(full: Arm, arm: Arm) -> dict[str, Any]:
 
 def write_sheet(path: Path, arms: Sequence[Arm], prompts: Sequence[str]) -> None:
     """The first pictures of all arms below one another, to be looked at."""
-    rows = [Row(arm.label, "", [_shown(one) for one in arm.pictures[:SHOWN]]) for arm in arms]
+    rows = [Row(*_named(arm.label), [_shown(one) for one in arm.pictures[:SHOWN]]) for arm in arms]
     sheet = contact_sheet("Fidelity", "the same seed in each column", prompts[:SHOWN], rows)
     with replacing(path) as draft:
         sheet.save(draft, "PNG")
+
+
+def _named(label: str) -> tuple[str, str]:
+    """The last option of an arm, which usually tells it from others, and those before it."""
+    before, _, last = label.rpartition(" ")
+    return last, before
 
 
 def _shown(picture: NDArray[Any]) -> Image.Image:
