@@ -5,7 +5,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from anamorph.backends.eager import INSTALL, Eager
@@ -74,6 +75,8 @@ class Compile(Eager):
     """torch.compile with Inductor; the first picture of each size waits for the compiler."""
 
     name = "compile"
+    sizes = "each"
+    options: Mapping[str, str] = MappingProxyType({})  # its compiler chooses kernels by itself
     savings: tuple[type[Saving], ...] = (ChannelsLast,)  # hooks and slices would be compiled again and again
     padded = True
     rank = None  # minutes of compilation are never spent without being asked for

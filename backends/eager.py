@@ -4,13 +4,14 @@ import importlib.util
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from anamorph.arrays import Array
 from anamorph.backends.torch_arrays import TorchArrays
 from anamorph.components import Component
-from anamorph.engine import Backend, Placement, Program, Target, check_target
+from anamorph.engine import Backend, Costs, Placement, Program, Target, kind_of
 from anamorph.errors import BackendError
 from anamorph.interface import Interface
 from anamorph.lora.factors import Layers
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from anamorph.backends.offloading import Offloaded
     from anamorph.pipelines.loaded import Loaded
 
+ATTENTION = "attention"
+"""The option that chooses how attention is computed."""
 LEAST_RANK = 8
 """Smaller ranks are padded to this one where all have one rank."""
 INSTALL = "PyTorch is not installed; run: pip install 'anamorph[torch]'"
@@ -55,10 +58,11 @@ class TorchProgram:
     """What it can be asked for after it was opened."""
     rewrites: tuple[str, ...] = ()
     """Those of the module's that concern this part."""
+    options: tuple[tuple[str, str], ...] = ()
+    """What else the engine was told."""
     padded: bool = False
     """Whether factors of all adapted layers come at one rank, a power of two: each further rank is compiled."""
 
-    @property
     def layers(self) -> Layers:
         """See `anamorph.lora.adapting.Adaptable`."""
         from anamorph.backends.torch_lora import layers_of
@@ -78,7 +82,7 @@ class TorchProgram:
         """Read back from the module at each time of asking."""
         precision = str(self.module.dtype).removeprefix("torch.")
         waits = waiting_of(self.module)
-        notes = noted(self.rewrites)
+        notes = {**noted(self.rewrites), **dict(self.options)}
         if waits is not None:
             notes["offload"] = str(waits.wish.kind)
         if (stranger := called(self.module)) is not None:
@@ -137,9 +141,6 @@ class TorchSession:
         import torch
 
         program, waits = self.program, waiting_of(self.program.module)
-        program.interface.check(inputs)
-        if not program.arrays.asynchronous:  # on a device, asking for values would stop its queue
-            program.interface.check_values(inputs)
         ports = program.interface.inputs  # a scalar timestep stays as it is, too
         casts = {port.name for port in ports if port.axes and port.dtype == "float32" and not port.exact}
         given = ((port.name, inputs.get(port.name)) for port in ports)
@@ -157,6 +158,16 @@ class Eager:
     formats = ("checkpoint",)
     rank: int | None = 10
     double = False
+    # PyTorch's float16 kernels on x86 are two orders of magnitude slower than float32: never offered there.
+    places: Mapping[str, tuple[str, ...]] = MappingProxyType({
+        "cpu": ("float32", "bfloat16"), "cuda": ("float32", "float16", "bfloat16"),
+    })  # fmt: skip
+    sizes = "any"
+    costs = Costs()
+    options: Mapping[str, str] = MappingProxyType({
+        ATTENTION: "how attention is computed: sdpa (PyTorch chooses), flash, efficient, math, cudnn, xformers, "
+        "sliced, or plain (written out)",
+    })  # fmt: skip
     savings: tuple[type[Saving], ...] = (AttentionSlices, ChannelsLast, Offload)
     """What its programs can be asked for."""
 
@@ -170,14 +181,12 @@ class Eager:
         return (*cuda[:1], "cpu", *(("cuda",) if cuda else ()), *cuda[1:])
 
     def precisions(self, device: str) -> tuple[str, ...]:
-        # PyTorch's float16 kernels on x86 are two orders of magnitude slower than float32: never offered there.
-        return ("float32", "bfloat16") if device == "cpu" else ("float32", "float16", "bfloat16")
+        return self.places[kind_of(device)]
 
     padded = False
     """See `TorchProgram.padded`."""
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
-        check_target(self, target)
         module = load_module(component, target)
         if component.adapted or component.fused:
             from anamorph.backends.torch_lora import changed
@@ -186,7 +195,7 @@ class Eager:
         return {
             part: TorchProgram(
                 self.function(module, part), module, part, self.name, component.interface(part), self.savings,
-                fitting(module.rewrites, part, component.class_name, component.config), self.padded,
+                fitting(module.rewrites, part, component.class_name, component.config), target.options, self.padded,
             )
             for part in parts
         }  # fmt: skip
@@ -203,6 +212,7 @@ def load_module(component: Component, target: Target) -> Any:
     import torch
 
     from anamorph.models import MODELS
+    from anamorph.models.attention_processor import choose_attention
 
     dtype = getattr(torch, target.precision)
     module = component.module
@@ -214,6 +224,8 @@ def load_module(component: Component, target: Target) -> Any:
         module = model.from_pretrained(component.stored, torch_dtype=dtype, variant=component.variant)
         module.rewrite(component.rewrites)
         _opened[key] = module
+    if (way := dict(target.options).get(ATTENTION)) is not None:
+        choose_attention(module, way)
     module = module.to(device=target.device, dtype=dtype).eval()
     if target.device == "cpu" and dtype == torch.float32:  # oneDNN's own layout is as fast; weights can stay mapped
         return module

@@ -1,4 +1,4 @@
-"""How much memory is left, and giving back what is not used."""
+"""Giving back memory that is not used."""
 
 import ctypes
 import gc
@@ -9,18 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-INFO, MAPS = Path("/proc/meminfo"), Path("/proc/self/maps")
+MAPS = Path("/proc/self/maps")
 INTERVAL_S = 0.05
 """Between two times of giving pages back: a processor packs some hundred megabytes meanwhile (seconds)."""
-
-
-def free_memory() -> int | None:
-    """Bytes that new work may take without swapping; None where the system does not tell."""
-    try:
-        lines = INFO.read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
 
 
 @contextmanager

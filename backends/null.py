@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.components import Component
-from anamorph.engine import Backend, Graph, Placement, Program, Session, Target, check_target
+from anamorph.engine import Backend, Costs, Graph, Placement, Program, Session, Target
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
 
@@ -35,6 +36,10 @@ class Null:
     formats = ("checkpoint",)
     rank: int | None = None
     double = True
+    places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",)})
+    sizes = "any"
+    costs = Costs()
+    options: Mapping[str, str] = MappingProxyType({})
 
     def unavailable(self) -> str | None:
         return None
@@ -43,10 +48,9 @@ class Null:
         return ("cpu",)
 
     def precisions(self, device: str) -> tuple[str, ...]:  # noqa: ARG002 - the same on every device
-        return ("float32",)
+        return self.places["cpu"]
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
-        check_target(self, target)
         placement = {part: Placement(part, self.name, target.device, target.precision) for part in parts}
         return {part: NullProgram(component.interface(part), placement[part], NumpyArrays()) for part in parts}
 

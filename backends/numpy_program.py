@@ -93,28 +93,11 @@ def _fixed_axes(file: Path, port: Port, found: GraphPort, scalar: tuple[int, ...
     return {axis.name: replace(axis, minimum=size, maximum=size) for axis, size in named.items()}
 
 
-def prepared(interface: Interface, inputs: Mapping[str, Array]) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
-    """All inputs as contiguous arrays of the declared types, and the size of each named axis; raises InputError."""
-    sizes = interface.check(inputs)
-    interface.check_values(inputs)
-    values = {
+def prepared(interface: Interface, inputs: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
+    """All inputs as contiguous arrays of the declared types, with what stands for absent ones."""
+    return {
         port.name: np.asarray(inputs[port.name], dtype=port.dtype, order="C")
         if port.name in inputs
         else np.zeros(interface.absent(port), port.dtype)
         for port in interface.inputs
     }
-    return values, sizes
-
-
-def checked(interface: Interface, sizes: Mapping[str, int], outputs: dict[str, NDArray[Any]]) -> dict[str, Array]:
-    """The outputs, if their shapes are those that the interface promises.
-
-    Raises BackendError: an engine that was called outside its graph's sizes may return a stale or cut result.
-    """
-    for name, shape in interface.output_shapes(sizes).items():
-        if outputs[name].shape != shape:
-            raise BackendError(
-                f"{interface.component} returned {name} of shape {list(outputs[name].shape)}, expected {list(shape)}; "
-                "export it again"
-            )
-    return outputs

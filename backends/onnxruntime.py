@@ -1,22 +1,22 @@
-"""ONNX Runtime on the processor, in float32: it has no bfloat16 kernels there."""
+"""ONNX Runtime in float32, on the processor (which has no bfloat16 kernels) or by another execution provider."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-
-from numpy.typing import NDArray
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact, Part
 from anamorph.backends.buckets import COMPILED, FOUND
 from anamorph.backends.cores import physical_cores
-from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, checked, imported, prepared
+from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, imported, prepared
 from anamorph.backends.onnx_files import external_locations, with_outputs
 from anamorph.backends.onnx_lora import fused_weights, with_inputs
+from anamorph.backends.onnx_providers import HOST, OPTIONS, PROVIDERS, RECORD, Choice, available
 from anamorph.components import Component
-from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
+from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target
 from anamorph.entries import ANY, Entry, Key, discard, find, keep
 from anamorph.errors import AnamorphError, ArtifactError, OutputError
 from anamorph.interface import Interface
@@ -27,7 +27,6 @@ from anamorph.machine import package_version
 from anamorph.plugins import hookimpl
 from anamorph.rewrites import noted
 
-PROVIDER = "CPUExecutionProvider"
 BFLOAT16 = 16
 """ONNX's number of this type (onnx.proto, TensorProto.DataType)."""
 TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
@@ -51,12 +50,12 @@ class OnnxProgram(Graph):
     interface: Interface
     placement: Placement
     arrays: NumpyArrays
+    choice: Choice
     weights: Mapping[str, Linked]
     """Kept, because ONNX Runtime reads linked weights where they are mapped."""
     exported: Part
     """The record of what was exported."""
 
-    @property
     def layers(self) -> Layers:
         """See `anamorph.lora.adapting.Adaptable`."""
         return adaptable(self.placement.part, self.exported)
@@ -70,10 +69,9 @@ class OnnxProgram(Graph):
         return self
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        values, sizes = prepared(self.interface, inputs)
+        values = prepared(self.interface, inputs)
         names = [port.name for port in self.interface.outputs]
-        results = self.engine.run(names, values)
-        return checked(self.interface, sizes, dict(zip(names, results, strict=True)))
+        return dict(zip(names, self.choice.run(self.engine, names, values), strict=True))
 
 
 class OnnxRuntime:
@@ -83,6 +81,10 @@ class OnnxRuntime:
     formats = ("onnx",)
     rank: int | None = 10
     double = False
+    places: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(PROVIDERS, ("float32",)))
+    sizes = "any"
+    costs = Costs(disk=4.0)
+    options: Mapping[str, str] = MappingProxyType(OPTIONS)
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("onnxruntime"):
@@ -90,31 +92,28 @@ class OnnxRuntime:
         return "ONNX Runtime is not installed; run: pip install 'anamorph[onnx]'"
 
     def devices(self) -> tuple[str, ...]:
-        return ("cpu",)
+        return available()
 
-    def precisions(self, device: str) -> tuple[str, ...]:  # noqa: ARG002 - there is one device
-        return ("float32",)
+    def precisions(self, device: str) -> tuple[str, ...]:
+        return self.places[device]
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
-        check_target(self, target)
         artifact = artifact_of(component, self.name, self.formats)
         return {part: _open(artifact, part, target, component=component) for part in parts}
 
     def key(self, artifact: Artifact, part: str, target: Target) -> Key:  # noqa: ARG002 - there is one target
         return Source(artifact, part, artifact.folder / artifact.parts[part].file, {}, {}).key
 
+    def inner_values(
+        self, artifact: Artifact, part: str, names: Sequence[str]
+    ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        program = _open(artifact, part, Target(), names)
 
-def inner_values(
-    artifact: Artifact, part: str, names: Sequence[str]
-) -> Callable[[Mapping[str, Array]], dict[str, NDArray[Any]]]:
-    """A part as a function from its inputs to values inside its graph, in float32."""
-    program = _open(artifact, part, Target(), names)
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            values = prepared(program.interface, inputs)
+            return dict(zip(names, program.engine.run(list(names), values), strict=True))
 
-    def run(inputs: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
-        values, _ = prepared(program.interface, inputs)
-        return dict(zip(names, program.engine.run(list(names), values), strict=True))
-
-    return run
+        return run
 
 
 def _open(
@@ -126,24 +125,28 @@ def _open(
     exported = artifact.parts[part]
     declared = exported.interface if component is None else component.interface(part)
     inner = [name for name in further if name not in {port.name for port in declared.outputs}]
+    choice = Choice.of(target)
+    choice.check_sizes(part, declared)
     source = Source(artifact, part, path, *(({}, {}) if component is None else (component.adapted, component.fused)))
-    engine, origin = (None, COMPILED) if inner or source.fused else _cached(source)
+    engine, origin = (None, COMPILED) if inner or source.fused or not choice.plain else _cached(source)
     linked: Mapping[str, Linked] = {}
     if engine is None:
         linked = source.weights()
         try:
-            engine = _session(source.model(inner), path.parent, linked, _options())
+            engine = _session(source.model(inner), path.parent, linked, _options(), choice)
         except AnamorphError:
             raise
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             raise ArtifactError(f"{path} cannot be opened by ONNX Runtime: {_first_line(error)}") from None
+    read_back = {} if choice.plain else choice.assigned(engine)
     threads = engine.get_session_options().intra_op_num_threads
-    details = {"provider": engine.get_providers()[0], "threads": str(threads), **noted(exported.rewrites)}
+    told = {"provider": engine.get_providers()[0], "threads": str(threads)}
+    details = {**told, **read_back, **noted(exported.rewrites)}
     placement = Placement(part, "onnxruntime", target.device, "float32", details, (f"{origin}, for all sizes",))
     inputs = {port.name: _port(port) for port in engine.get_inputs()}
     outputs = {port.name for port in engine.get_outputs()}
     interface = agreed(path, declared, inputs, outputs)
-    return OnnxProgram(engine, interface, placement, NumpyArrays(), linked, exported)
+    return OnnxProgram(engine, interface, placement, NumpyArrays(), choice, linked, exported)
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ class Source:
     @property
     def key(self) -> Key:
         """What the entry of an optimised model in the cache depends on; it serves all sizes."""
-        settings = {"threads": physical_cores(), "provider": PROVIDER, "layout": LAYOUT}
+        settings = {"threads": physical_cores(), "provider": HOST, "layout": LAYOUT}
         if self.adapted:
             settings["adapted"] = digest_of(self.adapted)
         files = self.exported
@@ -224,12 +227,21 @@ def _options() -> Any:
     return options
 
 
-def _session(model: str | bytes, folder: Path, linked: Mapping[str, Linked], options: Any) -> Any:
-    """Open a model file, or a model that comes as bytes and does not know the `folder` where its weights lie."""
+def _session(
+    model: str | bytes, folder: Path, linked: Mapping[str, Linked], options: Any, choice: Choice | None = None
+) -> Any:
+    """Open a model file, or a model that comes as bytes and does not know the `folder` where its weights lie.
+
+    Without a choice the processor runs it.
+    """
     options.add_external_initializers(list(linked), [value_of(weight) for weight in linked.values()])
     if isinstance(model, bytes):
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return imported("onnxruntime", "onnx").InferenceSession(model, options, providers=[PROVIDER])
+    providers: list[Any] = [HOST]
+    if choice is not None:
+        options.add_session_config_entry(RECORD, "1")
+        providers = choice.listed()
+    return imported("onnxruntime", "onnx").InferenceSession(model, options, providers=providers)
 
 
 def _first_line(error: Exception) -> str:

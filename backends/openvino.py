@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,15 +13,15 @@ from numpy.typing import NDArray
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.buckets import Buckets, Sizes
-from anamorph.backends.memory import free_memory
-from anamorph.backends.numpy_program import artifact_of, checked, prepared
+from anamorph.backends.numpy_program import artifact_of, prepared
 from anamorph.backends.openvino_models import DEVICE, SCALAR, Compiled, Source, core, promised
 from anamorph.components import Component
-from anamorph.engine import Backend, Graph, Placement, Program, Target, check_target
+from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target
 from anamorph.entries import Key
 from anamorph.interface import Interface, size_of
 from anamorph.lora.factors import Layers
 from anamorph.lora.ports import adaptable, is_factor, is_rank
+from anamorph.machine import free_memory
 from anamorph.memory import OwnSizes, Saving
 from anamorph.plugins import hookimpl
 from anamorph.rewrites import noted
@@ -49,7 +50,6 @@ class OpenVinoProgram(Graph):
         precision = details.pop("precision")
         return Placement(self.source.part, "openvino", target.device, precision, details, tuple(self.buckets.history))
 
-    @property
     def layers(self) -> Layers:
         """See `anamorph.lora.adapting.Adaptable`."""
         return adaptable(self.source.part, self.source.artifact.parts[self.source.part])
@@ -79,20 +79,15 @@ class OpenVinoSession:
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         interface = self.program.interface
-        values, axes = prepared(interface, inputs)
+        values = prepared(interface, inputs)
         given = {name: value.reshape(value.shape or SCALAR) for name, value in values.items()}
         shapes = {name: value.shape for name, value in given.items() if not is_factor(name)}  # ranks stay open
-        made = self.program.buckets.take(Sizes(shapes, [name for name in inputs if name in shapes], _sizes(axes)))
+        axes = {name: size for name, size in interface.check(inputs).items() if not is_rank(name)}
+        made = self.program.buckets.take(Sizes(shapes, [name for name in inputs if name in shapes], axes))
         if made not in self.requests:
             self.requests[made] = Requests.of(made)
         request = self.requests[made].run(given)
-        outputs = {port.name: np.array(request.get_tensor(port.name).data) for port in interface.outputs}
-        return checked(interface, axes, outputs)
-
-
-def _sizes(axes: Mapping[str, int]) -> dict[str, int]:
-    """Those of the axes that decide which model is taken."""
-    return {name: size for name, size in axes.items() if not is_rank(name)}
+        return {port.name: np.array(request.get_tensor(port.name).data) for port in interface.outputs}
 
 
 @dataclass(frozen=True)
@@ -130,6 +125,10 @@ class OpenVino:
     formats = ("openvino",)
     rank: int | None = 10
     double = False
+    places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32", "bfloat16")})
+    sizes = "any"
+    costs = Costs(memory=1.9)
+    options: Mapping[str, str] = MappingProxyType({})
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("openvino"):
@@ -144,28 +143,25 @@ class OpenVino:
         return ("float32", "bfloat16") if capable else ("float32",)
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
-        check_target(self, target)
         artifact = artifact_of(component, self.name, self.formats)
         return {part: _open(artifact, part, target, component=component) for part in parts}
 
     def key(self, artifact: Artifact, part: str, target: Target) -> Key:
         return Source(artifact, part, target).key(None)
 
+    def inner_values(
+        self, artifact: Artifact, part: str, names: Sequence[str]
+    ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        program = _open(artifact, part, Target(), names)
+        program.spare(OwnSizes(0))
+        session = program.session()
 
-def inner_values(
-    artifact: Artifact, part: str, names: Sequence[str]
-) -> Callable[[Mapping[str, Array]], dict[str, NDArray[Any]]]:
-    """A part as a function from its inputs to values inside its graph, in float32."""
-    program = _open(artifact, part, Target(), names)
-    program.spare(OwnSizes(0))
-    session = program.session()
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            session(inputs)
+            (requests,) = session.requests.values()
+            return {name: np.array(requests.main.get_tensor(name).data) for name in names}
 
-    def run(inputs: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
-        session(inputs)
-        (requests,) = session.requests.values()
-        return {name: np.array(requests.main.get_tensor(name).data) for name in names}
-
-    return run
+        return run
 
 
 def _open(
@@ -204,7 +200,7 @@ def _settled(made: Compiled, interface: Interface) -> Compiled:
     if any(axis.minimum != axis.maximum for axis in interface.axes.values()):
         ports = interface.required.inputs
         shapes = {port.name: tuple(size_of(dimension, sizes) for dimension in port.axes) for port in ports}
-        values, _ = prepared(interface, {port.name: np.zeros(shapes[port.name], port.dtype) for port in ports})
+        values = prepared(interface, {port.name: np.zeros(shapes[port.name], port.dtype) for port in ports})
         Requests.of(made).run({name: value.reshape(value.shape or SCALAR) for name, value in values.items()})
     return made
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from anamorph.backends.cores import physical_cores
 from anamorph.benchmarks.peers.serve import versions
+from anamorph.guard import missing
 from anamorph.plugins import installed
 
 SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "asimd",
@@ -41,7 +42,7 @@ def environment() -> dict[str, Any]:
         "versions": versions(PACKAGES),
         "numpy_blas": _blas(),
         "git": _git(),
-        "engines": {name: engine.unavailable() or "available" for name, engine in installed().backends.items()},
+        "engines": {name: missing(engine) or "available" for name, engine in installed().backends.items()},
     }
 
 

@@ -17,8 +17,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from anamorph.backends.memory import free_memory
 from anamorph.errors import BackendError, BackendUnavailable
+from anamorph.machine import free_memory
 
 SPARED = 1.0
 """GiB of the memory that is free at the start of a process that it may not take."""

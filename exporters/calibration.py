@@ -91,7 +91,7 @@ class Recorder:
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         outputs = self.session(inputs)
         if self.calls in self.kept:
-            values: dict[str, Any] = dict(prepared(self.interface, inputs)[0])
+            values: dict[str, Any] = dict(prepared(self.interface, inputs))
             np.savez(self.place / f"call-{self.calls:06}.npz", **{**values, OUTPUT: np.asarray(outputs[OUTPUT])})
         self.calls += 1
         return outputs

@@ -1,6 +1,6 @@
 """Proof that an artifact computes what PyTorch computes: compared with references in a process of its own.
 
-    python -m anamorph.exporters.certificate ARTIFACT CHECKPOINT REFERENCES PRECISION [PART ...]
+    python -m anamorph.exporters.certificate ARTIFACT CHECKPOINT REFERENCES PRECISION TRUSTED [PART ...]
 
 opens every part through its engine, without PyTorch, and prints one JSON line per comparison; with names of parts it
 compares the outputs of their blocks in float32 instead.
@@ -26,6 +26,7 @@ from anamorph.exporters.references import Probe, read_probes
 from anamorph.exporters.taps import open_taps
 from anamorph.exporters.trial import pipeline, trajectory
 from anamorph.exporting import PICTURE
+from anamorph.guard import open_parts, places_here
 from anamorph.memory import OwnSizes
 from anamorph.pipelines.loading import read_component
 from anamorph.plugins import choose_backend
@@ -50,12 +51,18 @@ def no_engine(form: str) -> str | None:
     return None
 
 
-def compare(artifact: Artifact, references: Path, precision: str) -> list[Measured]:
+TRUSTED, UNTRUSTED = "trusted", "untrusted"
+"""Whether machine code in an artifact may run."""
+
+
+def compare(artifact: Artifact, references: Path, precision: str, trusted: bool) -> list[Measured]:
     """Run the artifact in a fresh process and compare its parts and its picture with the references.
+
+    Machine code in it runs only where it is `trusted`, or in the cache of this user.
 
     Raises ArtifactError: that process failed.
     """
-    return _in_a_child(artifact, references, precision)
+    return _in_a_child(artifact, references, precision, TRUSTED if trusted else UNTRUSTED)
 
 
 def compare_blocks(artifact: Artifact, references: Path, parts: Sequence[str]) -> list[Measured]:
@@ -63,7 +70,7 @@ def compare_blocks(artifact: Artifact, references: Path, parts: Sequence[str]) -
 
     Raises ArtifactError: that process failed.
     """
-    return _in_a_child(artifact, references, "float32", *parts) if parts else []
+    return _in_a_child(artifact, references, "float32", UNTRUSTED, *parts) if parts else []
 
 
 def _in_a_child(artifact: Artifact, references: Path, *options: str) -> list[Measured]:
@@ -103,22 +110,30 @@ def open_unfinished(folder: Path, checkpoint: Path) -> Checkpoint:
     return opened if opened.artifact else replace(opened, artifact=read_artifact(opened.folder, checkpoint, DRAFT))
 
 
-def _compare(opened: Checkpoint, artifact: Artifact, references: Path, precision: str) -> Iterator[Measured]:
+def _compare(
+    opened: Checkpoint, artifact: Artifact, references: Path, precision: str, trusted: bool
+) -> Iterator[Measured]:
     engine, _ = choose_backend(artifact.format)
-    pipe = pipeline(opened, precision, backend=engine.name)  # first: a large model fits into memory only once
+    pipe = pipeline(
+        opened, precision, backend=engine.name, trust_remote_code=trusted
+    )  # first: a large model fits into memory only once
     for name, part in artifact.parts.items():
         if name in pipe.placement:
             program = pipe.program(name)
         else:
             slot = opened.components[part.component]
             component = read_component(opened, part.component, (slot[1],) if slot else ())
-            program = engine.open(component, [name], Target("cpu", precision))[name]
+            device = next(iter(places_here(engine)))
+            target = Target(device, precision, trusted=trusted)
+            program = open_parts(engine, component, [name], target)[name]
         program.spare(OwnSizes(0))  # the model for all sizes is certified: those for one are made from it
         session = program.session()
         for probe in read_probes(references, name):
             where = _sizes(part, probe)
-            for output, value in session(probe.inputs).items():
-                yield Measured(name, f"{output} {where}", output, difference(np.asarray(value), probe.outputs[output]))
+            given = {port: program.arrays.put(value) for port, value in probe.inputs.items()}
+            for output, value in session(given).items():
+                found = program.arrays.get(value)
+                yield Measured(name, f"{output} {where}", output, difference(found, probe.outputs[output]))
     with np.load(references / "picture.npz") as stored:
         for what, value in trajectory(pipe, references):
             yield Measured(PICTURE, what, "latents", difference(value, stored[what]))
@@ -132,6 +147,7 @@ def _compare_blocks(artifact: Artifact, references: Path, parts: Sequence[str]) 
             rows.append([
                 Measured(name, f"block {block} {where}", block, difference(found[block], value))
                 for block, value in probe.blocks.items()
+                if block in found
             ])  # fmt: skip
         for row in zip(*rows, strict=True):  # block by block, at all sizes
             yield from row
@@ -143,16 +159,19 @@ def _sizes(part: Part, probe: Probe) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Compare and print."""
-    folder, checkpoint, references, precision, *parts = arguments
+    folder, checkpoint, references, precision, trust, *parts = arguments
 
     def work() -> None:
         opened = open_unfinished(Path(folder), Path(checkpoint))
         artifact = opened.artifact
         assert artifact is not None
         place = Path(references)
-        rows = _compare_blocks(artifact, place, parts) if parts else _compare(opened, artifact, place, precision)
+        trusted = trust == TRUSTED
+        every = (
+            _compare_blocks(artifact, place, parts) if parts else _compare(opened, artifact, place, precision, trusted)
+        )
         with nothing_kept():
-            for row in rows:
+            for row in every:
                 print(json.dumps(asdict(row)), flush=True)
 
     return answered(work)

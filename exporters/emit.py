@@ -15,20 +15,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from anamorph.errors import BackendError
+from anamorph.exporters.onnx_tensors import DATA, MODEL, TYPES, linked_tensor, stored_tensor, type_of
 from anamorph.exporters.operators import Size
 from anamorph.exporters.operators_layers import OPERATORS
-from anamorph.exporters.storing import (
-    DATA,
-    INLINE,
-    MODEL,
-    TYPES,
-    Origin,
-    Storing,
-    Weight,
-    Written,
-    linked_tensor,
-    stored_tensor,
-)
+from anamorph.exporters.storing import INLINE, Origin, Storing, Weight, Written
 from anamorph.exporters.taps import block_outputs
 from anamorph.interface import Axis, Dimension, Interface, Port, Scaled
 from anamorph.linked import AS_STORED, TRANSPOSED, Constant
@@ -96,7 +86,7 @@ class Builder:
     def _apart(self, weight: Weight) -> str:
         """A tensor as the checkpoint holds it; the graph casts and transposes."""
         self.weights[weight.name] = Weight(weight.name, weight.value)
-        narrow = self.storing.type_of(weight) != TensorProto.FLOAT
+        narrow = type_of(self.storing, weight) != TensorProto.FLOAT
         value = self.op("Cast", weight.name, to=TensorProto.FLOAT) if narrow else weight.name
         return self.op("Transpose", value, perm=[1, 0]) if weight.transposed else value
 
@@ -132,7 +122,7 @@ def emit(
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if node.name not in values.weights:
-                values.enter(node, next(inputs))
+                values[node] = next(inputs).name
         elif node.op == "call_function":
             values.call(node)
         elif node.op == "output":
@@ -151,8 +141,6 @@ class _Values:
     def __init__(self, builder: Builder, program: torch.export.ExportedProgram) -> None:
         self.builder = builder
         self.known: dict[Any, Any] = {}
-        self.required: list[Any] = []
-        self.optional: list[Any] = []
         signature = program.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.weights = {
@@ -161,22 +149,8 @@ class _Values:
         for key, name in signature.inputs_to_lifted_tensor_constants.items():
             self.weights[key] = program.constants[name]
 
-    def enter(self, node: Any, port: Port) -> None:
-        """An input of the graph."""
-        self.known[node] = port.name
-        (self.optional if port.optional else self.required).append(node)
-
     def size(self, node: Any, dimension: int) -> Size:
-        """A size of a tensor; that of an optional input, which is 1 where it is absent, follows from another input."""
-        for other in self.required if node in self.optional else ():
-            for index, size in enumerate(other.meta["val"].shape):
-                ratio = _ratio(node.meta["val"].shape[dimension], size)
-                if ratio is not None:
-                    product = self.builder.op("Mul", self._size(other, index).name, self.builder.constant([ratio[0]]))
-                    return Size(self.builder.op("Div", product, self.builder.constant([ratio[1]])))
-        return self._size(node, dimension)
-
-    def _size(self, node: Any, dimension: int) -> Size:
+        """A size of a tensor."""
         return Size(self.builder.op("Shape", self.tensor(node), start=dimension, end=dimension + 1))
 
     def __setitem__(self, node: Any, value: Any) -> None:
@@ -276,14 +250,6 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _ratio(size: Any, other: Any) -> tuple[int, int] | None:
-    """Numerator and denominator of size / other, where both are symbolic and one is a fixed share of the other."""
-    if isinstance(size, int) or isinstance(other, int):
-        return None
-    share = size.node.expr / other.node.expr
-    return (int(share.p), int(share.q)) if share.is_Rational else None
-
-
 def _known_now(value: Any) -> bool:
     return not isinstance(value, str | Size | Weight)
 
@@ -295,7 +261,7 @@ def _write(builder: Builder, interface: Interface, folder: Path) -> None:
         for name, weight in builder.weights.items():
             if builder.as_input(weight):
                 shape = list(weight.value.shape)
-                further.append(helper.make_tensor_value_info(name, builder.storing.type_of(weight), shape))
+                further.append(helper.make_tensor_value_info(name, type_of(builder.storing, weight), shape))
             elif builder.storing.link(weight) is None:
                 initialisers.append(stored_tensor(name, weight.stored(builder.storing.dtype), file))
             else:

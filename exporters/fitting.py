@@ -3,21 +3,19 @@
 import math
 from collections.abc import Sequence
 
-from anamorph.backends.memory import free_memory
 from anamorph.components import Component
+from anamorph.machine import free_memory
 from anamorph.plugins import choose_backend
 from anamorph.weights import find_weights
 
-COPIES = 2
-"""Memory of an engine over its weights in float32: OpenVINO took 1.9 of Stable Diffusion 1.5's, with its own layout."""
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
 
 def fitting_precision(components: Sequence[Component], form: str) -> tuple[str, str]:
     """The precision in which the engine for a format runs these models here, and what the certificate says of it."""
-    needed = 4 * COPIES * sum(map(_parameters, components))
-    free = free_memory()
     engine, _ = choose_backend(form)
+    needed = 4 * engine.costs.memory * sum(map(_parameters, components))
+    free = free_memory()
     if free is None or needed <= free or BFLOAT16 not in engine.precisions("cpu"):
         return FLOAT32, ""
     return BFLOAT16, f" in {BFLOAT16}: float32 would take about {needed / 2**30:.0f} GiB of memory"

@@ -21,6 +21,7 @@ from anamorph.exporters.references import load, write_picture, write_probes
 from anamorph.exporters.trace import part_interface, trace, with_scalars
 from anamorph.exporting import INT8, LINKED, PICTURE, Check, ExportOptions, Quantization, Report
 from anamorph.interface import Interface
+from anamorph.machine import processor
 from anamorph.native import is_preparing, native_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loading import settle_variant
@@ -52,17 +53,21 @@ LAYOUT = 8
 class Format:
     """What distinguishes one format: `write(program, interface, folder, storing)` writes one part.
 
-    `scalars` are the dimensions that its files give to single numbers, `root_files(storage)` further files;
-    `write_tokenizer(tokenizer, folder)` adds a form of the tokenizer that its readers want, or returns why it cannot.
+    `packages` decide what is written, `storages` are the types in which it stores weights, `scalars` the dimensions
+    that its files give to single numbers, `root_files(storage)` further files; `write_tokenizer(tokenizer, folder)`
+    adds a form of the tokenizer that its readers want, or returns why it cannot. `native` formats hold machine code
+    for this processor.
     """
 
     name: str
     packages: tuple[str, ...]
-    scalars: tuple[int, ...]
     write: Callable[["torch.export.ExportedProgram", Interface, Path, "Storing"], "Written"]
     unavailable: Callable[[], str | None]
-    root_files: Callable[[str], Mapping[str, str]]
-    write_tokenizer: Callable[[Tokenizer, Path], str | None]
+    storages: tuple[str, ...] = ("float32",)
+    scalars: tuple[int, ...] = ()
+    root_files: Callable[[str], Mapping[str, str]] = lambda _: {}
+    write_tokenizer: Callable[[Tokenizer, Path], str | None] = lambda *_: None
+    native: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,11 @@ class FolderExporter:
         """The format's name."""
         return self.kind.name
 
+    @property
+    def storages(self) -> tuple[str, ...]:
+        """Types in which it stores weights."""
+        return self.kind.storages
+
     def unavailable(self) -> str | None:
         """None, or what is missing."""
         return self.kind.unavailable()
@@ -83,10 +93,14 @@ class FolderExporter:
     def fingerprint(self) -> Mapping[str, str]:
         """Versions of all packages that take part, and of the layout."""
         versions = {name: importlib.metadata.version(name) for name in ("anamorph", *self.kind.packages)}
-        return {**versions, "layout": str(LAYOUT)}
+        return {**versions, "layout": str(LAYOUT), **({"processor": processor()} if self.kind.native else {})}
 
     def export(self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, report: Report) -> Sequence[Check]:
         """Write and certify an artifact; see `anamorph.exporting.Exporter`."""
+        if options.storage not in self.storages:
+            raise InputError(
+                f"weights of {self.format} are not stored as {options.storage}; expected {', '.join(self.storages)}"
+            )
         if checkpoint.artifact is not None:
             raise InputError(f"{checkpoint.folder} is an exported folder already; name the checkpoint it was made from")
         target = folder.expanduser().absolute()
@@ -148,7 +162,9 @@ class FolderExporter:
         source = {"name": str(checkpoint.folder), "sha256": checkpoint.digest()}
         return Artifact(draft, self.format, options.signature, parts, source, {}, self.fingerprint())
 
-    def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report, blocks: bool = False) -> Sequence[Check]:
+    def verify(
+        self, artifact: Checkpoint, source: Checkpoint, report: Report, blocks: bool = False, trusted: bool = False
+    ) -> Sequence[Check]:
         """Repeat the certificate; see `anamorph.exporting.Exporter`."""
         exported = artifact.artifact
         if exported is None:
@@ -170,7 +186,7 @@ class FolderExporter:
             write_picture(place, source, exported)
             report("comparing")
             precision, _ = fitting_precision(read_components(source), exported.format)
-            checks = list(_checks(exported, certificate.compare(exported, place, precision), precision))
+            checks = list(_checks(exported, certificate.compare(exported, place, precision, trusted), precision))
             differing = {check.part for check in checks if not check.passed}
             chosen = [name for name in exported.parts if blocks or name in differing]
             return [*checks, *_block_checks(exported, certificate.compare_blocks(exported, place, chosen))]
@@ -301,7 +317,7 @@ def _certify(
     write_picture(probes, checkpoint, artifact)
     precision, limits = fitting_precision(components, artifact.format)
     report(f"comparing in a fresh process{limits}")
-    measured = certificate.compare(artifact, probes, precision)
+    measured = certificate.compare(artifact, probes, precision, trusted=True)
     checks = list(_checks(artifact, measured, precision))
     if lost := [check for check in checks if not check.passed]:
         first, distance = lost[0], lost[0].difference.relative_l2

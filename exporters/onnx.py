@@ -1,14 +1,12 @@
 """ONNX, opset 18, in the folders that optimum-onnx reads."""
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anamorph.exporters.folder import FolderExporter, Format
-from anamorph.exporting import Exporter
+from anamorph.exporting import LINKED, STORAGE, Exporter
 from anamorph.interface import Interface
-from anamorph.pipelines.slots import Tokenizer
 from anamorph.plugins import hookimpl
 
 if TYPE_CHECKING:
@@ -30,15 +28,6 @@ def unavailable() -> str | None:
     return f"{' and '.join(missing)} not installed; run: pip install 'anamorph[torch,onnx]'" if missing else None
 
 
-def root_files(storage: str) -> Mapping[str, str]:  # noqa: ARG001 - other formats have some
-    """ONNX folders have no file of their own at the root."""
-    return {}
-
-
-def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Readers of ONNX folders take the vocabulary files."""
-
-
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format("onnx", ("torch", "onnx"), (), write, unavailable, root_files, write_tokenizer))]
+    return [FolderExporter(Format("onnx", ("torch", "onnx"), write, unavailable, (LINKED, *STORAGE)))]

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from anamorph.artifact import Artifact
 from anamorph.backends.onnxruntime import value_of
 from anamorph.exporters.calibration import OUTPUT, Sample
+from anamorph.exporters.onnx_tensors import DATA, MODEL
 from anamorph.exporters.quantization import Layers, grouped
-from anamorph.exporters.storing import DATA, INLINE, MODEL
+from anamorph.exporters.storing import INLINE
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 RANGES = "ranges.json"

@@ -12,7 +12,7 @@ from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.errors import OutputError
 from anamorph.exporters import openvino_tokenizer
 from anamorph.exporters.folder import FolderExporter, Format
-from anamorph.exporting import Exporter
+from anamorph.exporting import LINKED, STORAGE, Exporter
 from anamorph.interface import Interface
 from anamorph.pipelines.slots import Tokenizer
 from anamorph.plugins import hookimpl
@@ -114,4 +114,5 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> str | None:
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
     packages = ("torch", "onnx", "openvino")
-    return [FolderExporter(Format("openvino", packages, (1,), write, unavailable, root_files, write_tokenizer))]
+    kind = Format("openvino", packages, write, unavailable, (LINKED, *STORAGE), (1,), root_files, write_tokenizer)
+    return [FolderExporter(kind)]

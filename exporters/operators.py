@@ -12,7 +12,7 @@ import numpy as np
 from onnx import TensorProto
 
 from anamorph.errors import BackendError
-from anamorph.exporters.storing import TYPES
+from anamorph.exporters.onnx_tensors import TYPES
 
 if TYPE_CHECKING:
     from anamorph.exporters.emit import Call

@@ -21,9 +21,9 @@ from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.components import Component
 from anamorph.exporters.children import answered, run_child
 from anamorph.exporters.taps import recorded
-from anamorph.exporters.trace import probes
 from anamorph.exporters.trial import PICTURE_CALL, pipeline, trajectory, trial
 from anamorph.interface import Interface
+from anamorph.probes import probes
 from anamorph.rewrites import NONE, inexact
 
 if TYPE_CHECKING:

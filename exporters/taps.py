@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from anamorph.arrays import Array
 from anamorph.artifact import Artifact
+from anamorph.engine import Revealing
+from anamorph.plugins import choose_backend
 
 if TYPE_CHECKING:
     import torch
@@ -69,13 +71,12 @@ def recorded(module: "torch.nn.Module", blocks: Iterable[str]) -> Iterator[dict[
 
 
 def open_taps(artifact: Artifact, part: str) -> Taps:
-    """Open a part of an exported folder through its engine, for the outputs of its blocks."""
-    if artifact.format == "onnx":
-        from anamorph.backends.onnxruntime import inner_values
-    else:
-        from anamorph.backends.openvino import inner_values
+    """Open a part of an exported folder through its engine, for the outputs of its blocks; none where it shows none."""
     taps = artifact.parts[part].taps
-    values = inner_values(artifact, part, list(taps.values()))
+    backend, _ = choose_backend(artifact.format)
+    if not taps or not isinstance(backend, Revealing):
+        return lambda _: {}
+    values = backend.inner_values(artifact, part, list(taps.values()))
 
     def run(inputs: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
         found = values(inputs)

@@ -4,22 +4,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from anamorph.artifact import PORTABLE
 from anamorph.components import Component, even
-from anamorph.errors import ArtifactError, BackendError, InputError
+from anamorph.errors import BackendError, InputError
 from anamorph.exporting import ExportOptions
-from anamorph.interface import Axis, Interface, Port, Scaled, size_of
+from anamorph.interface import Axis, Interface, Port, Scaled
 from anamorph.native import is_branched
+from anamorph.probes import probe
 
 if TYPE_CHECKING:
     import torch
-
-TIMESTEP = 637.25
-"""A timestep between two training steps, as Karras schedules have them."""
-SEQUENCE = 77
 
 
 def part_interface(
@@ -65,51 +59,6 @@ def with_scalars(interface: Interface, axes: tuple[int, ...]) -> Interface:
     return Interface(interface.component, inputs, interface.outputs)
 
 
-def probe_sizes(interface: Interface) -> list[dict[str, int]]:
-    """Two sets of sizes to compare at, the smallest and an uneven one; one where the interface leaves no choice.
-
-    Even the smallest level of the uneven one has more than 16 pixels, from where engines take their fast paths.
-    """
-    smallest, uneven = {}, {}
-    for name, axis in interface.axes.items():
-        times = {"height": 5, "width": 4, "latent_height": 5, "latent_width": 4}.get(name, 3)
-        both = (axis.minimum, times * axis.multiple) if name != "sequence" else (SEQUENCE, 9)
-        top = axis.maximum if axis.maximum is not None else max(both)
-        smallest[name], uneven[name] = (min(max(size, axis.minimum), top) for size in both)
-    return [smallest] if smallest == uneven else [smallest, uneven]
-
-
-def probes(interface: Interface) -> list[dict[str, NDArray[Any]]]:
-    """Inputs to compare at, the same at each call: every size of `probe_sizes` without and with optional inputs.
-
-    Normal noise, a fractional timestep, texts that end with the last token of the vocabulary.
-    """
-    signatures = [interface.required, interface] if interface.required != interface else [interface]
-    return [probe(signature, sizes) for sizes in probe_sizes(interface) for signature in signatures]
-
-
-def probe(interface: Interface, sizes: Mapping[str, int]) -> dict[str, NDArray[Any]]:
-    """Inputs of these sizes."""
-    random = np.random.default_rng(20240229)
-    return {port.name: _probe_port(port, sizes, random) for port in interface.inputs}
-
-
-def _probe_port(port: Port, sizes: Mapping[str, int], random: np.random.Generator) -> NDArray[Any]:
-    shape = tuple(size_of(axis, sizes) for axis in port.axes)
-    if port.name in ("timestep", "timesteps"):
-        return np.asarray(TIMESTEP - 40 * np.indices(shape).sum(0), np.float32)
-    if port.dtype == "float32":
-        return random.standard_normal(shape, np.float32)
-    if port.below is None:
-        raise ArtifactError(f"nothing says how many values {port.name} may have; export the checkpoint again")
-    last = port.below - 1
-    whole: NDArray[np.int64] = random.integers(0, last, shape) if last else np.zeros(shape, np.int64)
-    if len(shape) == 2:
-        for row, text in enumerate(whole):  # texts of different lengths, filled up with the end token
-            text[max(1, len(text) // (row + 2)) :] = last
-    return whole
-
-
 def trace(module: "torch.nn.Module", method: str, interface: Interface) -> "torch.export.ExportedProgram":
     """Export one method of a model for all sizes of the interface.
 
@@ -117,16 +66,20 @@ def trace(module: "torch.nn.Module", method: str, interface: Interface) -> "torc
     """
     import torch
 
+    from anamorph.exporters.sizes import from_required
+
     sizes = {name: _example(axis, index) for index, (name, axis) in enumerate(interface.axes.items())}
     values = tuple(torch.from_numpy(value) for value in probe(interface, sizes).values())
     shapes = tuple(dict(_dynamic(port, interface.axes)) for port in interface.inputs)
     try:
         with torch.no_grad():
-            return torch.export.export(as_module(module, method), values, dynamic_shapes=(shapes,), strict=False)
+            program = torch.export.export(as_module(module, method), values, dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # torch.export raises many unrelated types
         raise BackendError(
             f"PyTorch cannot trace {interface.component}: {str(error).strip().splitlines()[0]}"
         ) from error
+    from_required(program, interface)
+    return program
 
 
 def _example(axis: Axis, index: int) -> int:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint, component_config
 from anamorph.components import vae_scale_factor
-from anamorph.exporters.trace import probe_sizes
 from anamorph.interface import Interface, size_of
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.probes import probe_sizes
 
 STEPS, GUIDANCE, STRENGTH = 3, 5.0, 1.0
 PROMPTS = ("a photo of a red cat", "a dog")

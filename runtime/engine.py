@@ -4,7 +4,7 @@ A *backend* opens a component and gives *programs* (weights and compiled code, s
 gives *sessions* (whatever a call mutates, one per thread). The runtime calls sessions with arrays by name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -12,7 +12,6 @@ from anamorph.arrays import Array, Arrays
 from anamorph.artifact import Artifact
 from anamorph.components import Component
 from anamorph.entries import Key
-from anamorph.errors import BackendError
 from anamorph.interface import Interface
 from anamorph.memory import Saving
 
@@ -23,12 +22,22 @@ PRECISIONS = {"float32": 32, "bfloat16": 16, "float16": 16}
 """Names of execution precisions and their bits."""
 
 
+def kind_of(device: str) -> str:
+    """The kind of a device: "cuda" of "cuda:1"."""
+    return device.partition(":")[0].lower()
+
+
 @dataclass(frozen=True)
 class Target:
-    """Where and how a component shall run."""
+    """Where and how a component shall run; `options` are the engine's own, by name.
+
+    `trusted`: the caller vouches for machine code that an exported folder holds.
+    """
 
     device: str = "cpu"
     precision: str = "float32"
+    options: tuple[tuple[str, str], ...] = ()
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Session(Protocol):
     """One thread's way to call a program."""
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; inputs and outputs are named as in the program's interface."""
+        """Run once; inputs and outputs are named as in the program's interface, which the inputs were compared with."""
 
 
 class Program(Protocol):
@@ -100,6 +109,27 @@ class Graph:
         return loaded
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What weights cost with an engine.
+
+    `memory`: bytes of memory for each byte of weights in the precision that runs; `disk`: bytes of the user's cache for
+    each parameter, beside what an exporter writes.
+    """
+
+    memory: float = 1.0
+    disk: float = 0.0
+
+
+SIZES = {
+    "any": "any size",
+    "each": "any size, each compiled at its first call",
+    "exported": "the sizes that it was exported for",
+}
+"""How a backend serves sizes of pictures -> what that means for its users."""
+
+
+@runtime_checkable
 class Backend(Protocol):
     """One engine; an object of this shape is what a plug-in hands over."""
 
@@ -119,6 +149,22 @@ class Backend(Protocol):
     def double(self) -> bool:
         """A test double: it does not run the model, and demos and comparisons leave it out."""
 
+    @property
+    def places(self) -> Mapping[str, tuple[str, ...]]:
+        """Kind of device ("cpu", "cuda") -> execution precisions that it serves there, on whatever machine has it."""
+
+    @property
+    def sizes(self) -> str:
+        """How it serves sizes of pictures: a key of `SIZES`."""
+
+    @property
+    def costs(self) -> Costs:
+        """What weights cost, for predictions."""
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """Name of what else it can be told (`x.*`: all that begin with it) -> what that means, as half a sentence."""
+
     def unavailable(self) -> str | None:
         """None, or one sentence: what is missing and how to install it. Must be cheap and import nothing heavy."""
 
@@ -129,10 +175,20 @@ class Backend(Protocol):
         """Execution precisions served on `device`, the default first."""
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
-        """Load `parts` of one component onto `target`.
+        """Load `parts` of one component onto `target`, which was found among `devices` and `precisions`.
 
-        Raises BackendError: the component, device or precision cannot be served (never a silent change).
+        Raises BackendError: the component cannot be served (never a silent change).
         """
+
+
+@runtime_checkable
+class Revealing(Protocol):
+    """A backend whose opened parts hand out values inside their graphs, by which `anamorph verify` names a block."""
+
+    def inner_values(
+        self, artifact: Artifact, part: str, names: Sequence[str]
+    ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        """A part as a function from its inputs to the values of these names, in float32."""
 
 
 @runtime_checkable
@@ -141,18 +197,3 @@ class Keeping(Protocol):
 
     def key(self, artifact: Artifact, part: str, target: Target) -> Key:
         """What the entry of the part's model for all sizes depends on; those for one size differ in their shape."""
-
-
-def check_target(backend: Backend, target: Target) -> None:
-    """Raise BackendError where this engine does not serve that device or precision on this machine."""
-    devices = backend.devices()
-    if target.device not in devices:
-        raise BackendError(
-            f"engine {backend.name} has no device {target.device!r} on this machine; it has {', '.join(devices)}"
-        )
-    precisions = backend.precisions(target.device)
-    if target.precision not in precisions:
-        raise BackendError(
-            f"engine {backend.name} does not run in {target.precision} on {target.device}; "
-            f"it serves {', '.join(precisions)}"
-        )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from anamorph.artifact import MANIFEST, NATIVE, PORTABLE, Difference
 from anamorph.cache import CACHE, cache_folder
@@ -111,12 +111,17 @@ class Check:
 Report = Callable[[str], None]
 
 
+@runtime_checkable
 class Exporter(Protocol):
     """Writes checkpoints in one format; an object of this shape is what a plug-in hands over."""
 
     @property
     def format(self) -> str:
         """What it writes, such as "onnx"; engines name it among what they open."""
+
+    @property
+    def storages(self) -> tuple[str, ...]:
+        """Types in which it stores weights, out of `STORAGE` and "linked"; exports in the cache have the first."""
 
     def unavailable(self) -> str | None:
         """None, or one sentence: what is missing and how to install it. Must be cheap and import nothing heavy."""
@@ -131,9 +136,12 @@ class Exporter(Protocol):
         Raises OutputError: it cannot be written.
         """
 
-    def verify(self, artifact: Checkpoint, source: Checkpoint, report: Report, blocks: bool = False) -> Sequence[Check]:
+    def verify(
+        self, artifact: Checkpoint, source: Checkpoint, report: Report, blocks: bool = False, trusted: bool = False
+    ) -> Sequence[Check]:
         """Compare an artifact with the checkpoint that it was made from: parts, a picture step by step, and last,
         in the order in which they are computed, the blocks of the parts that differ, or of all where `blocks`.
+        Machine code in it runs only where it is `trusted`, or in the cache of this user.
 
         Raises ArtifactError: it was made from another checkpoint.
         """
@@ -148,9 +156,9 @@ def export_place(checkpoint: Checkpoint, exporter: Exporter, options: ExportOpti
     return cache_folder() / "exports" / name
 
 
-def cached_options(rewrites: Wish = None) -> ExportOptions:
-    """What exports in the cache are."""
-    return ExportOptions(storage=LINKED, signature=NATIVE, rewrites=rewrites)
+def cached_options(exporter: Exporter, rewrites: Wish = None) -> ExportOptions:
+    """What its exports in the cache are."""
+    return ExportOptions(storage=exporter.storages[0], signature=NATIVE, rewrites=rewrites)
 
 
 def cached_export(checkpoint: Checkpoint, exporter: Exporter, rewrites: Wish = None) -> Checkpoint:
@@ -158,7 +166,7 @@ def cached_export(checkpoint: Checkpoint, exporter: Exporter, rewrites: Wish = N
 
     Raises what `Exporter.export` raises.
     """
-    options = cached_options(rewrites)
+    options = cached_options(exporter, rewrites)
     place = export_place(checkpoint, exporter, options)
     if place.is_dir() and (found := _opened(place, checkpoint)) is not None:
         log.info("%s: taking the %s export in %s", checkpoint.folder, exporter.format, place)

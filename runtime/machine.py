@@ -1,4 +1,4 @@
-"""What of this machine decides whether native code made on it runs here, and how fast."""
+"""What of this machine decides whether native code made on it runs here, how fast, and in how much memory."""
 
 import functools
 import hashlib
@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-INFO = Path("/proc/cpuinfo")
+INFO, MEMORY = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 
 
 @functools.cache
@@ -38,3 +38,12 @@ def package_version(package: str) -> str:
         return f"{package} {version(package)}"
     except PackageNotFoundError:
         return f"no {package}"
+
+
+def free_memory() -> int | None:
+    """Bytes that new work may take without swapping; None where the system does not tell."""
+    try:
+        lines = MEMORY.read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None

@@ -23,6 +23,7 @@ import pluggy
 from anamorph.engine import Backend
 from anamorph.errors import BackendError, BackendUnavailable, InputError
 from anamorph.exporting import Exporter
+from anamorph.guard import check_declared, check_exporter, missing
 
 GROUP = "anamorph"
 VARIABLE = "ANAMORPH_PLUGINS"
@@ -78,10 +79,14 @@ def discover(chosen: str | None = None) -> Discovery:
             manager.register(plugin, entry.name)
             others = _others(manager, plugin)
             for offer in manager.subset_hook_caller("anamorph_backends", others)():
+                for backend in offer:
+                    check_declared(backend)
                 _add("an engine", result.backends, {backend.name: backend for backend in offer})
             for offer in manager.subset_hook_caller("anamorph_exporters", others)():
+                for exporter in offer:
+                    check_exporter(exporter)
                 _add("an exporter", result.exporters, {exporter.format: exporter for exporter in offer})
-        except Exception as error:  # a stranger's module may raise anything while it is imported
+        except (Exception, SystemExit) as error:  # a stranger's module may raise anything while it is imported
             result.failures[entry.name] = f"{type(error).__name__}: {error}"
             warnings.warn(f"plug-in {entry.name} could not be loaded ({error}); the others are", stacklevel=2)
     return result
@@ -119,7 +124,7 @@ def get_backend(name: str) -> Backend:
         broken = f" (failed to load: {', '.join(found.failures)})" if found.failures else ""
         raise BackendError(f"there is no engine {name!r}; known are auto, {', '.join(sorted(found.backends))}{broken}")
     backend = found.backends[name]
-    if (reason := backend.unavailable()) is not None:
+    if (reason := missing(backend)) is not None:
         raise BackendUnavailable(f"engine {name} is not available: {reason}")
     return backend
 
@@ -133,7 +138,7 @@ def get_exporter(formats: Sequence[str]) -> Exporter:
     found = [known[name] for name in formats if name in known]
     if not found:
         raise BackendError(f"nothing exports to {' or '.join(formats)}; known are {', '.join(sorted(known)) or 'none'}")
-    reasons = [exporter.unavailable() for exporter in found]
+    reasons = [missing(exporter) for exporter in found]
     for exporter, reason in zip(found, reasons, strict=True):
         if reason is None:
             return exporter
@@ -146,9 +151,9 @@ def choose_backend(content: str) -> tuple[Backend, str]:
     Rule: of the available engines that open this content and take part in the choice, the highest rank.
     """
     able = [b for b in list_backends().values() if content in b.formats and b.rank is not None]
-    ready = [b for b in able if b.unavailable() is None]
+    ready = [b for b in able if missing(b) is None]
     if not ready:
-        reasons = "; ".join(f"{b.name}: {b.unavailable()}" for b in able) or "no plug-in offers one"
+        reasons = "; ".join(f"{b.name}: {missing(b)}" for b in able) or "no plug-in offers one"
         raise BackendUnavailable(f"no engine can open a {content} here ({reasons})")
     best = max(ready, key=lambda b: b.rank or 0)
     return best, f"auto: {best.name} has the highest rank of the available engines that open a {content}"

@@ -24,6 +24,7 @@ from anamorph.exporters import openvino as openvino_format
 from anamorph.exporters.storing import Storing
 from anamorph.exporters.trace import with_scalars
 from anamorph.exporting import Check, ExportOptions
+from anamorph.guard import Held
 from anamorph.interface import Interface
 from anamorph.plugins import get_exporter
 
@@ -128,4 +129,4 @@ def opened(engine: str, place: Path, program: Any, interface: Interface) -> Sess
     part = Part("part", written.file, files, interface, "float32", VERIFIED)
     artifact = Artifact(place, FORMATS[engine], NATIVE, {"part": part}, {}, {}, {})
     adapter = onnxruntime if engine == "onnxruntime" else openvino
-    return adapter._open(artifact, "part", Target()).session()
+    return Held(adapter._open(artifact, "part", Target()), engine).session()

@@ -234,12 +234,12 @@ def test_demo_compares_every_engine_and_writes_a_sheet(
 
 def test_demo_names_an_engine_that_lacks_its_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     from anamorph.backends.onnxruntime import OnnxRuntime
-    from anamorph.cli.demo import missing
+    from anamorph.cli.demo import unable
     from anamorph.plugins import installed
 
-    assert missing(OnnxRuntime()) is None
+    assert unable(OnnxRuntime()) is None
     monkeypatch.setattr(type(installed().exporters["onnx"]), "unavailable", lambda _self: "run pip install onnx")
-    assert missing(OnnxRuntime()) == "exporting to onnx is not available: run pip install onnx"
+    assert unable(OnnxRuntime()) == "exporting to onnx is not available: run pip install onnx"
 
 
 def test_help_teaches_and_a_bare_call_shows_it(capsys: Capture) -> None:

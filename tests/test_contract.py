@@ -248,7 +248,7 @@ def test_two_denoisers_are_one_session_that_chooses(sd1: Path) -> None:
 
 
 def run(plan: Plan, session: Session, program: Any) -> Sequence[NDArray[Any]]:
-    denoiser = Opened(session, program.interface, program.arrays)
+    denoiser = Opened(session, program.interface, program.arrays, "both")
     return [np.asarray(step.latents).copy() for step in denoise(plan, denoiser)]
 
 

@@ -32,6 +32,7 @@ from anamorph.arrays import Array, Arrays, NumpyArrays
 from anamorph.backends.eager import TorchProgram
 from anamorph.errors import InputError
 from anamorph.exporters.trace import trace
+from anamorph.guard import Held
 from anamorph.interface import Axis, Interface, Port
 from anamorph.models.attention import multi_head
 from anamorph.noise import SeededNoise
@@ -139,8 +140,10 @@ def normal(seed: int, *shape: int) -> NDArray[np.float32]:
 def denoiser_of(engine: str, model: Model, interface: Interface, place: Path) -> Opened:
     """A model on an engine: as it is, or traced, written and opened again."""
     if engine == "eager":
-        return Opened.of(TorchProgram(model.denoise, model, interface.component, engine, interface, ()), None)
-    return Opened(opened(engine, place, trace(model, "denoise", interface), interface), interface, NumpyArrays())
+        program = TorchProgram(model.denoise, model, interface.component, engine, interface, ())
+        return Opened.of(Held(program, engine), None)
+    session = opened(engine, place, trace(model, "denoise", interface), interface)
+    return Opened(session, interface, NumpyArrays(), engine)
 
 
 def looped(
@@ -222,6 +225,10 @@ class Experts:
     @property
     def arrays(self) -> Arrays:
         return self.first.arrays
+
+    @property
+    def engine(self) -> str:
+        return self.first.engine
 
     @property
     def shares(self) -> bool:

@@ -19,9 +19,10 @@ from anamorph.components import Component
 from anamorph.config import Config
 from anamorph.engine import Target
 from anamorph.errors import InputError
-from anamorph.exporters.trace import part_interface, probe, probe_sizes
+from anamorph.exporters.trace import part_interface
 from anamorph.exporting import ExportOptions
 from anamorph.models import MODELS
+from anamorph.probes import probe, probe_sizes
 
 BOUND = 1e-5
 """Largest difference, in units of the reference's largest value (float32)."""

@@ -121,6 +121,7 @@ class Copying:
     """An exporter that copies a finished export."""
 
     format = "onnx"
+    storages = ("linked",)
     made = 0
 
     def __init__(self, finished: Path, *, late: bool = False) -> None:

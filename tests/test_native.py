@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def on_graphs(engine: str, unet: UNet2DConditionModel, rewrites: Sequence[str], 
         parts[name] = (opened(engine, place / name, trace_once(unet, unet.method(name), taken), taken), taken)
     none = (None, None)
     beside = (*parts.get(preparing("unet"), none), *parts.get(shallow("unet"), none))
-    return Opened(*parts["unet"], NumpyArrays(), *beside)
+    return Opened(*parts["unet"], NumpyArrays(), engine, *beside)
 
 
 def predictions(made: Opened, sample: NDArray[Any], told: Mapping[str, NDArray[Any]], branches: int) -> list[Any]:
@@ -184,7 +185,7 @@ def test_residuals_of_a_controlnet_may_differ_between_branches(engine: str, tmp_
     plain = predictions(made, sample, told, 2)[0]
     named = {port.name: made.arrays.put(value) for port, value in zip(ports, residuals, strict=True)}
     step = made.step
-    controlled = Opened(lambda inputs: step({**inputs, **named}), made.interface, made.arrays, made.once, made.prepares)
+    controlled = replace(made, step=lambda inputs: step({**inputs, **named}))
     assert relative(predictions(controlled, sample, told, 2)[0], exact) <= BOUND
     assert relative(predictions(made, sample, told, 2)[0], plain) == 0  # nothing of the last call is left
     assert relative(plain, exact) > 1e-2

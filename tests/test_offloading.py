@@ -23,9 +23,9 @@ from anamorph.backends import offloading
 from anamorph.backends.eager import Eager
 from anamorph.components import even, interfaces
 from anamorph.errors import BackendError, InputError
-from anamorph.exporters.trace import probe, probe_sizes
 from anamorph.memory import Offload
 from anamorph.models import MODELS
+from anamorph.probes import probe, probe_sizes
 
 DEVICE = "cpu:0"
 """The processor under a name of its own, as an accelerator."""

@@ -2,46 +2,19 @@
 
 import importlib.metadata
 import sys
-import types
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from strangers import Named, install, plugin
 
-from anamorph import hookimpl, plugins
+from anamorph import plugins
 from anamorph.backends.eager import Eager
-from anamorph.backends.null import Null
 from anamorph.components import Component
 from anamorph.engine import Backend, Program, Target
 from anamorph.errors import BackendError, BackendUnavailable, InputError
-
-
-def install(monkeypatch: pytest.MonkeyPatch, **modules: types.ModuleType | None) -> None:
-    """Pretend that packages offer these entry points; None stands for a module that fails to import."""
-    points = []
-    for name, module in modules.items():
-        if module is not None:
-            monkeypatch.setitem(sys.modules, f"stranger_{name}", module)
-        points.append(importlib.metadata.EntryPoint(name, f"stranger_{name}", plugins.GROUP))
-    found = importlib.metadata.EntryPoints(points)
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found.select(group=group))
-
-
-def plugin(*engines: Backend) -> types.ModuleType:
-    module = types.ModuleType("stranger")
-    module.anamorph_backends = hookimpl(lambda: list(engines))  # type: ignore[attr-defined]
-    return module
-
-
-class Named(Null):
-    """The null engine under another name and rank."""
-
-    def __init__(self, name: str, rank: int | None = None, missing: str | None = None) -> None:
-        self.name, self.rank, self.missing = name, rank, missing
-
-    def unavailable(self) -> str | None:
-        return self.missing
+from anamorph.guard import open_parts
 
 
 def test_built_in_engines_come_from_entry_points() -> None:
@@ -49,7 +22,7 @@ def test_built_in_engines_come_from_entry_points() -> None:
     assert {"eager", "compile", "null", "gaussian"} <= names
     found = plugins.discover()
     assert names == {*found.backends, *(f"{name}-exporter" for name in found.exporters)}
-    assert set(found.exporters) == {"onnx", "openvino"}
+    assert {"onnx", "openvino", "torchscript", "aotinductor"} <= set(found.exporters)
 
 
 def test_a_strangers_engine_comes_in_through_the_same_door(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +113,7 @@ def test_the_runtime_imports_no_engine_and_no_outer_layer() -> None:
 
 
 def programs(backend: Backend, component: Component, parts: Sequence[str]) -> dict[str, Program]:
-    return backend.open(component, parts, Target())
+    return open_parts(backend, component, parts, Target())
 
 
 @pytest.mark.parametrize("name", ["eager", "null"])

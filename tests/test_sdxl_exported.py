@@ -13,8 +13,8 @@ from pictures import beside_eager, mask, picture
 import anamorph
 from anamorph import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 from anamorph.backends.openvino import OpenVino
-from anamorph.exporters.trace import probe
 from anamorph.interface import Interface
+from anamorph.probes import probe
 
 CALL: dict[str, Any] = {"prompt": ["a red cat", "a dog"], "negative_prompt": "blue", "num_inference_steps": 4,
                         "seed": 3, "guidance_rescale": 0.3, "clip_skip": 1}  # fmt: skip

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; every foreseen failure is one sentence on the error stream and an exit code."""
+    """Run one command; see `finish`."""
     root = parser()
     options = root.parse_args(arguments)
     if options.version:
@@ -66,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         root.print_help()
         return USAGE
+    return finish(options)
+
+
+def finish(options: argparse.Namespace) -> int:
+    """Run the command that was read; every foreseen failure is one sentence on the error stream and an exit code."""
     try:
         code: int = _run(options)
         sys.stdout.flush()
@@ -198,7 +203,23 @@ def _engine(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", help="such as cpu or cuda (default: the engine's first)")
     command.add_argument("--dtype", help="execution precision: fp32, bf16 or fp16 (default: the engine's first)")
+    command.add_argument(
+        "--backend-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what else to tell the engine, such as provider=cuda (see `anamorph backends --json`; may be repeated)",
+    )
+    _trust(command)
     _rewrites(command, "the engine")
+
+
+def _trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run machine code of an exported folder that you trust (what you exported yourself lies in the cache)",
+    )
 
 
 def _rewrites(command: argparse.ArgumentParser, where: str) -> None:
@@ -231,6 +252,9 @@ def _backends(commands: "Commands[argparse.ArgumentParser]") -> None:
         help="list the engines, and what is missing for those that cannot run",
         description="List the engines that plug-ins offer. ANAMORPH_PLUGINS narrows the plug-ins that are imported: "
         "`none`, or names joined by commas.",
+    )
+    command.add_argument(
+        "--matrix", action="store_true", help="every task, engine, device and precision: which work here, and why not"
     )
     command.add_argument("--json", action="store_true", help="print the list as JSON")
 
@@ -292,9 +316,16 @@ def _export(commands: "Commands[argparse.ArgumentParser]") -> None:
         description="Write a checkpoint in the format of another engine, compare each part and a whole picture with "
         "PyTorch in a fresh process, and move the folder into place. Running it needs no PyTorch.",
     )
+    export_arguments(command)
+
+
+def export_arguments(command: argparse.ArgumentParser) -> None:
+    """The arguments of `anamorph export`."""
     command.add_argument("model", help="checkpoint folder in diffusers' layout, hub id, or the word bundled")
     command.add_argument("out", help="folder to write; it must not exist")
-    command.add_argument("--to", required=True, metavar="FORMAT", help="onnx or openvino (see `anamorph doctor`)")
+    command.add_argument(
+        "--to", required=True, metavar="FORMAT", help="such as onnx or openvino (see `anamorph doctor`)"
+    )
     command.add_argument("--dtype", help="type of the weights on disk: fp32, fp16 or bf16 (default: fp32)")
     command.add_argument(
         "--signature",
@@ -337,6 +368,7 @@ def _verify(commands: "Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("--model", help="where the checkpoint lies now (default: where it was)")
     command.add_argument("--variant", help="weights variant that was exported, such as fp16")
     command.add_argument("--blocks", action="store_true", help="compare the blocks of all parts")
+    _trust(command)
     command.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
@@ -360,8 +392,13 @@ def _doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
         "doctor",
         help="what is installed, what each engine can do here, what is missing",
         description="Say what is installed, what each engine and exporter can do on this machine, and how to install "
-        "what is missing.",
+        "what is missing; for a model, which tasks run where, in which sizes, and what memory and disk they take. "
+        "Nothing is loaded.",
     )
+    command.add_argument(
+        "model", nargs="?", help="checkpoint folder, exported folder, file, cached hub id, or the word bundled"
+    )
+    command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 

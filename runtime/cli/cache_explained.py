@@ -8,7 +8,7 @@ from pathlib import Path
 from anamorph.artifact import Artifact, read_artifact
 from anamorph.cache import cache_folder
 from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
-from anamorph.cli.common import backend_option, folder_of
+from anamorph.cli.common import folder_of, given
 from anamorph.components import Component
 from anamorph.engine import Backend, Keeping, Target
 from anamorph.entries import ANY, every, nearest
@@ -36,9 +36,7 @@ def explained(options: argparse.Namespace) -> Iterator[Explained]:
     checkpoint = open_checkpoint(Source(str(BUNDLED if folder is None else folder), variant=options.variant))
     slots = DiffusionPipeline._class_for(checkpoint.class_name, str(checkpoint.folder)).SLOTS
     parts = parts_of(slots)
-    wishes = Wishes.of(
-        backend_option(options.backend), options.device, options.dtype, options.rewrites, [*models(slots), *parts]
-    )
+    wishes = Wishes.of(given(options), [*models(slots), *parts])
     components = {name: read_slot(checkpoint, name, slot) for name, slot in models(slots).items()}
     for part, name in parts.items():
         if (component := components[name]) is None:
@@ -57,7 +55,7 @@ def _lines(component: Component, part: str, backend: Backend, target: Target, re
     if artifact is None:
         assert component.checkpoint is not None
         exporter = get_exporter(backend.formats)
-        place = export_place(component.checkpoint, exporter, cached_options(rewrites))
+        place = export_place(component.checkpoint, exporter, cached_options(exporter, rewrites))
         artifact = _artifact(place, component.checkpoint.folder)
         if artifact is None:
             yield f"export: not found, it will be made; {_nearest_export(component.checkpoint, exporter)}"

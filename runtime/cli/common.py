@@ -14,7 +14,7 @@ from anamorph.errors import InputError
 from anamorph.native import is_beside
 from anamorph.pipelines import LatentDiffusion
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.loading import precision_name
+from anamorph.pipelines.loading import Given, precision_name
 from anamorph.pipelines.request import Request
 from anamorph.profiles import applying
 from anamorph.rewrites import named
@@ -54,16 +54,24 @@ def folder_of(model: str | None) -> str | None:
     return str(as_folder(find_file(model), Wishes()))
 
 
+def given(options: argparse.Namespace) -> Given:
+    """The options of a command that say where and how a pipeline runs; raises InputError: one is no NAME=VALUE."""
+    pairs = [text.partition("=") for text in options.backend_option]
+    if strange := [name for name, equals, _ in pairs if not (name and equals)]:
+        raise InputError(f"--backend-option {strange[0]!r} is not of the form NAME=VALUE")
+    return Given(
+        backend_option(options.backend), options.device, options.dtype, options.rewrites,
+        {name: value for name, _, value in pairs} or None, options.trust_remote_code,
+    )  # fmt: skip
+
+
 def open_pipeline(
     kind: type[DiffusionPipeline], model: str | None, options: argparse.Namespace, variant: str | None = None
 ) -> DiffusionPipeline:
     """Open the checkpoint as a pipeline of `kind`, on the wished engine; says where a measurement chose it."""
     pipe = kind.from_pretrained(
         folder_of(model),
-        backend=backend_option(options.backend),
-        device=options.device,
-        torch_dtype=options.dtype,
-        rewrites=options.rewrites,
+        **vars(given(options)),
         variant=variant,
     )
     if options.backend is None and pipe.origin is not None:

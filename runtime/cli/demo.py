@@ -15,6 +15,7 @@ from anamorph.cli import OK
 from anamorph.engine import Backend
 from anamorph.errors import BackendError
 from anamorph.files import replacing
+from anamorph.guard import missing, places_here
 from anamorph.image import psnr
 from anamorph.pipelines import StableDiffusionPipeline
 from anamorph.pipelines.base import DiffusionPipeline
@@ -44,13 +45,13 @@ class Arm:
 def arms() -> list[tuple[Backend, str]]:
     """Every available engine in each precision that it serves on its first device, the reference first."""
     real = [b for b in list_backends().values() if not b.double and missing(b) is None]
-    pairs = [(b, precision) for b in real for precision in b.precisions(b.devices()[0])]
+    pairs = [(b, precision) for b in real for precision in next(iter(places_here(b).values()))]
     return sorted(pairs, key=lambda pair: (pair[0].name, pair[1]) != REFERENCE)
 
 
-def missing(backend: Backend) -> str | None:
+def unable(backend: Backend) -> str | None:
     """None, or why this engine cannot run a checkpoint here: itself or the exporter that it needs is not there."""
-    if (reason := backend.unavailable()) is not None or "checkpoint" in backend.formats:
+    if (reason := missing(backend)) is not None or "checkpoint" in backend.formats:
         return reason
     try:
         get_exporter(backend.formats)
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
             print(line(arm, width), flush=True)
     if not options.json:
         for backend in list_backends().values():
-            if not backend.double and (reason := missing(backend)) is not None:
+            if not backend.double and (reason := unable(backend)) is not None:
                 print(f"{backend.name:<{width}}  not run: {reason}")
     sheet = draw(done, options.steps)
     with replacing(Path(options.out)) as draft:

@@ -1,4 +1,4 @@
-"""`anamorph doctor`: what is installed, what each engine can do here, and how to get what is missing."""
+"""`anamorph doctor`: what is installed, what each engine can do here and with a model, how to get what is missing."""
 
 import argparse
 import json
@@ -8,8 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from anamorph.cache import cache_folder
+from anamorph.capabilities import conflicts, matrix
+from anamorph.checkpoint import BUNDLED
 from anamorph.cli import OK
-from anamorph.cli.backends import describe
+from anamorph.cli.backends import describe, print_matrix
+from anamorph.cli.info import inspect, needs
+from anamorph.guard import missing
 from anamorph.plugins import installed
 
 PACKAGES = {
@@ -22,7 +26,7 @@ PACKAGES = {
 def examine() -> dict[str, Any]:
     """Everything as plain JSON types."""
     found = installed()
-    exporters = {name: exporter.unavailable() for name, exporter in sorted(found.exporters.items())}
+    exporters = {name: missing(exporter) for name, exporter in sorted(found.exporters.items())}
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -33,6 +37,7 @@ def examine() -> dict[str, Any]:
             {"format": name, "available": reason is None, "missing": reason} for name, reason in exporters.items()
         ],
         "failed_plugins": found.failures,
+        "conflicts": conflicts(),
         "cache": str(cache_folder()),
     }
 
@@ -45,7 +50,12 @@ def _version(package: str) -> str | None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings."""
+    """Print the findings; for a model, what draws it here."""
+    if options.model is not None:
+        model = str(BUNDLED) if options.model == "bundled" else options.model
+        report = inspect(model, options.variant)
+        print_matrix(matrix(tuple(report.tasks), needs(model, options.variant)), options.json)
+        return OK
     found = examine()
     if options.json:
         print(json.dumps(found, indent=2))
@@ -62,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"  {row['format']:<12} {'ready' if row['available'] else row['missing']}")
     for name, reason in found["failed_plugins"].items():
         print(f"\nplug-in {name} failed to load: {reason}")
+    for sentence in found["conflicts"]:
+        print(f"\nconflict: {sentence}")
     print(f"\nexports are kept in {found['cache']}")
     return OK
 

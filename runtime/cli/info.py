@@ -7,19 +7,26 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anamorph.artifact import Artifact
+from anamorph.capabilities import Needs, needs_of
 from anamorph.checkpoint import BUNDLED, Checkpoint, Source, component_config, open_checkpoint
 from anamorph.cli import OK
-from anamorph.errors import BackendError, CheckpointError
+from anamorph.config import Config
+from anamorph.errors import BackendError, CheckpointError, ConfigError
+from anamorph.guard import missing
 from anamorph.lora.ports import adaptable
 from anamorph.pipelines import DiffusionPipeline, LatentDiffusion
 from anamorph.pipelines.auto import tasks_of_class
+from anamorph.pipelines.loading import CHECKPOINT
 from anamorph.pipelines.lora import CHANGED
 from anamorph.pipelines.slots import parts_of
 from anamorph.plugins import installed
 from anamorph.weights import WIDTH, find_weights
+
+if TYPE_CHECKING:
+    from anamorph.original.kinds import Kind
 
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8",
          "F8_E5M2": "float8"}  # fmt: skip
@@ -102,6 +109,45 @@ def adapters_for(names: Iterable[str], artifact: Artifact | None) -> dict[str, s
     return found
 
 
+def needs(model: str, variant: str | None = None) -> Needs:
+    """What a model asks for before it can draw; see `anamorph.capabilities`. Raises what `inspect` raises.
+
+    Raises ConfigError: it is of a class that this version does not have.
+    """
+    report = inspect(model, variant)
+    if report.pipeline not in DiffusionPipeline.registry:
+        raise ConfigError(
+            f"{report.model} is a {report.pipeline}, which this version does not have; it has "
+            f"{', '.join(DiffusionPipeline.registry)}"
+        )
+    parameters = sum(row.parameters or (row.bytes or 0) // _width(row) for row in report.components)
+    if Path(model).expanduser().is_file():
+        models = {found.slot: (found.class_name, Config(found.config)) for found in _recognised(model).models}
+        return needs_of(report.pipeline, models, CHECKPOINT, parameters, None)
+    checkpoint = open_checkpoint(Source(model, local_files_only=True, variant=variant))
+    artifact, models = checkpoint.artifact, dict[str, tuple[str, Config]]()
+    for name, slot in checkpoint.components.items():
+        place = None if slot is None else _config_place(checkpoint, Row(name, slot[1]))
+        if slot is not None and place is not None:
+            models[name] = (slot[1], component_config(place))
+    taken = None if artifact is None else artifact.parts[DiffusionPipeline.registry[report.pipeline].DENOISER].interface
+    return needs_of(report.pipeline, models, CHECKPOINT if artifact is None else artifact.format, parameters, taken)
+
+
+def _width(row: Row) -> int:
+    """Bytes of a number in files that do not tell; most hold four."""
+    return 2 if row.dtype in ("float16", "bfloat16") else 4
+
+
+def _config_place(checkpoint: Checkpoint, row: Row) -> Path | None:
+    """As `_model_place`; the parts of an exported model lie apart."""
+    artifact = checkpoint.artifact
+    if artifact is None:
+        return _model_place(checkpoint, row)
+    parts = [part for part in artifact.parts.values() if part.component == row.name]
+    return (artifact.folder / parts[0].file).parent if parts else None
+
+
 def _model_place(checkpoint: Checkpoint, row: Row) -> Path | None:
     """Where a model has its configuration; None for what is no model, like a scheduler."""
     place = checkpoint.folder if checkpoint.flat else checkpoint.folder / row.name
@@ -155,11 +201,9 @@ def _exported(artifact: Artifact, name: str, class_name: str) -> Row:
 
 def _file(model: str) -> Report:
     """One file of the original layout, as the folder that it would be converted to."""
-    from anamorph.original.kinds import recognise
-    from anamorph.original.reading import find_file, open_original
+    from anamorph.original.reading import find_file
 
-    path = find_file(model)
-    kind = recognise(open_original(path))
+    path, kind = find_file(model), _recognised(model)
     rows = [
         Row(found.slot, found.class_name, *_counted((v.dtype, v.values.shape) for v in found.tensors.values()))
         for found in kind.models
@@ -168,6 +212,13 @@ def _file(model: str) -> Report:
     tasks = tasks_of(kind.class_name, {found.slot: found.config for found in kind.models}, None)
     adapters = adapters_for([found.slot for found in kind.models], None)
     return Report(str(path), kind.class_name, "single file", rows, [], tasks, engines_for("checkpoint"), adapters)
+
+
+def _recognised(model: str) -> "Kind":
+    from anamorph.original.kinds import recognise
+    from anamorph.original.reading import find_file, open_original
+
+    return recognise(open_original(find_file(model)))
 
 
 def tasks_of(class_name: str, configs: Mapping[str, Mapping[str, Any]], parts: set[str] | None) -> dict[str, str]:
@@ -193,14 +244,14 @@ def engines_for(form: str) -> dict[str, str]:
         exporters = [found.exporters[kind] for kind in backend.formats if kind in found.exporters]
         if backend.double:
             continue
-        if (missing := backend.unavailable()) is not None:
-            engines[name] = f"not available: {missing}"
+        if (reason := missing(backend)) is not None:
+            engines[name] = f"not available: {reason}"
         elif form in backend.formats:
             engines[name] = "opens it as it is"
         elif form != "checkpoint" or not exporters:
             engines[name] = f"does not open {form}, only {', '.join(backend.formats)}"
         else:
-            reasons = [exporter.unavailable() for exporter in exporters]
+            reasons = [missing(exporter) for exporter in exporters]
             ready = None in reasons
             engines[name] = (
                 f"opens its export to {exporters[0].format}, made at first use" if ready else str(reasons[0])

@@ -61,7 +61,9 @@ def run(options: argparse.Namespace) -> int:
     if not folder.artifact.source["name"]:
         raise InputError(f"{options.folder} was exported by another tool, which left no certificate to repeat")
     source = given or open_checkpoint(Source(str(folder.artifact.checkpoint), variant=options.variant))
-    checks = get_exporter([folder.artifact.format]).verify(folder, source, say, options.blocks)
+    checks = get_exporter([folder.artifact.format]).verify(
+        folder, source, say, options.blocks, options.trust_remote_code
+    )
     found = divergence(checks)
     if options.json:
         print(json.dumps({

@@ -9,6 +9,7 @@ from anamorph.arrays import Array, Arrays
 from anamorph.components import Component
 from anamorph.engine import Placement, Program, Session
 from anamorph.errors import BackendError
+from anamorph.guard import Held
 from anamorph.interface import Interface
 from anamorph.lora.factors import Change, Factors, Layers, nothing, padded, summed
 from anamorph.lora.ports import factor_ports, inputs_of, without_factors
@@ -25,7 +26,6 @@ Weight = float | Mapping[str, float]
 class Adaptable(Protocol):
     """A program of a model whose layers can be changed, while it runs or before it is opened."""
 
-    @property
     def layers(self) -> Layers:
         """The layers that can be changed; raises BackendError where there are none, and says why."""
 
@@ -37,10 +37,17 @@ def layers_of(programs: Mapping[str, Program]) -> dict[str, tuple[int, ...]]:
     """The layers of a component that can be changed; raises BackendError: its engine takes no adapters."""
     found: dict[str, tuple[int, ...]] = {}
     for part, program in programs.items():
-        if not isinstance(program, Adaptable):
+        able = _able(program)
+        if able is None:
             raise BackendError(f"{part} runs on {program.placement.engine}, which takes no adapters; name another one")
-        found |= program.layers
+        found |= able.layers()
     return found
+
+
+def _able(program: Program) -> Adaptable | None:
+    """What an engine opened, where it can be changed."""
+    inner = program.program if isinstance(program, Held) else program
+    return inner if isinstance(inner, Adaptable) else None
 
 
 def weight_of(layer: str, weight: Weight) -> float:
@@ -169,15 +176,14 @@ class Adapted:
         """See `Program.arrays`."""
         return self.program.arrays
 
-    @property
     def layers(self) -> Layers:
         """See `Adaptable.layers`."""
         return layers_of({self.part: self.program})
 
     def ranks(self, rank: int) -> int | None:
         """See `Adaptable.ranks`."""
-        program = self.program
-        return program.ranks(rank) if isinstance(program, Adaptable) else None
+        able = _able(self.program)
+        return None if able is None else able.ranks(rank)
 
     def session(self) -> Session:
         """A caller that gives the factors of now with each call."""

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from anamorph.errors import InputError
 from anamorph.models.activations import Activation, gelu_tanh
+from anamorph.models.attention_kernels import kernel
 from anamorph.models.merging import merged
 from anamorph.models.told import Text
 
@@ -23,18 +24,18 @@ def multi_head(
     causal: bool = False,
     bias: Tensor | None = None,
     at_once: int | None = None,
-    fused: bool = True,
+    fused: bool | str = True,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d) + bias) V for each head: [B, S, heads d], [B, T, heads d] twice -> [B, S, heads d].
 
     `bias` broadcasts to [B, heads, S, T]. Heads are views, never copies. With `at_once`, so many heads of one picture
     are computed at a time, and no more scores than theirs are ever in memory. Scores and softmax are float32, inside
-    PyTorch's kernels or (`fused=False`) outside, whatever the type of the inputs, which is what the configuration key
-    `upcast_attention` asks for.
+    PyTorch's kernels (`fused` may insist on one by its name) or, `fused=False`, outside, whatever the type of the
+    inputs, which is what the configuration key `upcast_attention` asks for.
     Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
     """
     q, k, v = (torch.unflatten(x, -1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    attend = F.scaled_dot_product_attention if fused else _written_out
+    attend = kernel(fused) if isinstance(fused, str) else F.scaled_dot_product_attention if fused else _written_out
     if at_once is not None:
         return _sliced(attend, q, k, v, at_once, causal, bias).transpose(1, 2).flatten(2)
     return attend(q, k, v, attn_mask=bias, is_causal=causal).transpose(1, 2).flatten(2)
@@ -75,8 +76,8 @@ class Sliceable(nn.Module):
     """Attention whose heads may go one after another."""
 
     heads: int
-    fused = True
-    """Whether PyTorch's fused function computes it."""
+    fused: bool | str = True
+    """Whether PyTorch's fused function computes it, or the kernel of that name."""
     at_once: int | None = None
     """How many heads of one picture are computed at a time; None: all of them, of all pictures."""
 

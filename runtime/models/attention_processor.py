@@ -3,7 +3,8 @@
 from torch import nn
 
 from anamorph.errors import InputError
-from anamorph.models.attention import Sliceable
+from anamorph.models.attention import Sliceable, slice_attention
+from anamorph.models.attention_kernels import NAMES
 
 
 class AttnProcessor:
@@ -22,3 +23,22 @@ def process_attention(module: nn.Module, processor: AttnProcessor | AttnProcesso
     for layer in module.modules():
         if isinstance(layer, Sliceable):
             layer.fused = isinstance(processor, AttnProcessor2_0)
+
+
+WAYS: dict[str, bool | str] = {"sdpa": True, "plain": False, **{name: name for name in NAMES}}
+"""Name of a way to compute attention -> what layers are told; "sliced" is beside these."""
+SLICED = "sliced"
+
+
+def choose_attention(module: nn.Module, name: str) -> None:
+    """Let all attention of a model be computed in the way of that name; "sliced" takes half of the heads at a time.
+
+    Raises InputError: the name is unknown.
+    """
+    if name not in (*WAYS, SLICED):
+        raise InputError(f"attention is {name!r}, expected one of {', '.join((*WAYS, SLICED))}")
+    layers = [layer for layer in module.modules() if isinstance(layer, Sliceable)]
+    for layer in layers:
+        layer.fused = WAYS.get(name, True)
+    if layers:
+        slice_attention(module, "auto" if name == SLICED else None)

@@ -21,7 +21,7 @@ from anamorph.pipelines.cropping import put_back
 from anamorph.pipelines.decoding import held_back
 from anamorph.pipelines.denoiser import Denoiser, Opened
 from anamorph.pipelines.loaded import Loaded
-from anamorph.pipelines.loading import Wishes, as_component, completed, open_component
+from anamorph.pipelines.loading import Given, Wishes, as_component, completed, open_component
 from anamorph.pipelines.opening import Opening
 from anamorph.pipelines.outputs import PipelineOutput, check_output_type, finish_images
 from anamorph.pipelines.registered import Registering
@@ -77,6 +77,8 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         device: Any = None,
         torch_dtype: Any = None,
         rewrites: Wish = None,
+        backend_options: Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
         origin: Checkpoint | None = None,
         **named: Any,
     ) -> None:
@@ -90,7 +92,7 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
             raise InputError(f"{type(self).__name__} needs {', '.join(missing)}; pass every component")
         self.origin = origin
         self.options = {name: given.get(name, default) for name, default in self.OPTIONS.items()}
-        self._given = (backend, device, torch_dtype, rewrites)
+        self._given = Given(backend, device, torch_dtype, rewrites, backend_options, trust_remote_code)
         self._models: dict[str, Loaded] = {}
         for name, slot in self.SLOTS.items():
             value = given.get(name)
@@ -121,12 +123,12 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         component = as_component(name, value, slot.classes, refining, self._models.get(name))
         wanted = [part for part, owner in parts_of(self.SLOTS).items() if owner == name]
         if isinstance(component, Loaded):
-            return completed(component, wanted, self._given[-1])
+            return completed(component, wanted, self._given)
         return open_component(component, wanted, self._wishes, slot.wide)
 
     @property
     def _wishes(self) -> Wishes:
-        return Wishes.of(*self._given, [*models(self.SLOTS), *parts_of(self.SLOTS)])
+        return Wishes.of(self._given, [*models(self.SLOTS), *parts_of(self.SLOTS)])
 
     def _opener(self, name: str) -> Open:
         """How a component is opened as this pipeline does now, for other adapters."""
@@ -139,7 +141,7 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         placed = self.placement.values()
         applied = [name for one in placed for name in one.details.get(NOTE, "").split()]
         parts = [(part, one.component.class_name, one.config) for one in self._models.values() for part in one.programs]
-        check_met(self._given[-1], applied, parts)
+        check_met(self._given.rewrites, applied, parts)
 
     def __getattr__(self, name: str) -> Any:
         """A model by its name, which may be a component of another pipeline; None where its place is empty.
@@ -261,7 +263,7 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
     def rewrites(self) -> Wish:
         """The rewrites that were asked for, or measured to be best; None: those that are on by themselves."""
         profile = self._models[self.DENOISER].profile
-        return self._given[3] or (None if profile is None else profile.rewrites or None)
+        return self._given.rewrites or (None if profile is None else profile.rewrites or None)
 
     def _config(self, name: str) -> Any:
         return self._models[name].config
@@ -274,8 +276,8 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
 
     def to(self, device: Any = None, torch_dtype: Any = None) -> Self:
         """Open the models again on another device or in another precision; returns the pipeline itself."""
-        backend, old_device, old_dtype, rewrites = self._given
-        self._given = (backend, device or old_device, torch_dtype or old_dtype, rewrites)
+        old = self._given
+        self._given = replace(old, device=device or old.device, torch_dtype=torch_dtype or old.torch_dtype)
         check_resident(list(self._models.values()))
         self._move_registered(device, torch_dtype)
         self._models = {name: self._moved(name, loaded) for name, loaded in self._models.items()}

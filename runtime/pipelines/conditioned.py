@@ -70,7 +70,7 @@ class StableDiffusionDepth2ImgPipeline(LatentDiffusion):
         program = self.program("depth_estimator")
         put = program.arrays.put(self.feature_extractor(pictures))
         depth = program.session()({"pixel_values": put})["predicted_depth"]
-        FiniteCheck(program.arrays, "depth_estimator").add_now(depth, "estimating the depth")
+        FiniteCheck.of(program).add_now(depth, "estimating the depth")
         return program.arrays.get(depth)
 
 

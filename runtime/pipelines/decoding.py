@@ -22,7 +22,7 @@ def decoded(vae: Loaded, scaling: Scaling, latents: Array) -> NDArray[Any]:
     program = vae.programs["vae_decoder"]
     sample = scaling.unscaled(program.arrays.accept(latents), program.arrays.put)
     pixels = divided(vae, "vae_decoder", "latent_sample", sample, cut)
-    FiniteCheck(program.arrays, "vae_decoder").add_now(pixels, "decoding the latents")
+    FiniteCheck.of(program).add_now(pixels, "decoding the latents")
     return program.arrays.get(pixels)
 
 

@@ -33,6 +33,10 @@ class Denoiser(Protocol):
         """The kind of array that it takes and returns."""
 
     @property
+    def engine(self) -> str:
+        """The engine that runs it, or several, for errors."""
+
+    @property
     def shares(self) -> bool:
         """Whether branches that see the same sample may share it."""
 
@@ -71,6 +75,7 @@ class Opened:
     step: Session
     interface: Interface
     arrays: Arrays
+    engine: str
     once: Session | None = None
     prepares: Interface | None = None
     last: Session | None = None
@@ -80,7 +85,7 @@ class Opened:
     def of(cls, step: Program, once: Program | None = None, last: Program | None = None) -> "Opened":
         """Sessions of its programs for one thread."""
         beside = [(None, None) if one is None else (one.session(), one.interface) for one in (once, last)]
-        return cls(step.session(), step.interface, step.arrays, *beside[0], *beside[1])
+        return cls(step.session(), step.interface, step.arrays, step.placement.engine, *beside[0], *beside[1])
 
     @property
     def shares(self) -> bool:

@@ -230,9 +230,9 @@ class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
 
     def upcast_vae(self) -> None:
         """Let the autoencoder compute in float32 from now on, whatever the other models do."""
-        backend, device, dtype, rewrites = self._given
+        dtype = self._given.torch_dtype
         wishes = dict(dtype) if isinstance(dtype, Mapping) else {"default": dtype}
-        self._given = (backend, device, {**wishes, self.VAE: "float32"}, rewrites)
+        self._given = replace(self._given, torch_dtype={**wishes, self.VAE: "float32"})
         loaded = self._models[self.VAE]
         self._models[self.VAE] = replace(self._open(self.VAE, loaded.component), sparing=loaded.sparing)
 
@@ -240,7 +240,7 @@ class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
         program = self.program("vae_encoder")
         cut, _ = autoencoder_tiles(self._config(self.VAE))
         moments = divided(self._models[self.VAE], "vae_encoder", "sample", program.arrays.put(pictures), cut)
-        FiniteCheck(program.arrays, "vae_encoder").add_now(moments, "encoding the pictures")
+        FiniteCheck.of(program).add_now(moments, "encoding the pictures")
         return program.arrays.get(moments)
 
     def _pixels(self, latents: Array) -> NDArray[Any]:

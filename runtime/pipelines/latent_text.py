@@ -59,7 +59,7 @@ class LDMTextToImagePipeline(LatentDiffusion):
             limit = self.tokenizer.model_max_length
             warnings.warn(f"a prompt is longer than {limit} tokens; this was cut off: {lost!r}", stacklevel=4)
         states = program.session()({"input_ids": program.arrays.put(encoding.input_ids)})["last_hidden_state"]
-        FiniteCheck(program.arrays, "bert").add_now(states, "encoding the prompts")
+        FiniteCheck.of(program).add_now(states, "encoding the prompts")
         return {"prompt_embeds": program.arrays.get(states)}
 
     def _text_sizes(self) -> tuple[int, int, int | None]:

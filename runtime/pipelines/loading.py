@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from anamorph.config import Config
 from anamorph.engine import PRECISIONS, Backend, Program, Target
 from anamorph.errors import ArtifactError, BackendError, CheckpointError, ConfigError, InputError
 from anamorph.exporting import cached_export
+from anamorph.guard import check_target, open_parts, places_here
+from anamorph.guard import missing as lacking
 from anamorph.native import preparing, shallow
 from anamorph.pipelines.loaded import Loaded, Shown
 from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
@@ -33,6 +35,18 @@ SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
+class Given:
+    """The arguments of `from_pretrained` that say where and how a pipeline runs, as the caller gave them."""
+
+    backend: str | Mapping[str, str] = "auto"
+    device: Any = None
+    torch_dtype: Any = None
+    rewrites: Wish = None
+    backend_options: Mapping[str, Any] | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
 class Wishes:
     """What the caller asked for, per component name, part name or "default"."""
 
@@ -41,20 +55,24 @@ class Wishes:
     precision: Mapping[str, str | None]
     rewrites: Wish = None
     """Not per part: each rewrite knows its own."""
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {"default": {}})
+    trusted: bool = False
 
     @classmethod
-    def of(cls, backend: Any, device: Any, torch_dtype: Any, rewrites: Wish, names: Sequence[str]) -> "Wishes":
+    def of(cls, given: Given, names: Sequence[str]) -> "Wishes":
         """Normalise the arguments of `from_pretrained`.
 
         Raises InputError: a mapping names no component of the pipeline, or a precision is unknown.
         """
-        devices = _per_component(device, None, names, "device")
-        dtypes = _per_component(torch_dtype, None, names, "torch_dtype")
+        devices = _per_component(given.device, None, names, "device")
+        dtypes = _per_component(given.torch_dtype, None, names, "torch_dtype")
         return cls(
-            _per_component(backend, "auto", names, "backend"),
+            _per_component(given.backend, "auto", names, "backend"),
             {key: None if value is None else str(value) for key, value in devices.items()},
             {key: None if value is None else precision_name(value) for key, value in dtypes.items()},
-            rewrites,
+            given.rewrites,
+            _options(given.backend_options, names),
+            given.trust_remote_code,
         )
 
     def backend_of(self, component: Component, part: str) -> Backend:
@@ -78,20 +96,21 @@ class Wishes:
         if profile is None or (profile.quality and self.rewrites is not None):
             return None
         backend = list_backends().get(profile.engine)
-        return None if backend is None or backend.unavailable() is not None else profile
+        return None if backend is None or lacking(backend) is not None else profile
 
     def target_of(self, component: Component, part: str, backend: Backend) -> Target:
         """Device and precision for one part; what the caller left open was measured, or is the engine's first."""
-        device = _pick(self.device, component.name, part) or backend.devices()[0]
+        places = places_here(backend)
+        device = _pick(self.device, component.name, part) or next(iter(places))
         profile = self.profile_of(component, part)
-        chosen = backend.precisions(device)[0] if profile is None else profile.precision
-        return Target(device, _pick(self.precision, component.name, part) or chosen)
+        precision = _pick(self.precision, component.name, part) or (None if profile is None else profile.precision)
+        options = tuple(sorted(_pick(self.options, component.name, part).items()))
+        return Target(device, precision or places.get(device, tuple(PRECISIONS))[0], options, self.trusted)
 
 
 def single_wish(wishes: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
     """Engine, device and precision for all components alike; raises InputError where they are to differ."""
-    backend, device, torch_dtype = (wishes[name] for name in ("backend", "device", "torch_dtype"))
-    one = Wishes.of(backend, device, torch_dtype, wishes["rewrites"], ())
+    one = Wishes.of(Given(**wishes), ())
     return one.backend["default"], one.device["default"], one.precision["default"]
 
 
@@ -125,7 +144,8 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
                 )
             notes["instead of"] = backend.name
             backend, reason = choose_backend(CHECKPOINT)
-            target = Target(backend.devices()[0], backend.precisions(backend.devices()[0])[0])
+            device, precisions = next(iter(places_here(backend).items()))
+            target = Target(device, precisions[0])
             log.info("%s: engine %s (%s), as no exporter writes it", part, backend.name, reason)
         named = {part, component.name} & set(wishes.precision)
         if target.precision == "float16" and wide and component.config.get("force_upcast") and not named:
@@ -136,11 +156,12 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
     programs: dict[str, Program] = {}
     profile: Profile | None = None
     for (_, target), (backend, names) in groups.items():
+        check_target(backend, target)  # before anything is exported
         profile = wishes.profile_of(component, names[0])
         readable = _tuned(component, profile) or _readable(component, backend, wishes.rewrites or _rewrites(profile))
         beside = [more for name in names for more in (preparing(name), shallow(name))]
         further = [more for more in beside if more in readable.parts]
-        programs |= backend.open(readable, [*names, *further], target)
+        programs |= open_parts(backend, readable, [*names, *further], target)
     return Loaded(component, programs, notes, profile=profile)
 
 
@@ -156,15 +177,17 @@ def _tuned(component: Component, profile: Profile | None) -> Component | None:
     return _exported(component, open_checkpoint(Source(profile.folder), made_from=component.checkpoint.folder))
 
 
-def completed(loaded: Loaded, parts: Sequence[str], rewrites: Wish = None) -> Loaded:
+def completed(loaded: Loaded, parts: Sequence[str], given: Given) -> Loaded:
     """A component that another pipeline opened, with `parts` beside what it has; they go where its first part runs."""
     missing = [part for part in parts if part not in loaded.programs]
     if not missing:
         return loaded
     placed = next(iter(loaded.programs.values())).placement
     backend = get_backend(placed.engine)
-    readable = _readable(loaded.component, backend, rewrites)
-    more = backend.open(readable, missing, Target(placed.device, placed.precision))
+    readable = _readable(loaded.component, backend, given.rewrites)
+    target = replace(Wishes.of(given, [*loaded.programs, *missing, loaded.component.name]).target_of(
+        loaded.component, missing[0], backend), device=placed.device, precision=placed.precision)  # fmt: skip
+    more = open_parts(backend, readable, missing, target)
     return replace(loaded, programs={**loaded.programs, **more})
 
 
@@ -328,6 +351,17 @@ def _has_variant(component: Component) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def _options(value: Mapping[str, Any] | None, names: Sequence[str]) -> dict[str, Mapping[str, str]]:
+    """Options of engines for all components, or for those that are named; values as texts.
+
+    Raises InputError: a component is unknown, or options are no mapping.
+    """
+    if value is None or not all(isinstance(one, Mapping) for one in value.values()):
+        value = {"default": value or {}}
+    found = _per_component(value, {}, names, "backend_options")
+    return {name: {key: str(one) for key, one in options.items()} for name, options in found.items()}
 
 
 def _per_component(value: Any, default: Any, names: Sequence[str], argument: str) -> dict[str, Any]:

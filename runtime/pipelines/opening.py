@@ -38,6 +38,7 @@ class Opening:
         device: Any = None,
         torch_dtype: Any = None,
         rewrites: Wish = None,
+        backend_options: Mapping[str, Any] | None = None,
         variant: str | None = None,
         revision: str | None = None,
         cache_dir: str | None = None,
@@ -53,8 +54,9 @@ class Opening:
         values. `components` replace the checkpoint's own (`scheduler=`, `vae=`, ...; `safety_checker=None`) and its
         settings. `use_safetensors=True` refuses pickles, which are otherwise taken where there is nothing else.
         `rewrites` are names out of `anamorph.rewrites.REWRITES`, "all" exact ones or "none"; None takes those that are
-        on for the engine by themselves. `custom_pipeline` names a Python file that defines the class, which runs only
-        with `trust_remote_code=True`.
+        on for the engine by themselves. `backend_options` are told to the engine (see `Backend.options`), or map
+        components to theirs. `custom_pipeline` names a Python file that defines the class; it, and machine code of
+        exported folders, runs only with `trust_remote_code=True`.
 
         Raises CheckpointError: files are missing, damaged or do not fit. Raises ConfigError: a configuration is
         not served. Raises BackendError: an engine, device or precision is not there. Raises InputError: an
@@ -68,7 +70,7 @@ class Opening:
             kind = cls._class_for(checkpoint.class_name, str(checkpoint.folder))
         return kind.from_checkpoint(
             checkpoint, components, use_safetensors, backend=backend, device=device, torch_dtype=torch_dtype,
-            rewrites=rewrites,
+            rewrites=rewrites, backend_options=backend_options, trust_remote_code=trust_remote_code,
         )  # fmt: skip
 
     @classmethod
@@ -145,8 +147,4 @@ class Opening:
         check_given(kind.__name__, kind.SLOTS, tuple(kind.OPTIONS), components)
         shared = {name: value for name, value in pipeline.components.items() if name in kind.SLOTS}
         settings = {name: value for name, value in pipeline.options.items() if name in kind.OPTIONS}
-        backend, device, torch_dtype, rewrites = pipeline._given
-        return kind(
-            **{**settings, **shared, **components}, backend=backend, device=device, torch_dtype=torch_dtype,
-            rewrites=rewrites, origin=pipeline.origin,
-        )  # fmt: skip
+        return kind(**{**settings, **shared, **components}, **vars(pipeline._given), origin=pipeline.origin)

@@ -131,9 +131,14 @@ class FiniteCheck:
     and read when the loop ends.
     """
 
-    def __init__(self, arrays: Arrays, part: str) -> None:
-        self.arrays, self.part = arrays, part
+    def __init__(self, arrays: Arrays, part: str, engine: str) -> None:
+        self.arrays, self.part, self.engine = arrays, part, engine
         self.pending: list[tuple[str, Any]] = []
+
+    @classmethod
+    def of(cls, program: Program) -> "FiniteCheck":
+        """For the results of one opened part."""
+        return cls(program.arrays, program.placement.part, program.placement.engine)
 
     def add(self, value: Array, where: str) -> None:
         """Look at a result; raises NumericalError."""
@@ -151,7 +156,7 @@ class FiniteCheck:
         for where, finite in self.pending:
             if not finite:
                 raise NumericalError(
-                    f"{self.part} returned NaN or infinity at {where}; try precision float32, "
+                    f"{self.part} returned NaN or infinity at {where} on engine {self.engine}; try precision float32, "
                     "or check the checkpoint's weights"
                 )
         self.pending.clear()
@@ -175,7 +180,7 @@ def denoise(plan: Plan, denoiser: Denoiser) -> Generator[Step, Changes | None, A
     table, guidance, arrays, alike = plan.table, plan.guidance, denoiser.arrays, plan.alike
     timesteps = [row.timestep for row in table.rows]
     prepared: dict[int, Predict] = {}
-    check = FiniteCheck(arrays, "unet")
+    check = FiniteCheck(arrays, "unet", denoiser.engine)
     x, conditions, beside, history = plan.latents, dict(plan.conditions), dict(plan.beside), ()
     for n, row in enumerate(table.rows):
         now = guidance.at(n)

@@ -139,7 +139,7 @@ def _encoded(program: Program, tokenizer: ClipTokenizer, ids: NDArray[Any]) -> M
     if (words := placed(tokenizer, ids)) is not None:
         inputs = dict(zip(("input_ids", *LEARNED_PORTS), words, strict=True))
     outputs = program.session()({name: program.arrays.put(value) for name, value in inputs.items()})
-    check = FiniteCheck(program.arrays, program.interface.component)
+    check = FiniteCheck.of(program)
     # Only the first is sure to be there: optimum-intel's graphs give the last states a single name of two.
     check.add_now(outputs[program.interface.outputs[0].name], "encoding the prompts")
     return outputs

@@ -1,0 +1,1 @@
+"""JAX as an engine: PyTorch's models, traced and compiled by XLA."""
