@@ -58,6 +58,8 @@ class Buckets(Generic[M]):
     make: Callable[[Sizes | None], M]
     fits: Callable[[], bool] = lambda: True
     """Whether there is memory for a further model."""
+    alone: Callable[[Sizes], bool] = lambda _: True
+    """Whether a size may have one of its own at all."""
     most: int = MOST
     again: int = AGAIN
     history: list[str] = field(default_factory=list)
@@ -74,7 +76,7 @@ class Buckets(Generic[M]):
             if (found := self.own.get(sizes.name)) is not None:
                 self.own.move_to_end(sizes.name)
                 return found
-            if (why := self._reason(sizes.name)) is None:
+            if (why := self._reason(sizes.name)) is None or not self.alone(sizes):
                 return self._shared(sizes)
             self._leave(self.most - 1)  # first, for its memory
             made = self.own[sizes.name] = self.make(sizes)

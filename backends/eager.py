@@ -192,13 +192,14 @@ class Eager:
             from anamorph.backends.torch_lora import changed
 
             module = changed(module, component)
-        return {
-            part: TorchProgram(
-                self.function(module, part), module, part, self.name, component.interface(part), self.savings,
-                fitting(module.rewrites, part, component.class_name, component.config), target.options, self.padded,
-            )
-            for part in parts
-        }  # fmt: skip
+        return {part: self.program(component, module, part, target) for part in parts}
+
+    def program(self, component: Component, module: Any, part: str, target: Target) -> TorchProgram:
+        """One part of a component's model."""
+        return TorchProgram(
+            self.function(module, part), module, part, self.name, component.interface(part), self.savings,
+            fitting(module.rewrites, part, component.class_name, component.config), target.options, self.padded,
+        )  # fmt: skip
 
     def function(self, module: Any, part: str) -> Callable[..., tuple[Any, ...]]:
         """The callable that serves one part."""

@@ -4,7 +4,6 @@ What OpenVINO stores of a compiled model is its rewritten graph; the weights sta
 graph's own, and are packed again at each start. Packing reads them once: their pages are then given back.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 
 from anamorph.artifact import Artifact
 from anamorph.backends.buckets import COMPILED, FOUND, Sizes
-from anamorph.backends.cores import physical_cores
 from anamorph.backends.memory import giving_back
 from anamorph.backends.numpy_program import GraphPort, agreed, imported
 from anamorph.backends.openvino_angles import cut_angles
+from anamorph.backends.openvino_devices import EXACT, check_sizes, core, read_back, resolved, settings_for
 from anamorph.backends.openvino_files import check_ir
 from anamorph.backends.openvino_lora import fused_weights, put_inputs
 from anamorph.backends.openvino_weights import (
@@ -37,9 +36,6 @@ from anamorph.lora.factors import Change, Layers
 from anamorph.lora.ports import digest_of
 from anamorph.machine import package_version
 
-HINTS = {"float32": "f32", "bfloat16": "bf16"}
-EXACT = "float32"
-DEVICE = "CPU"
 TYPES = {"f32": "float32", "i64": "int64"}
 """OpenVINO's names of types -> those of an interface."""
 SCALAR = (1,)
@@ -47,12 +43,6 @@ SCALAR = (1,)
 LAYOUT = 1
 """Raised whenever the same graph is compiled in another way, so that older entries of the cache are not taken."""
 MAIN, ANGLES = "model.blob", "angles.blob"
-
-
-@functools.cache
-def core() -> Any:
-    """OpenVINO's entry point; one per process, because each loads the plug-ins of all devices."""
-    return imported("openvino", "openvino").Core()
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +74,14 @@ class Source:
         return self.artifact.folder / self.artifact.parts[self.part].file
 
     @property
+    def _device(self) -> str:
+        """OpenVINO's name of the device that runs it."""
+        return resolved(self.target.device)
+
+    def _settings(self, precision: str) -> dict[str, Any]:
+        return settings_for(precision, self.target.device)
+
+    @property
     def bytes(self) -> int:
         """Of its files and of the weights that these leave in the checkpoint."""
         part = self.artifact.parts[self.part]
@@ -96,6 +94,7 @@ class Source:
             model, _ = self._read()
         except RuntimeError as error:
             raise self._refused(error) from None
+        check_sizes(self.part, interface, self.target.device)
         declared = {port.name for port in interface.inputs}
         inputs = {min(port.names, key=lambda name: name not in declared): _port(port) for port in model.inputs}
         outputs = {name for port in model.outputs for name in port.names}
@@ -123,7 +122,7 @@ class Source:
     def key(self, sizes: Sizes | None) -> Key:
         """What the entry of a model in the cache depends on."""
         part, precision = self.artifact.parts[self.part], self.target.precision
-        settings = {**settings_for(precision), "layout": LAYOUT}
+        settings = {**self._settings(precision), "layout": LAYOUT, "device": self._device}
         if self.adapted:
             settings["adapted"] = digest_of(self.adapted)
         engine, shape = package_version("openvino"), ANY if sizes is None else sizes.name
@@ -142,20 +141,20 @@ class Source:
             multiply_narrow(model)
         if angles is not None:
             forget_files(angles)
-            angles = core().compile_model(angles, DEVICE, settings_for(EXACT))
-        main = core().compile_model(model, DEVICE, {**settings_for(self.target.precision), **self._apart()})
+            angles = core().compile_model(angles, self._device, self._settings(EXACT))
+        main = core().compile_model(model, self._device, {**self._settings(self.target.precision), **self._apart()})
         return self._made(main, angles, COMPILED, weights)
 
     def _imported(self, entry: Entry) -> Compiled:
         kept = [np.memmap(entry.folder / name, np.uint8, "r") for name in sorted(entry.files, reverse=True)]
         main, *angles = (_tensor(values) for values in kept)
         precision = self.target.precision
-        main = core().import_model(main, DEVICE, {**settings_for(precision), **self._apart()})
-        angles = [core().import_model(each, DEVICE, settings_for(EXACT)) for each in angles]
+        main = core().import_model(main, self._device, {**self._settings(precision), **self._apart()})
+        angles = [core().import_model(each, self._device, self._settings(EXACT)) for each in angles]
         return self._made(main, angles[0] if angles else None, FOUND, kept)
 
     def _made(self, main: Any, angles: Any | None, origin: str, kept: Any) -> Compiled:
-        if (precision := read_back(main)["precision"]) != self.target.precision:
+        if (precision := read_back(main, self.target.device)["precision"]) != self.target.precision:
             raise BackendError(
                 f"OpenVINO compiled {self.part} for {precision} instead of {self.target.precision}; update openvino"
             )
@@ -189,7 +188,7 @@ class Source:
 
     def _apart(self) -> dict[str, Any]:
         """What lets OpenVINO store a compiled model without the weights of one file, and find them there again."""
-        files = self._weight_files()
+        files = self._weight_files() if self._device == "CPU" else []
         return {"CACHE_MODE": "OPTIMIZE_SIZE", "WEIGHTS_PATH": str(files[0])} if files else {}
 
     def _refused(self, error: RuntimeError) -> ArtifactError:
@@ -209,35 +208,6 @@ def _tensor(values: NDArray[np.uint8]) -> Any:
 
 def _last_line(error: RuntimeError) -> str:
     return str(error).strip().splitlines()[-1]
-
-
-def settings_for(precision: str) -> dict[str, Any]:
-    """What OpenVINO is told: the precision is pinned, because left alone it chooses bfloat16 by itself."""
-    return {
-        "INFERENCE_PRECISION_HINT": HINTS[precision],
-        "EXECUTION_MODE_HINT": "ACCURACY" if precision == EXACT else "PERFORMANCE",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": physical_cores(),
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-    }
-
-
-@functools.cache
-def promised(precision: str) -> dict[str, str]:
-    """What OpenVINO makes of the settings, read back from a model of one addition: the part's own come with a call."""
-    openvino = imported("openvino", "openvino")
-    value = openvino.op.Parameter(openvino.Type.f32, openvino.Shape([1]))
-    model = openvino.Model([openvino.opset13.add(value, value)], [value], "addition")
-    return read_back(core().compile_model(model, DEVICE, settings_for(precision)))
-
-
-def read_back(compiled: Any) -> dict[str, str]:
-    """Precision, mode and threads of a compiled model."""
-    runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    mode = str(compiled.get_property("EXECUTION_MODE_HINT")).rsplit(".", 1)[-1].lower()
-    threads = str(compiled.get_property("INFERENCE_NUM_THREADS"))
-    return {"precision": {name: key for key, name in HINTS.items()}.get(runs, runs), "mode": mode, "threads": threads}
 
 
 def _port(port: Any) -> GraphPort:

@@ -1,4 +1,4 @@
-"""TorchScript archives, on CPU and CUDA, in float32.
+"""TorchScript archives, on the processor, in float32.
 
 Loading one runs code of its own: TorchScript, a small language without access to Python, but with operations that read
 and write files. So its sources are read first, and what calls anything but operations on tensors is refused.
@@ -50,8 +50,8 @@ def check_code(path: Path) -> None:
 
 def _strange(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("__"):
-            yield node.name  # such as __setstate__, which runs while the archive is loaded
+        if isinstance(node, ast.FunctionDef) and node.name in ("__setstate__", "__getstate__"):
+            yield node.name  # the first runs while the archive is loaded
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             if not _computes(name.split(".")):
@@ -73,12 +73,15 @@ class TorchScript(Eager):
     name = FORMAT
     formats = (FORMAT,)
     rank: int | None = 1
-    places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",), "cuda": ("float32",)})
+    places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",)})
     costs = Costs()
     options: Mapping[str, str] = MappingProxyType({})
 
     def unavailable(self) -> str | None:
         return None if importlib.util.find_spec("torch") else INSTALL
+
+    def devices(self) -> tuple[str, ...]:
+        return tuple(self.places)
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
         artifact = artifact_of(component, self.name, self.formats)

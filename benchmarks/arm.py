@@ -40,7 +40,8 @@ PACKAGES = ["anamorph", "numpy", "torch", "onnxruntime", "openvino"]
 LIBRARIES = {"eager": "torch", "compile": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 """What an engine imports when it opens something; imported early, so that loading is timed without it."""
 NAMES = {"text_encoder": "text", "text_encoder_2": "text", "unet_prepare": "text", "unet": "denoiser",
-         "unet_shallow": "denoiser", "transformer": "denoiser", "vae_decoder": "vae",
+         "unet_shallow": "denoiser", "transformer": "denoiser", "vae_decoder": "vae", "controlnet": "control",
+         "controlnet_prepare": "text", "controlnet_hint": "encode",
          "vae_encoder": "encode"}  # fmt: skip
 """Parts -> phases."""
 TIMESTEP = 500.0

@@ -1,6 +1,6 @@
 """Checkpoints of the full size with random weights, in diffusers' layout: what benchmarks need and nobody downloads.
 
-    python -m anamorph.benchmarks.full_size FOLDER [--kind sd15|sd21|sdxl] [--dtype float32|float16|bfloat16]
+    python -m anamorph.benchmarks.full_size FOLDER [--kind sd15|sd15-control|sd21|sdxl] [--dtype float32|...]
 
 The seed is fixed, so that two machines measure the same weights. One component is in memory at a time.
 """
@@ -59,6 +59,7 @@ class Kind:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+CONTROLNET = {key: UNET[key] for key in ("block_out_channels", "cross_attention_dim", "attention_head_dim")}
 DDIM = {"_class_name": "DDIMScheduler", **LEVELS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 KINDS = {
     "sd15": Kind(
@@ -67,6 +68,17 @@ KINDS = {
             "vae": ("AutoencoderKL", VAE),
             "text_encoder": ("CLIPTextModel", CLIP_L),
             "unet": ("UNet2DConditionModel", UNET),
+        },
+        {"_class_name": "PNDMScheduler", **LEVELS, "skip_prk_steps": True, "steps_offset": 1},
+        {"requires_safety_checker": False},
+    ),
+    "sd15-control": Kind(
+        "StableDiffusionControlNetPipeline",
+        {
+            "vae": ("AutoencoderKL", VAE),
+            "text_encoder": ("CLIPTextModel", CLIP_L),
+            "unet": ("UNet2DConditionModel", UNET),
+            "controlnet": ("ControlNetModel", CONTROLNET),
         },
         {"_class_name": "PNDMScheduler", **LEVELS, "skip_prk_steps": True, "steps_offset": 1},
         {"requires_safety_checker": False},
@@ -121,6 +133,9 @@ def make(folder: Path, name: str, dtype: str = "float32") -> dict[str, int]:
         text = class_name.startswith("CLIP")
         torch.manual_seed(SEED + number)
         model = MODELS[class_name](**config, **(ids if text else {})).to(getattr(torch, dtype))
+        for weight in model.parameters():  # what begins at zero would do nothing
+            if weight.ndim > 1 and not weight.any():
+                torch.nn.init.normal_(weight, std=1e-2)
         counts[slot] = sum(parameter.numel() for parameter in model.parameters())
         model.save_pretrained(folder / slot)
         index[slot] = ["transformers" if text else "diffusers", class_name]

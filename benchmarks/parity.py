@@ -87,9 +87,9 @@ def write_inputs(cell: Cell, checkpoint: Checkpoint, folder: Path, steps: int) -
         "guidance_scale": cell.guidance, "num_images_per_prompt": cell.batch,
         **({"negative_prompt": NEGATIVE} if guided else {}),
     }  # fmt: skip
-    if cell.task in STRENGTHS:
-        call["strength"] = STRENGTHS[cell.task]
-        _write_pictures(folder, height, width)
+    if cell.task in (*STRENGTHS, "control"):
+        call |= {"strength": STRENGTHS[cell.task]} if cell.task in STRENGTHS else {}
+        _write_pictures(folder, height, width, masked=cell.task == "inpaint")
         if cell.task == "image-to-image":  # the picture's own size counts
             del call["height"], call["width"]
     (folder / "call.json").write_text(json.dumps(call), encoding="utf-8")
@@ -109,13 +109,14 @@ def write_inputs(cell: Cell, checkpoint: Checkpoint, folder: Path, steps: int) -
         np.save(folder / f"denoiser.{port.name}.npy", values)
 
 
-def _write_pictures(folder: Path, height: int, width: int) -> None:
-    """A picture of smooth colours to start from, and a mask over its middle."""
+def _write_pictures(folder: Path, height: int, width: int, *, masked: bool) -> None:
+    """A picture of smooth colours to start from or to follow, and perhaps a mask over its middle."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     colours = np.stack([x, y, 1 - x * y], axis=-1)
     Image.fromarray((255 * colours).astype(np.uint8)).save(folder / "image.png")
     inside = (np.abs(x - 0.5) < 0.25) & (np.abs(y - 0.5) < 0.25)
-    Image.fromarray((255 * inside).astype(np.uint8)).save(folder / "mask_image.png")
+    if masked:
+        Image.fromarray((255 * inside).astype(np.uint8)).save(folder / "mask_image.png")
 
 
 def _config(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:

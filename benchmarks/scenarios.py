@@ -25,7 +25,7 @@ from anamorph.rewrites import inexact
 from anamorph.rewrites import named as rewrites_named
 
 SETS = Path(__file__).parent / "sets"
-PICTURES = ("text-to-image", "image-to-image", "inpaint")
+PICTURES = ("text-to-image", "image-to-image", "inpaint", "control")
 TASKS = (*PICTURES, "denoiser", "decode")
 """Whole pictures, one call of the denoiser with both branches of guidance, one decoding of latents."""
 ALL = "*"

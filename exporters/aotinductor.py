@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anamorph.errors import BackendError
-from anamorph.exporters.folder import FolderExporter, Format
+from anamorph.exporters.folder import FolderExporter
+from anamorph.exporters.formats import Format, for_all_sizes
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
@@ -49,4 +50,4 @@ def unavailable() -> str | None:
 
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format("aotinductor", ("torch",), write, unavailable, native=True))]
+    return [FolderExporter(Format("aotinductor", ("torch",), for_all_sizes(write), unavailable, native=True))]

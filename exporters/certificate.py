@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.artifact import DRAFT, Artifact, Difference, Part, read_artifact
-from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
+from anamorph.checkpoint import ALONE, Checkpoint, Source, open_checkpoint
 from anamorph.engine import Target
 from anamorph.entries import nothing_kept
 from anamorph.errors import BackendUnavailable
@@ -114,11 +114,11 @@ def _compare(
     opened: Checkpoint, artifact: Artifact, references: Path, precision: str, trusted: bool
 ) -> Iterator[Measured]:
     engine, _ = choose_backend(artifact.format)
-    pipe = pipeline(
-        opened, precision, backend=engine.name, trust_remote_code=trusted
-    )  # first: a large model fits into memory only once
+    # The pipeline comes first: a large model fits into memory only once.
+    alone = opened.class_name in ALONE
+    pipe = None if alone else pipeline(opened, precision, backend=engine.name, trust_remote_code=trusted)
     for name, part in artifact.parts.items():
-        if name in pipe.placement:
+        if pipe is not None and name in pipe.placement:
             program = pipe.program(name)
         else:
             slot = opened.components[part.component]
@@ -134,6 +134,8 @@ def _compare(
             for output, value in session(given).items():
                 found = program.arrays.get(value)
                 yield Measured(name, f"{output} {where}", output, difference(found, probe.outputs[output]))
+    if pipe is None:
+        return
     with np.load(references / "picture.npz") as stored:
         for what, value in trajectory(pipe, references):
             yield Measured(PICTURE, what, "latents", difference(value, stored[what]))

@@ -15,6 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from anamorph.errors import BackendError
+from anamorph.exporters.nodes import bound_arguments, leaves
 from anamorph.exporters.onnx_tensors import DATA, MODEL, TYPES, linked_tensor, stored_tensor, type_of
 from anamorph.exporters.operators import Size
 from anamorph.exporters.operators_layers import OPERATORS
@@ -185,13 +186,13 @@ class _Values:
     def call(self, node: Any) -> None:
         """Translate one operation; one that depends on constants alone is computed now, by PyTorch itself."""
         arguments = self.resolve(node.args), {key: self.resolve(value) for key, value in node.kwargs.items()}
-        if all(_known_now(value) for value in _leaves(arguments)):
+        if all(_known_now(value) for value in leaves(arguments)):
             self[node] = node.target(*arguments[0], **arguments[1])
             return
         name = str(node.target)
         if name not in OPERATORS:
             raise BackendError(f"the exporter has no rule for the operation {name}; add one to exporters/operators.py")
-        self[node] = OPERATORS[name](Call(self, node, _bind(node)))
+        self[node] = OPERATORS[name](Call(self, node, bound_arguments(node)))
 
 
 @dataclass(frozen=True)
@@ -230,24 +231,12 @@ class Call:
         return self.node.meta["val"]
 
 
-def _bind(node: Any) -> dict[str, Any]:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return {f"arg{index}": value for index, value in enumerate(node.args)}
-    bound = {}
-    for index, argument in enumerate(node.target._schema.arguments):
-        given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
-        bound[argument.name] = given
-    return bound
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _leaves(item)
-    elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
-    else:
-        yield value
+def _ratio(size: Any, other: Any) -> tuple[int, int] | None:
+    """Numerator and denominator of size / other, where both are symbolic and one is a fixed share of the other."""
+    if isinstance(size, int) or isinstance(other, int):
+        return None
+    share = size.node.expr / other.node.expr
+    return (int(share.p), int(share.q)) if share.is_Rational else None
 
 
 def _known_now(value: Any) -> bool:

@@ -4,70 +4,62 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anamorph.artifact import DRAFT, MANIFEST, NATIVE, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
 from anamorph.backends.memory import release_memory
-from anamorph.checkpoint import Checkpoint
-from anamorph.components import UNEXPORTED, Component, vae_scale_factor
+from anamorph.checkpoint import ALONE, Checkpoint
+from anamorph.components import UNEXPORTED, Component, hint_factor, vae_scale_factor
 from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, BackendUnavailable, ConfigError, InputError
 from anamorph.exporters import calibration, certificate, quantization
 from anamorph.exporters.fitting import fitting_precision
-from anamorph.exporters.references import load, write_picture, write_probes
-from anamorph.exporters.trace import part_interface, trace, with_scalars
-from anamorph.exporting import INT8, LINKED, PICTURE, Check, ExportOptions, Quantization, Report
+from anamorph.exporters.formats import Format, Writing
+from anamorph.exporters.references import check_rewritten, load, write_picture, write_probes
+from anamorph.exporters.static import fixed, joined
+from anamorph.exporters.trace import part_interface, trace
+from anamorph.exporting import (
+    INT8,
+    LINKED,
+    PALETTES,
+    PICTURE,
+    Check,
+    ExportOptions,
+    Quantization,
+    Report,
+    palette,
+)
 from anamorph.interface import Interface
 from anamorph.machine import processor
 from anamorph.native import is_preparing, native_of
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.followed import Followed
 from anamorph.pipelines.loading import settle_variant
-from anamorph.pipelines.slots import KINDS, Tokenizer, models, read_slot
+from anamorph.pipelines.nets import spread
+from anamorph.pipelines.slots import KINDS, Slots, Tokenizer, model, models, read_slot
 from anamorph.rewrites import check_met, fitting, inexact
 from anamorph.schedulers.registry import FILE
 from anamorph.weights import find_weights
 
 if TYPE_CHECKING:
-    import torch
-
     from anamorph.exporters.storing import Storing, Written
     from anamorph.models.base import Model
 
 TOLERANCE = {
     "float32": (1e-4, 1e-4), LINKED: (1e-4, 1e-4), "float16": (1e-2, 1e-1), "bfloat16": (5e-2, 3e-1),
-    INT8: (1.0, 1.0),
+    INT8: (1.0, 1.0), **{palette(bits): (1.0, 1.0) for bits in PALETTES},
 }  # fmt: skip
 """Storage -> largest relative L2 difference of a part's output, and of the latents after any step of a picture.
 
-That of int8 only excludes what is unlike: these inputs are noise, which its ranges are not for; what counts is the
-difference that was allowed on calls of real pictures.
+Those of int8 and of palettes only exclude what is unlike: these inputs are noise, which int8's ranges are not for; what
+counts there is the difference that was allowed on calls of real pictures.
 """
-LAYOUT = 8
+LAYOUT = 9
 """Raised whenever the same checkpoint gives other files, so that older exports in a cache are not taken."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """What distinguishes one format: `write(program, interface, folder, storing)` writes one part.
-
-    `packages` decide what is written, `storages` are the types in which it stores weights, `scalars` the dimensions
-    that its files give to single numbers, `root_files(storage)` further files; `write_tokenizer(tokenizer, folder)`
-    adds a form of the tokenizer that its readers want, or returns why it cannot. `native` formats hold machine code
-    for this processor.
-    """
-
-    name: str
-    packages: tuple[str, ...]
-    write: Callable[["torch.export.ExportedProgram", Interface, Path, "Storing"], "Written"]
-    unavailable: Callable[[], str | None]
-    storages: tuple[str, ...] = ("float32",)
-    scalars: tuple[int, ...] = ()
-    root_files: Callable[[str], Mapping[str, str]] = lambda _: {}
-    write_tokenizer: Callable[[Tokenizer, Path], str | None] = lambda *_: None
-    native: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +89,7 @@ class FolderExporter:
 
     def export(self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, report: Report) -> Sequence[Check]:
         """Write and certify an artifact; see `anamorph.exporting.Exporter`."""
+        options = self.kind.settle(options)
         if options.storage not in self.storages:
             raise InputError(
                 f"weights of {self.format} are not stored as {options.storage}; expected {', '.join(self.storages)}"
@@ -106,7 +99,8 @@ class FolderExporter:
         target = folder.expanduser().absolute()
         if target.exists():
             raise InputError(f"{target} exists already; remove it or name another folder")
-        interfaces = _interfaces(checkpoint, options, self.format)
+        options = _sized(checkpoint, options, self.kind)
+        interfaces = _interfaces(checkpoint, options, self.kind)
         _check_rewrites(interfaces, options, self.format)
         if options.quantize is not None and (missing := quantization.unavailable(self.format)) is not None:
             raise BackendUnavailable(missing)
@@ -135,29 +129,36 @@ class FolderExporter:
     ) -> Artifact:
         parts: dict[str, Part] = {}
         wanted = options.wanted(self.format)
+        certified = certificate.no_engine(self.format) is None
+        slots = _slots(checkpoint)
         for component, functions in interfaces:
             module = load(component)
             storing = _storing(checkpoint, component, module, options, report)
+            wide = slots[component.name].wide and bool(component.config.get("force_upcast"))
             for name, interface in functions.items():
                 report(f"exporting {name}")
                 place = draft / (name if len(functions) > 1 else component.name)
                 rewrites = fitting(wanted, name, component.class_name, component.config)
-                module.rewrite(rewrites)
                 module.even_sizes = options.signature == NATIVE
-                program = trace(module, module.method(name), interface)
+                if not certified and (names := [each for each in rewrites if each not in _reference(rewrites)]):
+                    error = check_rewritten(component, name, module, names)
+                    report(f"{name}: {' '.join(names)} computes what the model does, to {error:.0e} (relative L2)")
+                module.rewrite(rewrites)
+                place.mkdir(parents=True, exist_ok=True)
+                tracing = partial(trace, module, module.method(name))
+                written = self.kind.write(Writing(interface, tracing, place, storing, options, wide))
                 module.rewrite(_reference(rewrites))
-                written = self.kind.write(program, with_scalars(interface, self.kind.scalars), place, storing)
-                del program
                 parts[name] = replace(_part(component, written, place, draft, interface, storing), rewrites=rewrites)
                 (place / "config.json").write_text(module.config.to_json(), encoding="utf-8")
-                write_probes(probes, name, interface, module, written.taps)
+                if certified:
+                    write_probes(probes, name, interface, module, written.taps)
             del module
             release_memory()  # traced graphs refer to themselves, and to the weights
         _copy_rest(checkpoint, [component for component, _ in interfaces], draft)
         for name, tokenizer in _tokenizers(checkpoint).items():
             if (missing := self.kind.write_tokenizer(tokenizer, draft / name)) is not None:
                 report(missing)
-        for name, text in self.kind.root_files(options.storage).items():
+        for name, text in self.kind.root_files(str(options.storage)).items():
             (draft / name).write_text(text, encoding="utf-8")
         source = {"name": str(checkpoint.folder), "sha256": checkpoint.digest()}
         return Artifact(draft, self.format, options.signature, parts, source, {}, self.fingerprint())
@@ -182,8 +183,9 @@ class FolderExporter:
                     module.rewrite(_reference(part.rewrites))
                     write_probes(place, name, part.interface, module, part.taps)
                 del module
-            report("drawing a picture with PyTorch")
-            write_picture(place, source, exported)
+            if source.class_name not in ALONE:
+                report("drawing a picture with PyTorch")
+                write_picture(place, source, exported)
             report("comparing")
             precision, _ = fitting_precision(read_components(source), exported.format)
             checks = list(_checks(exported, certificate.compare(exported, place, precision, trusted), precision))
@@ -230,14 +232,15 @@ def _storing(
             for name, entry in weights.entries().items()
         }
     linked = options.storage == LINKED
-    return Storing("float32" if linked else options.storage, linked, origins)
+    return Storing("float32" if linked else str(options.storage), linked, origins)
 
 
 def _part(
     component: Component, written: "Written", place: Path, draft: Path, interface: Interface, storing: "Storing"
 ) -> Part:
     """The record of a part that has just been written into `place`."""
-    files = {path.relative_to(draft).as_posix(): FileRecord.of(path) for path in sorted(place.iterdir())}
+    found = (path for root in written.roots or (place,) for path in sorted(root.rglob("*")) if path.is_file())
+    files = {path.relative_to(draft).as_posix(): FileRecord.of(path) for path in found}
     links = {
         origin.file: origin.entry.file
         for origin in storing.origins.values()
@@ -248,7 +251,7 @@ def _part(
         (place / written.file).relative_to(draft).as_posix(),
         files,
         interface,
-        LINKED if storing.linked else storing.dtype,
+        written.storage or (LINKED if storing.linked else storing.dtype),
         _PENDING,
         taps=written.taps,
         constants=written.constants,
@@ -261,32 +264,71 @@ _PENDING = f"{UNVERIFIED}: the export has not finished"
 
 def read_components(checkpoint: Checkpoint) -> list[Component]:
     """The models of a checkpoint that are exported; raises ConfigError where its pipeline is not one of ours."""
-    kind = DiffusionPipeline.registry.get(checkpoint.class_name)
-    if kind is None:
-        known = ", ".join(DiffusionPipeline.registry)
-        raise ConfigError(f"{checkpoint.folder} is a {checkpoint.class_name}; {known} can be exported")
-    found = (read_slot(checkpoint, name, slot) for name, slot in models(kind.SLOTS).items())
+    found = (read_slot(checkpoint, name, slot) for name, slot in models(_slots(checkpoint)).items())
     return settle_variant([one for one in found if one is not None and one.class_name not in UNEXPORTED])
 
 
+def _slots(checkpoint: Checkpoint) -> Slots:
+    """The components of a checkpoint's pipeline, or the only one of a model in a folder of its own."""
+    if checkpoint.class_name in ALONE:
+        return {ALONE[checkpoint.class_name]: model(checkpoint.class_name)}
+    kind = DiffusionPipeline.registry.get(checkpoint.class_name)
+    if kind is None:
+        known = ", ".join((*DiffusionPipeline.registry, *ALONE))
+        raise ConfigError(f"{checkpoint.folder} is a {checkpoint.class_name}; {known} can be exported")
+    return spread(kind.SLOTS, checkpoint.components)
+
+
 def _interfaces(
-    checkpoint: Checkpoint, options: ExportOptions, form: str
+    checkpoint: Checkpoint, options: ExportOptions, form: Format
 ) -> list[tuple[Component, Mapping[str, Interface]]]:
     """What each part shall take, settled before anything is written."""
-    wanted = options.wanted(form)
+    wanted = options.wanted(form.name)
     components = [
         replace(c, rewrites=native_of(fitting(wanted, c.name, c.class_name, c.config)))
         for c in read_components(checkpoint)
     ]
-    kind = DiffusionPipeline.registry[checkpoint.class_name]
-    factor = next((vae_scale_factor(c.config) for c in components if "vae_decoder" in c.parts), 1)
+    kind = DiffusionPipeline.registry.get(checkpoint.class_name, DiffusionPipeline)
+    if issubclass(kind, Followed) and options.signature != NATIVE:
+        raise InputError(
+            f"{checkpoint.folder} has {kind.CALLED}s, which add to the denoiser's states; that takes the native "
+            "signature (--signature native)"
+        )
+    factor = _factor(components)
+    further = () if options.coreml is None else options.coreml.sizes
 
     def interface(component: Component, part: str) -> Interface:
-        denoises = component.interface(part).outputs[0].name == "out_sample" or is_preparing(part)
-        branches = kind.most_branches(component.config) if denoises else 1
-        return part_interface(component, part, options, factor, branches, kind.ALIKE)
+        denoises = component.interface(part).inputs[0].name == "sample" and not part.startswith("vae")
+        branches = kind.most_branches(component.config) if denoises or is_preparing(part) else 1
+
+        def at(size: tuple[int, int] | None) -> Interface:
+            return part_interface(component, part, replace(options, size=size), factor, branches, kind.ALIKE)
+
+        return joined([fixed(at(size)) for size in (options.size, *further)]) if form.static else at(options.size)
 
     return [(c, {part: interface(c, part) for part in c.parts}) for c in components]
+
+
+def _sized(checkpoint: Checkpoint, options: ExportOptions, form: Format) -> ExportOptions:
+    """Options with a size for formats that need one: what is asked for, or what the model was trained for."""
+    if not form.static or options.size is not None:
+        return options
+    components = read_components(checkpoint)
+    sides = (c.config.get("sample_size") for c in components if "vae_decoder" not in c.parts)
+    side = next((side for side in sides if isinstance(side, int)), None)
+    if side is None:
+        raise InputError(f"no config.json of {checkpoint.folder} has a sample_size; name a size (--static)")
+    return replace(options, size=(side * _factor(components),) * 2)
+
+
+def _factor(components: Iterable[Component]) -> int:
+    """Pixels per latent along one side, as the first component has it that says so."""
+    for component in components:
+        if "vae_decoder" in component.parts:
+            return vae_scale_factor(component.config)
+        if component.class_name == "ControlNetModel":
+            return hint_factor(component.config)
+    return 1
 
 
 def _reference(rewrites: Sequence[str]) -> tuple[str, ...]:
@@ -313,8 +355,9 @@ def _certify(
         parts = {name: replace(part, status=status) for name, part in artifact.parts.items()}
         _write_draft(replace(artifact, parts=parts, image={"status": status}))
         return []
-    report("drawing a picture with PyTorch")
-    write_picture(probes, checkpoint, artifact)
+    if checkpoint.class_name not in ALONE:
+        report("drawing a picture with PyTorch")
+        write_picture(probes, checkpoint, artifact)
     precision, limits = fitting_precision(components, artifact.format)
     report(f"comparing in a fresh process{limits}")
     measured = certificate.compare(artifact, probes, precision, trusted=True)
@@ -371,6 +414,9 @@ def _write_draft(artifact: Artifact) -> None:
 
 def _copy_rest(checkpoint: Checkpoint, components: Sequence[Component], draft: Path) -> None:
     """Index, schedulers and tokenizers; slots that were not exported become empty, so that no loader looks for them."""
+    if checkpoint.class_name in ALONE:
+        shutil.copy(checkpoint.folder / "config.json", draft)
+        return
     index: dict[str, Any] = json.loads((checkpoint.folder / "model_index.json").read_text(encoding="utf-8"))
     copied = _plain_files(checkpoint)
     kept = {*(component.name for component in components), *copied}
@@ -392,12 +438,11 @@ def _copy_rest(checkpoint: Checkpoint, components: Sequence[Component], draft: P
 
 def _plain_files(checkpoint: Checkpoint) -> list[str]:
     """The components that are no models: they are the same for every engine."""
-    slots = DiffusionPipeline.registry[checkpoint.class_name].SLOTS
-    plain = (name for name, slot in slots.items() if slot.kind in KINDS)
+    plain = (name for name, slot in _slots(checkpoint).items() if slot.kind in KINDS)
     return [name for name in plain if checkpoint.components.get(name) is not None]
 
 
 def _tokenizers(checkpoint: Checkpoint) -> dict[str, Tokenizer]:
-    slots = DiffusionPipeline.registry[checkpoint.class_name].SLOTS
+    slots = _slots(checkpoint)
     read = {name: read_slot(checkpoint, name, slots[name]) for name in _plain_files(checkpoint)}
     return {name: value for name, value in read.items() if isinstance(value, Tokenizer)}

@@ -4,7 +4,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anamorph.exporters.folder import FolderExporter, Format
+from anamorph.exporters.folder import FolderExporter
+from anamorph.exporters.formats import Format, for_all_sizes
 from anamorph.exporting import LINKED, STORAGE, Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
@@ -30,4 +31,5 @@ def unavailable() -> str | None:
 
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format("onnx", ("torch", "onnx"), write, unavailable, (LINKED, *STORAGE)))]
+    kind = Format("onnx", ("torch", "onnx"), for_all_sizes(write), unavailable, (LINKED, *STORAGE))
+    return [FolderExporter(kind)]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.errors import OutputError
 from anamorph.exporters import openvino_tokenizer
-from anamorph.exporters.folder import FolderExporter, Format
+from anamorph.exporters.folder import FolderExporter
+from anamorph.exporters.formats import Format, for_all_sizes
 from anamorph.exporting import LINKED, STORAGE, Exporter
 from anamorph.interface import Interface
 from anamorph.pipelines.slots import Tokenizer
@@ -114,5 +115,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> str | None:
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
     packages = ("torch", "onnx", "openvino")
-    kind = Format("openvino", packages, write, unavailable, (LINKED, *STORAGE), (1,), root_files, write_tokenizer)
+    writing = for_all_sizes(write, (1,))
+    kind = Format("openvino", packages, writing, unavailable, (LINKED, *STORAGE), root_files, write_tokenizer)
     return [FolderExporter(kind)]

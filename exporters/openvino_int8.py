@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.artifact import Artifact
-from anamorph.backends.openvino_models import SCALAR, core
+from anamorph.backends.openvino_devices import core
+from anamorph.backends.openvino_models import SCALAR
 from anamorph.backends.openvino_weights import put_weights
 from anamorph.exporters.calibration import OUTPUT, Sample
 from anamorph.exporters.openvino import NAME

@@ -18,16 +18,20 @@ from numpy.typing import NDArray
 
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
-from anamorph.components import Component
+from anamorph.components import Component, even
+from anamorph.errors import ArtifactError
 from anamorph.exporters.children import answered, run_child
 from anamorph.exporters.taps import recorded
 from anamorph.exporters.trial import PICTURE_CALL, pipeline, trajectory, trial
 from anamorph.interface import Interface
-from anamorph.probes import probes
+from anamorph.probes import probe, probe_sizes, probes
 from anamorph.rewrites import NONE, inexact
 
 if TYPE_CHECKING:
     from anamorph.models.base import Model
+
+EXACT = 1e-5
+"""Relative L2 difference that an exact rewrite may make (float32)."""
 
 
 def load(component: Component) -> "Model":
@@ -52,6 +56,30 @@ def write_probes(folder: Path, part: str, interface: Interface, module: "Model",
         arrays |= {f"out.{name}": value for name, value in outputs.items()}
         arrays |= {f"tap.{block}": value for block, value in inner.items()}
         np.savez(folder / f"{part}.{number}.npz", **arrays)
+
+
+def check_rewritten(component: Component, part: str, module: "Model", names: Sequence[str]) -> float:
+    """How far a part computed by these rewrites is from the same without them, both by PyTorch (relative L2).
+
+    Raises ArtifactError: by more than exact rewrites may be.
+    """
+    import torch
+
+    interface = even(component.interface(part), component.config).required
+    values = [torch.from_numpy(value) for value in probe(interface, probe_sizes(interface)[0]).values()]
+    found = []
+    for rewrites in ((), names):
+        module.rewrite(rewrites)
+        with torch.inference_mode():
+            found.append(torch.cat([result.flatten() for result in getattr(module, module.method(part))(*values)]))
+    plain, rewritten = found
+    error = float((rewritten - plain).norm() / plain.norm())
+    if not error <= EXACT:
+        raise ArtifactError(
+            f"{part} by {', '.join(names)} differs from the model by {error:.1e} (relative L2), more than {EXACT:.0e}; "
+            "export it without"
+        )
+    return error
 
 
 @dataclass(frozen=True)

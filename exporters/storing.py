@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -73,8 +74,14 @@ class Weight:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the `file` to open, block -> value that it ends with, constant -> where it comes from."""
+    """What was written: the `file` to open, block -> value that it ends with, constant -> where it comes from.
+
+    `roots` are the folders that belong to the part where its own does not, `storage` the type of the weights on disk
+    where it is not the one that was asked for.
+    """
 
     file: str
     taps: Mapping[str, str]
     constants: Mapping[str, Constant]
+    roots: tuple[Path, ...] = ()
+    storage: str | None = None

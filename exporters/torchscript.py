@@ -1,16 +1,18 @@
-"""TorchScript archives, traced from the exported graph so that every format computes the same operations."""
+"""TorchScript archives, written from the traced graph so that every format computes the same operations.
+
+Not by TorchScript's own tracer: it takes sizes that reach an operation in a list for constants.
+"""
 
 import importlib.util
-import operator
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anamorph.exporters.folder import FolderExporter, Format
+from anamorph.exporters.folder import FolderExporter
+from anamorph.exporters.formats import Format, for_all_sizes
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
-from anamorph.probes import probe, probe_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -18,41 +20,51 @@ if TYPE_CHECKING:
     from anamorph.exporters.storing import Storing, Written
 
 FILE = "model.pt"
+PLACES = ("device", "layout", "pin_memory")
+"""Arguments that say where a tensor lies: an archive is for the processor."""
 
 
-def write(program: "torch.export.ExportedProgram", interface: Interface, folder: Path, _: "Storing") -> "Written":
+def write(program: "torch.export.ExportedProgram", _: Interface, folder: Path, __: "Storing") -> "Written":
     """Write `model.pt`, which holds the weights, too."""
     import torch
 
     from anamorph.exporters.storing import Written
 
     folder.mkdir(parents=True, exist_ok=True)
-    values = [torch.from_numpy(value) for value in probe(interface, probe_sizes(interface)[-1]).values()]
-    module = _recordable(program)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # its deprecation, and the types of numbers that the graph asserts
-        traced: Any = torch.jit.trace(module, tuple(values), check_trace=False)  # type: ignore[no-untyped-call]
-    traced.save(folder / FILE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch would rather see torch.export
+        scripted: Any = torch.jit.script(_plain(program))
+        scripted.save(folder / FILE)
     return Written(FILE, {}, {})
 
 
-def _recordable(program: "torch.export.ExportedProgram") -> "torch.nn.Module":
-    """The graph as a module whose sizes a tracer follows: read by a tensor's method instead of an operation."""
+def _plain(program: "torch.export.ExportedProgram") -> "torch.fx.GraphModule":
+    """The graph with its weights as attributes, and operations as TorchScript knows them: it chooses overloads itself.
+
+    What the trace asserts holds for every input that the interface admits, and is left out.
+    """
     import torch
 
-    for name in program.graph_signature.parameters:  # an exported program may hold them as plain tensors
-        program.state_dict[name] = torch.nn.Parameter(program.state_dict[name].detach(), requires_grad=False)
-    module = program.module(check_guards=False)
-    graph: Any = module.graph
-    for node in list(graph.nodes):
-        if node.op == "call_function" and not node.users and node.target is not operator.setitem:
-            graph.erase_node(node)  # what the trace asserts holds for every input that the interface admits
+    signature, root, graph = program.graph_signature, torch.nn.Module(), torch.fx.Graph()
+    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    weights = {name: program.state_dict[key] for name, key in named.items()}
+    weights |= {name: program.constants[key] for name, key in signature.inputs_to_lifted_tensor_constants.items()}
+    known: dict[Any, Any] = {}
+    for node in program.graph.nodes:
+        arguments = torch.fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__) if node.users else ((), {})
+        if node.op == "placeholder" and node.name in weights:
+            root.register_buffer(node.name, weights[node.name].detach())
+            known[node] = graph.get_attr(node.name)
+        elif node.op == "placeholder":
+            known[node] = graph.placeholder(node.name)
         elif node.target is torch.ops.aten.sym_size.int:
-            with graph.inserting_before(node):
-                node.replace_all_uses_with(graph.call_method("size", node.args))
-            graph.erase_node(node)
-    module.recompile()
-    return module
+            known[node] = graph.call_method("size", arguments[0])
+        elif node.op == "call_function" and node.users:
+            told = {key: value for key, value in arguments[1].items() if key not in PLACES}
+            known[node] = graph.call_function(getattr(node.target, "overloadpacket", node.target), arguments[0], told)
+    outputs = [next(node for node in program.graph.nodes if node.name == name) for name in signature.user_outputs]
+    graph.output(tuple(known[node] for node in outputs))
+    return torch.fx.GraphModule(root, graph)
 
 
 def unavailable() -> str | None:
@@ -62,4 +74,4 @@ def unavailable() -> str | None:
 
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format("torchscript", ("torch",), write, unavailable))]
+    return [FolderExporter(Format("torchscript", ("torch",), for_all_sizes(write), unavailable))]

@@ -55,8 +55,7 @@ def _fixed(axis: Axis, size: int) -> Axis:
 
 def with_scalars(interface: Interface, axes: tuple[int, ...]) -> Interface:
     """The interface as the file has it: single numbers get the dimensions `axes`."""
-    inputs = tuple(replace(port, axes=port.axes or axes) for port in interface.inputs)
-    return Interface(interface.component, inputs, interface.outputs)
+    return replace(interface, inputs=tuple(replace(port, axes=port.axes or axes) for port in interface.inputs))
 
 
 def trace(module: "torch.nn.Module", method: str, interface: Interface) -> "torch.export.ExportedProgram":

@@ -1,7 +1,7 @@
 """The picture of a certificate: a small call that any pipeline takes, drawn step by step."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def _latents(interface: Interface, scale: int) -> tuple[int, int]:
 def trajectory(pipe: DiffusionPipeline, folder: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     """The latents after each step of the call that lies in `folder`, by name of the step, and last the picture."""
     call: Mapping[str, Any] = json.loads((folder / PICTURE_CALL).read_text(encoding="utf-8"))
-    sources = {name: _source(name, *call["sources"]) for name in pipe.needs}
+    sources = {name: _sources(pipe, name, call["sources"]) for name in pipe.needs}
     arguments: dict[str, Any] = {**call["arguments"], **sources}
     for state in pipe.steps(**arguments):
         yield f"step {state.index + 1} of {state.total}", np.asarray(state.latents)
@@ -71,9 +71,15 @@ def trajectory(pipe: DiffusionPipeline, folder: Path) -> Iterator[tuple[str, NDA
     yield "picture", np.asarray(last.preview("np"))
 
 
+def _sources(pipe: DiffusionPipeline, name: str, size: Sequence[int]) -> Any:
+    """An argument that pictures start from, or follow: a list of pictures where several nets follow one each."""
+    one, count = _source(name, *size), pipe.pictures_of(name)
+    return one if count == 1 else [one] * count
+
+
 def _source(name: str, count: int, height: int, width: int) -> NDArray[np.float32]:
     """What a task starts from: ramps [N, H, W, 3], masks and depths [N, H, W] of the right half."""
     y, x = np.indices((height, width), np.float32)
     ramps = np.stack([x / width, y / height, x * y / (width * height)], -1)
-    one = ramps.astype(np.float32) if name == "image" else (x >= width / 2).astype(np.float32)
+    one = ramps.astype(np.float32) if name in ("image", "control_image") else (x >= width / 2).astype(np.float32)
     return np.stack([one] * count)

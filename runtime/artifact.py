@@ -233,6 +233,7 @@ def interface_to_dict(interface: Interface) -> dict[str, Any]:
         "component": interface.component,
         "inputs": [port(value) for value in interface.inputs],
         "outputs": [port(value) for value in interface.outputs],
+        "sizes": [dict(listed) for listed in interface.sizes],
     }
 
 
@@ -248,4 +249,5 @@ def interface_from_dict(values: Mapping[str, Any]) -> Interface:
         return Port(**{**value, "axes": tuple(dimension(axis) for axis in value["axes"])})
 
     inputs, outputs = (tuple(port(value) for value in values[key]) for key in ("inputs", "outputs"))
-    return Interface(values["component"], inputs, outputs)
+    sizes = tuple(tuple((str(axis), int(size)) for axis, size in listed.items()) for listed in values.get("sizes", ()))
+    return Interface(values["component"], inputs, outputs, sizes)

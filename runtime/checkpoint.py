@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ LATER_KEYS: Mapping[str, Mapping[str, Any]] = {
                         "transformer_layers_per_block": 1, "addition_embed_type": None, "encoder_hid_dim": None},
 }  # fmt: skip
 """Class -> keys that its first files lack, which the first Stable Diffusion's checkpoints are, and their defaults."""
+SEVERAL: Mapping[str, str] = {"MultiControlNetModel": "ControlNetModel", "MultiAdapter": "T2IAdapter"}
+"""What an index calls several models in one place, which lie in folders with numbers behind its name -> their class."""
+ALONE: Mapping[str, str] = {"ControlNetModel": "controlnet", "T2IAdapter": "adapter"}
+"""Classes of models that come in folders of their own -> their place in a pipeline."""
 BUNDLED = Path(__file__).parent / "data" / "emoji"
 """The model that ships with the package."""
 
@@ -92,6 +96,8 @@ def open_checkpoint(source: Source, made_from: Path | None = None) -> Checkpoint
     """
     folder = find_folder(source)
     index = folder / "model_index.json"
+    if not index.is_file() and (lone := _lone(folder, source, made_from)) is not None:
+        return lone
     if not index.is_file():
         raise CheckpointError(f"{folder} has no model_index.json; name a checkpoint folder in diffusers' layout")
     values = read_json(index)
@@ -103,12 +109,38 @@ def open_checkpoint(source: Source, made_from: Path | None = None) -> Checkpoint
         if key.startswith("_"):
             continue
         if isinstance(value, list) and len(value) == 2 and key.isidentifier():
-            components[key] = (str(value[0]), str(value[1])) if value[0] and value[1] else None
+            components |= _listed(folder, key, str(value[0]), str(value[1])) if all(value) else {key: None}
         else:
             settings[key] = value
     artifact = read_artifact(folder, made_from) if is_artifact(folder) else None
     opened = Checkpoint(folder, class_name, components, settings, source.variant, artifact)
     return opened if artifact is not None else _as_foreign(opened)
+
+
+def _lone(folder: Path, source: Source, made_from: Path | None) -> Checkpoint | None:
+    """A folder that holds a single model, as ControlNets and adapters come, or None."""
+    config = folder / "config.json"
+    name = str(read_json(config).get("_class_name")) if config.is_file() else ""
+    if name not in ALONE:
+        return None
+    artifact = read_artifact(folder, made_from) if is_artifact(folder) else None
+    return Checkpoint(folder, name, {ALONE[name]: ("diffusers", name)}, {}, source.variant, artifact)
+
+
+def numbered(place: Path) -> Iterator[Path]:
+    """`place` and, as long as they are there, `place`_1, `place`_2, ..."""
+    yield place
+    index = 1
+    while (following := place.with_name(f"{place.name}_{index}")).is_dir():
+        yield following
+        index += 1
+
+
+def _listed(folder: Path, name: str, library: str, class_name: str) -> dict[str, tuple[str, str]]:
+    """An entry of an index; several models in one place become one entry each."""
+    if class_name not in SEVERAL:
+        return {name: (library, class_name)}
+    return {place.name: (library, SEVERAL[class_name]) for place in numbered(folder / name)}
 
 
 def _as_foreign(opened: Checkpoint) -> Checkpoint:

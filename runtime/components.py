@@ -8,7 +8,15 @@ from typing import Any
 
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint
-from anamorph.conditions import HINT, condition_ports, intrablock_ports, residual_ports, unconditional_ports
+from anamorph.conditions import (
+    HINT,
+    INTRABLOCK,
+    PICTURE,
+    condition_ports,
+    intrablock_ports,
+    residual_ports,
+    unconditional_ports,
+)
 from anamorph.config import Config
 from anamorph.errors import ConfigError
 from anamorph.interface import Axis, Interface, Port, Scaled
@@ -242,8 +250,34 @@ def hint_interface(config: Config) -> Interface:
     factor = hint_factor(config)
     height, width = Axis("height", factor, factor), Axis("width", factor, factor)
     hint = (BATCH, config["block_out_channels"][0], Scaled("height", 1, factor), Scaled("width", 1, factor))
-    picture = Port("controlnet_cond", (BATCH, config["conditioning_channels"], height, width))
+    picture = Port(PICTURE, (BATCH, config["conditioning_channels"], height, width))
     return Interface("controlnet_hint", (picture,), (Port(HINT, hint),))
+
+
+LIGHT = "light_adapter"
+"""The kind of T2I-Adapter that computes with a quarter of the channels, and halves once more."""
+
+
+def adapter_levels(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Channels of each of a T2I-Adapter's features, and how often the resolution was halved before it."""
+    widths, kind = tuple(config["channels"]), config["adapter_type"]
+    if kind == LIGHT:
+        widths = (*widths, widths[-1])
+    return [(width, min(1, level // 2) if kind == "full_adapter_xl" else level) for level, width in enumerate(widths)]
+
+
+def adapter_interface(config: Config) -> Interface:
+    """Pictures in 0..1 [B, C, H, W] -> what joins a UNet's states, [B, C_k, h_k, w_k] for each of its places."""
+    factor = config["downscale_factor"]
+    height, width = Axis("height", factor, factor), Axis("width", factor, factor)
+
+    def port(index: int, channels: int, halved: int) -> Port:
+        sides = (Scaled(side, 1, factor * 2**halved) for side in ("height", "width"))
+        return Port(f"{INTRABLOCK}.{index}", (BATCH, channels, *sides))
+
+    picture = Port(PICTURE, (BATCH, config["in_channels"], height, width))
+    features = (port(index, *level) for index, level in enumerate(adapter_levels(config)))
+    return Interface("adapter", (picture,), tuple(features))
 
 
 def hint_factor(config: Mapping[str, Any]) -> int:
@@ -295,14 +329,15 @@ def unet_multiple(config: Mapping[str, Any]) -> int:
 
 
 def even(interface: Interface, config: Mapping[str, Any]) -> Interface:
-    """The interface of a UNet or ControlNet with sizes that it halves evenly on every level, as graphs take them.
-
-    Others stay as they are.
-    """
-    if interface.inputs[0].name != "sample" or "latent_height" not in interface.axes:  # no UNet and no ControlNet
+    """An interface with sizes that are halved evenly on every level of a UNet, ControlNet or adapter, as graphs take
+    them; others stay as they are."""
+    if interface.inputs[0].name == "sample" and "latent_height" in interface.axes:
+        names, multiple = ("latent_height", "latent_width"), unet_multiple(config)
+    elif "adapter_type" in config:
+        names, multiple = ("height", "width"), config["downscale_factor"] * 2 ** adapter_levels(config)[-1][1]
+    else:
         return interface
-    multiple = unet_multiple(config)
-    sides = (interface.axes[name] for name in ("latent_height", "latent_width"))
+    sides = (interface.axes[name] for name in names)
     limits = {side.name: replace(side, multiple=multiple, minimum=max(side.minimum, multiple)) for side in sides}
     return interface.limited(limits)
 
@@ -320,6 +355,7 @@ _INTERFACES: dict[str, Declared] = {
     "CLIPTextModel": {"{slot}": text_encoder_interface},
     "CLIPTextModelWithProjection": {"{slot}": projected_text_interface},
     "UNet2DConditionModel": {"{slot}": unet_interface},
+    "T2IAdapter": {"{slot}": adapter_interface},
     "ControlNetModel": {"{slot}": controlnet_interface, "{slot}" + HINTING: hint_interface},
     "UNet2DModel": {"{slot}": plain_unet_interface},
     "DiTTransformer2DModel": {"{slot}": transformer_interface},

@@ -24,7 +24,10 @@ PROJECTED: Mapping[str | None, tuple[str, ...]] = MappingProxyType(
 
 HINT = "hint"
 """What a ControlNet's encoder makes of its picture, the same for every branch of guidance."""
+RESIDUALS = "down_block_additional_residuals"
 INTRABLOCK = "down_intrablock_additional_residuals"
+PICTURE = "control_picture"
+"""What encoders of ControlNets, and adapters, look at."""
 
 TIMESTEPS = 1000
 """How many timesteps training has, where classes are timesteps."""
@@ -84,7 +87,7 @@ def residual_ports(config: Mapping[str, Any]) -> tuple[Port, ...]:
     for level, (width, count) in enumerate(zip(channels, layers, strict=True)):
         states += [(width, level)] * count
         states += [(width, level + 1)] * (level + 1 < len(channels))
-    names = [f"down_block_additional_residuals.{index}" for index in range(len(states))]
+    names = [f"{RESIDUALS}.{index}" for index in range(len(states))]
     named = [*zip(names, states, strict=True), ("mid_block_additional_residual", states[-1])]
     return tuple(Port(name, (Axis("batch"), width, *_level(level)), optional=True) for name, (width, level) in named)
 

@@ -23,8 +23,8 @@ PRECISIONS = {"float32": 32, "bfloat16": 16, "float16": 16}
 
 
 def kind_of(device: str) -> str:
-    """The kind of a device: "cuda" of "cuda:1"."""
-    return device.partition(":")[0].lower()
+    """The kind of a device: "cuda" of "cuda:1", "gpu" of "gpu.1"."""
+    return device.partition(":")[0].partition(".")[0].lower()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from anamorph.cache import CACHE, cache_folder
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.digests import digest
 from anamorph.errors import ArtifactError, CheckpointError, InputError, OutputError
-from anamorph.rewrites import NONE, Wish, wanted
+from anamorph.rewrites import NONE, SPLIT_EINSUM, Wish, wanted
 
 log = logging.getLogger(__name__)
 
@@ -53,27 +53,67 @@ class Quantization:
             )
 
 
+ATTENTIONS = {"original": (), "split_einsum": (SPLIT_EINSUM,)}
+"""How Core ML's denoisers compute attention, by Apple's names -> the rewrites that this takes."""
+PALETTES = (1, 2, 3, 4, 6, 8)
+"""Bits of an index into a table of weights that Core ML knows."""
+
+
+def palette(bits: int) -> str:
+    """What the storage of weights is called that are indices of so many bits into a table."""
+    return f"palette{bits}"
+
+
+@dataclass(frozen=True)
+class CoreMl:
+    """What Core ML's packages shall hold beyond what every artifact does.
+
+    `attention` is "split_einsum", for the Neural Engine, or "original"; weights are indices of `palette` bits into a
+    table for each layer (None: float16); `sizes` are further ones, as functions that share weights (macOS 15, iOS 18);
+    `chunked` cuts the denoiser into two packages. With the name of a `version`, files and types of inputs are those
+    that apple/ml-stable-diffusion looks for, which loses fractions of timesteps.
+    Raises InputError: a value is none of these.
+    """
+
+    attention: str = "split_einsum"
+    palette: int | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
+    chunked: bool = False
+    version: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise InputError(f"attention is {self.attention!r}, expected {' or '.join(ATTENTIONS)}")
+        if self.palette is not None and self.palette not in PALETTES:
+            known = ", ".join(map(str, PALETTES))
+            raise InputError(f"weights cannot be indices of {self.palette} bits; expected one of {known}")
+        if self.version is not None and self.sizes:
+            raise InputError("apple/ml-stable-diffusion opens packages of one size; leave out the version or the sizes")
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """What an artifact shall hold.
 
-    `storage`: type of the weights on disk, or "linked" to leave them in the checkpoint (pickles are copied).
+    `storage`: type of the weights on disk, or "linked" to leave them in the checkpoint (pickles are copied); None
+    takes the format's own, which is float32 where it may be.
     `size`: the only height and width (pixels), `batch`: the only number of pictures of a call; None leaves them open.
     `signature`: "portable" takes the inputs that other tools feed, "native" also our optional ones.
     `rewrites` (native signature) are those to compute by; None takes those that are on for the format by themselves.
-    `quantize` brings the denoiser to int8.
+    `quantize` brings the denoiser to int8; `coreml` is for that format alone.
     Raises InputError: a value is none of these, or linked weights or rewrites are wanted in a portable folder.
     """
 
-    storage: str = "float32"
+    storage: str | None = None
     size: tuple[int, int] | None = None
     batch: int | None = None
     signature: str = PORTABLE
     rewrites: Wish = None
     quantize: Quantization | None = None
+    coreml: CoreMl | None = None
 
     def __post_init__(self) -> None:
-        if self.storage not in (*STORAGE, LINKED):
+        if self.storage not in (*STORAGE, LINKED, None):
             raise InputError(f"weights cannot be stored as {self.storage!r}; expected one of {', '.join(STORAGE)}")
         if self.signature not in (PORTABLE, NATIVE):
             raise InputError(f"signature is {self.signature!r}, expected {PORTABLE} or {NATIVE}")
@@ -86,6 +126,8 @@ class ExportOptions:
 
     def wanted(self, form: str) -> tuple[str, ...]:
         """Names of the rewrites that are meant for a format; raises InputError: one is unknown."""
+        if self.coreml is not None:
+            return ATTENTIONS[self.coreml.attention]
         return () if self.signature == PORTABLE else wanted(self.rewrites, form)
 
 

@@ -133,16 +133,13 @@ def open_parts(backend: Backend, component: Component, parts: Sequence[str], tar
         asked = backend.name, kind_of(target.device), target.precision
         if (placed.engine, kind_of(placed.device), placed.precision) != asked:
             raise BackendError(f"engine {backend.name} was asked for {_where(target)} and opened {placed}")
-        declared = component.interface(part)
-        if strange := [port.name for port in declared.outputs if not port.optional and port not in _outputs(program)]:
+        having = {port.name for port in program.interface.outputs}
+        needed = [port.name for port in component.interface(part).outputs if not port.optional]
+        if absent := [name for name in needed if name not in having]:
             raise BackendError(
-                f"engine {backend.name} opened {part} without {', '.join(strange)}, which its interface declares"
+                f"engine {backend.name} opened {part} without {', '.join(absent)}, which its interface declares"
             )
     return {part: Held(program, backend.name) for part, program in found.items()}
-
-
-def _outputs(program: Program) -> list[Any]:
-    return list(program.interface.outputs)
 
 
 def _where(target: Target) -> str:

@@ -77,11 +77,15 @@ class Port:
 
 @dataclass(frozen=True)
 class Interface:
-    """Inputs and outputs of one component, in order."""
+    """Inputs and outputs of one component, in order.
+
+    Where `sizes` are listed, each as pairs of an axis and its size, no others are taken together.
+    """
 
     component: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    sizes: tuple[tuple[tuple[str, int], ...], ...] = ()
 
     def check(self, inputs: Mapping[str, Any]) -> dict[str, int]:
         """Compare the arrays of a call with the declaration; returns the size of each named axis.
@@ -97,7 +101,15 @@ class Interface:
         sizes: dict[str, int] = {}
         for name, value in inputs.items():
             self._check_port(ports[name], tuple(int(size) for size in value.shape), sizes)
+        self._check_listed(sizes)
         return sizes
+
+    def _check_listed(self, sizes: Mapping[str, int]) -> None:
+        if not self.sizes or any(set(listed) <= set(sizes.items()) for listed in self.sizes):
+            return
+        known = "; ".join(", ".join(f"{axis} {size}" for axis, size in listed) for listed in self.sizes)
+        given = ", ".join(f"{axis} {sizes[axis]}" for axis, _ in self.sizes[0])
+        raise InputError(f"{self.component} was made for {known}, but {given} is asked for; take a size of these")
 
     def check_values(self, inputs: Mapping[str, Any]) -> None:
         """Compare whole numbers with the range that their port declares; engines look these up without asking.
@@ -138,8 +150,7 @@ class Interface:
     @property
     def required(self) -> "Interface":
         """The same without its optional inputs: the signature that the loaders of other tools feed."""
-        inputs = tuple(port for port in self.inputs if not port.optional)
-        return Interface(self.component, inputs, self.outputs)
+        return replace(self, inputs=tuple(port for port in self.inputs if not port.optional))
 
     def limited(self, limits: Mapping[str, Axis]) -> "Interface":
         """The same with some of its axes replaced by name."""
@@ -148,7 +159,7 @@ class Interface:
             axes = (limits.get(axis.name, axis) if isinstance(axis, Axis) else axis for axis in value.axes)
             return replace(value, axes=tuple(axes))
 
-        return Interface(self.component, tuple(map(port, self.inputs)), tuple(map(port, self.outputs)))
+        return replace(self, inputs=tuple(map(port, self.inputs)), outputs=tuple(map(port, self.outputs)))
 
     def _check_port(self, port: Port, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
         where = f"{self.component}: input {port.name} of shape {list(shape)}"

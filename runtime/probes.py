@@ -15,10 +15,14 @@ SEQUENCE = 77
 
 
 def probe_sizes(interface: Interface) -> list[dict[str, int]]:
-    """Two sets of sizes to compare at, the smallest and an uneven one; one where the interface leaves no choice.
+    """Two sets of sizes to compare at, the smallest and an uneven one, or those that the interface lists; one where it
+    leaves no choice.
 
     Even the smallest level of the uneven one has more than 16 pixels, from where engines take their fast paths.
     """
+    if interface.sizes:
+        least = {name: axis.minimum for name, axis in interface.axes.items()}
+        return [{**least, **dict(listed)} for listed in interface.sizes]
     smallest, uneven = {}, {}
     for name, axis in interface.axes.items():
         times = {"height": 5, "width": 4, "latent_height": 5, "latent_width": 4}.get(name, 3)

@@ -23,7 +23,7 @@ class Rewrite:
     """One rewrite. `exact`: it changes nothing but the order of additions.
 
     `on` names the formats and the engines that run models for which it is on by itself: where it was measured to be
-    exact and no slower.
+    exact and no slower. `all_of` are the only ones for which "all" means it, too, where it is of no use elsewhere.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Rewrite:
     exact: bool
     unmet: Unmet
     on: frozenset[str]
+    all_of: frozenset[str] | None = None
 
 
 def _once(unmet: Callable[[str, Mapping[str, Any]], str | None]) -> Unmet:
@@ -90,7 +91,19 @@ def merging_level(config: Mapping[str, Any]) -> int | None:
     )
 
 
-PHASES, MERGING = "phase-convolutions", "token-merging"
+def _split_unmet(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
+    apart = native.is_preparing(part) or native.is_hinting(part)
+    if class_name not in ("UNet2DConditionModel", "ControlNetModel") or apart:
+        return "it has no transformers over pixels"
+    blocks = (*config["down_block_types"], config.get("mid_block_type"), *config.get("up_block_types", ()))
+    return None if set(blocks) & set(TRANSFORMING) else "it has no transformers over pixels"
+
+
+TRANSFORMING = ("CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "CrossAttnUpBlock2D")
+"""Blocks of a UNet with transformers over pixels."""
+
+
+PHASES, MERGING, SPLIT_EINSUM = "phase-convolutions", "token-merging", "split-einsum"
 REWRITES: Mapping[str, Rewrite] = {
     rewrite.name: rewrite
     for rewrite in (
@@ -136,6 +149,14 @@ REWRITES: Mapping[str, Rewrite] = {
             merging_unmet,
             frozenset(),
         ),
+        Rewrite(
+            SPLIT_EINSUM,
+            "transformers over pixels become 1x1 convolutions and a small product per head, for Apple's Neural Engine",
+            True,
+            _split_unmet,
+            frozenset(),
+            frozenset({"coreml"}),
+        ),
     )
 }
 """Name -> rewrite."""
@@ -149,7 +170,7 @@ def wanted(wish: Wish, place: str) -> tuple[str, ...]:
     if wish is None:
         return tuple(rewrite.name for rewrite in REWRITES.values() if place in rewrite.on)
     if wish == ALL:
-        return tuple(rewrite.name for rewrite in REWRITES.values() if rewrite.exact)
+        return tuple(each.name for each in REWRITES.values() if each.exact and place in (each.all_of or {place}))
     names = named(wish)
     if strange := [name for name in names if name not in REWRITES]:
         known = ", ".join((ALL, NONE, DEFAULT, *REWRITES))

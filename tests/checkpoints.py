@@ -126,6 +126,28 @@ def tiny_lcm(folder: Path) -> Path:
     return folder
 
 
+def tiny_controlnet(unet: Path, levels: int, seed: int, **config: Any) -> Any:
+    """diffusers' ControlNet for the denoiser in a folder, whose pictures are halved so many times."""
+    made = diffusers.ControlNetModel.from_unet(
+        diffusers.UNet2DConditionModel.from_pretrained(unet), load_weights_from_unet=False,
+        conditioning_embedding_out_channels=(8,) * levels + (16,), **config,
+    )  # fmt: skip
+    net = noisy(diffusers.ControlNetModel.from_config({**made.config, "in_channels": 4}), seed)
+    with torch.no_grad():  # what reads the picture counts as an embedding there, whose values are larger
+        for name, parameter in net.controlnet_cond_embedding.named_parameters():
+            parameter.mul_(1.0 if name.endswith("bias") else parameter[0].numel() ** -0.5)
+    return net
+
+
+def controlled(folder: Path, checkpoint: Path, kind: Any, levels: int, nets: int = 1) -> Path:
+    """A checkpoint with so many ControlNets beside its own components, written by diffusers."""
+    every = [tiny_controlnet(checkpoint / "unet", levels, 20 + number) for number in range(nets)]
+    silent = {} if "XL" in kind.__name__ else {"safety_checker": None}
+    pipeline = kind.from_pretrained(checkpoint, controlnet=every if nets > 1 else every[0], **silent)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def save_pipeline(
     folder: Path,
     unet: dict[str, Any],

@@ -18,7 +18,8 @@ else:
 
 os.environ["ANAMORPH_CACHE"] = str(Path(os.environ["ANAMORPH_TESTS"]) / "cache")
 
-from checkpoints import tiny_inpaint, tiny_lcm, tiny_refiner, tiny_sd1, tiny_sd2, tiny_sdxl
+import diffusers
+from checkpoints import controlled, tiny_inpaint, tiny_lcm, tiny_refiner, tiny_sd1, tiny_sd2, tiny_sdxl
 from exported import once, one_process, shared_place, shared_traces
 from parity import ENGINE_BOUND, IMAGE_BOUND, LATENT_BOUND, Agrees
 
@@ -104,6 +105,27 @@ def distilled() -> Path:
 def refiner() -> Path:
     """A random checkpoint of the kind of SDXL's refiner."""
     return once(shared_place() / "refiner", tiny_refiner)
+
+
+@pytest.fixture(scope="session")
+def controlled_sd2(sd2: Path) -> Path:
+    """The random checkpoint of the second kind with a ControlNet."""
+    kind = diffusers.StableDiffusionControlNetPipeline
+    return once(shared_place() / "controlled-sd2", lambda place: controlled(place, sd2, kind, 1))
+
+
+@pytest.fixture(scope="session")
+def controlled_sd1(sd1: Path) -> Path:
+    """The random checkpoint of the first kind with two ControlNets."""
+    kind = diffusers.StableDiffusionControlNetPipeline
+    return once(shared_place() / "controlled-sd1", lambda place: controlled(place, sd1, kind, 3, 2))
+
+
+@pytest.fixture(scope="session")
+def controlled_xl(sdxl: Path) -> Path:
+    """The random checkpoint of SDXL's kind with a ControlNet."""
+    kind = diffusers.StableDiffusionXLControlNetPipeline
+    return once(shared_place() / "controlled-xl", lambda place: controlled(place, sdxl, kind, 1))
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from anamorph.artifact import NATIVE, VERIFIED, Artifact, FileRecord, Part
+from anamorph.artifact import NATIVE, PORTABLE, VERIFIED, Artifact, FileRecord, Part
 from anamorph.backends import onnxruntime, openvino
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.engine import Session, Target
@@ -106,7 +106,7 @@ def once(place: Path, make: Callable[[Path], Any]) -> Path:
 
 
 @functools.cache
-def exported(checkpoint: Path, engine: str) -> Path:
+def exported(checkpoint: Path, engine: str, signature: str = PORTABLE) -> Path:
     """The checkpoint's artifact for one engine, dynamic and in float32, or what it opens; not to be changed."""
     if engine not in FORMATS:
         return checkpoint
@@ -114,9 +114,9 @@ def exported(checkpoint: Path, engine: str) -> Path:
 
     def make(out: Path) -> None:
         with shared_traces(), one_process():  # also for a test that is about processes
-            export(checkpoint, engine, out)
+            export(checkpoint, engine, out, signature=signature)
 
-    return once(shared_place() / f"{checkpoint.name}-{short}-{engine}", make)
+    return once(shared_place() / f"{checkpoint.name}-{short}-{engine}-{signature}", make)
 
 
 def opened(engine: str, place: Path, program: Any, interface: Interface) -> Session:

@@ -36,7 +36,7 @@ from anamorph.guard import Held
 from anamorph.interface import Axis, Interface, Port
 from anamorph.models.attention import multi_head
 from anamorph.noise import SeededNoise
-from anamorph.pipelines.denoiser import Denoiser, Opened, Predict, Refresh
+from anamorph.pipelines.denoiser import NOTHING, Denoiser, Opened, Predict, Refresh
 from anamorph.pipelines.sampling import Guidance, Plan, denoise
 from anamorph.pipelines.slots import Slots, model
 from anamorph.schedulers import Table
@@ -238,7 +238,7 @@ class Experts:
         self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int, refresh: Refresh | None = None
     ) -> Predict:
         first, second = (one.prepare(timesteps, conditions, branches, refresh) for one in (self.first, self.second))
-        return lambda n, sample: (first if timesteps[n] >= self.boundary else second)(n, sample)
+        return lambda n, sample, added=NOTHING: (first if timesteps[n] >= self.boundary else second)(n, sample, added)
 
 
 @pytest.fixture(scope="module")

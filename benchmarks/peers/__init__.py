@@ -18,7 +18,7 @@ null where it cannot tell. `inputs` is a folder with
     latents.npy     first latents [N, c, h, w] of the picture
     denoiser.X.npy  input X (sample, encoder_hidden_states ...) of one call at timestep 500, both branches of guidance
     decode.npy      latents [N, c, h, w] as the decoder takes them
-    image.png       (and mask_image.png, where the call names a size) what a task starts from, with seeds 0, 1 ...
+    image.png       (and mask_image.png) what a task starts from or follows, with seeds 0, 1 ...
 
 and `stages` writes those that the peer can into `out` as text.npy
 (hidden states of the prompt), denoiser.npy, vae.npy [N, C, H, W] in -1..1 and

@@ -45,6 +45,8 @@ class Diffusers(TorchArm):  # type: ignore[misc]
         for encoder in filter(None, (pipe.text_encoder, getattr(pipe, "text_encoder_2", None))):
             encoder.forward = self.clock.timed("text", encoder.forward)
         pipe.unet.forward = self.clock.timed("denoiser", pipe.unet.forward)
+        if getattr(pipe, "controlnet", None) is not None:
+            pipe.controlnet.forward = self.clock.timed("control", pipe.controlnet.forward)
         pipe.vae.decode = self.clock.timed("vae", pipe.vae.decode)
         pipe.vae.encode = self.clock.timed("encode", pipe.vae.encode)
         kinds = {str(model.dtype).removeprefix("torch.") for model in (pipe.unet, pipe.vae, pipe.text_encoder)}

@@ -64,6 +64,8 @@ class Clock:
             result |= {"text": sum(seconds("text")), "steps": seconds("denoiser"), "vae": sum(seconds("vae"))}
             if encode := seconds("encode"):
                 result["encode"] = sum(encode)
+            if control := seconds("control"):
+                result["control"] = sum(control)
             result["post"] = ended - self.calls[-1][2] if self.calls[-1][0] == "vae" else 0.0
         return result
 
@@ -86,15 +88,13 @@ def serve(make: Callable[[], Arm], packages: list[str]) -> None:
 
 
 def start_pictures(inputs: Path) -> dict[str, Any]:
-    """The pictures that a task starts from, as arguments of a pipeline; none for text to image."""
-    found = {name: inputs / f"{name}.png" for name in ("image", "mask_image")}
-    if not found["image"].exists():
+    """The pictures that a task starts from or follows, as arguments of a pipeline; none for text to image."""
+    found = {name: place for name in ("image", "mask_image") if (place := inputs / f"{name}.png").exists()}
+    if not found:
         return {}
     from PIL import Image
 
-    call = json.loads((inputs / "call.json").read_text(encoding="utf-8"))
-    names = ("image", "mask_image") if "height" in call else ("image",)
-    return {name: Image.open(found[name]).copy() for name in names}
+    return {name: Image.open(place).copy() for name, place in found.items()}
 
 
 def answer(arm: Arm, request: Request) -> dict[str, Any]:

@@ -20,6 +20,8 @@ examples:
   anamorph generate "a lighthouse at dusk" --model ./stable-diffusion-v1-5 --size 512x512 --dtype bf16
   anamorph generate "a lighthouse" --model ./stable-diffusion-v1-5 --lora etching.safetensors:0.8 --lora-mode fused
   anamorph generate "make it night" --task edit --model ./instruct-pix2pix --image lighthouse.png
+  anamorph control canny photo.png --out edges.png
+  anamorph generate "a castle" --model ./sd15 --controlnet canny=./sd-canny --control canny=edges.png:0.8
   anamorph generate --model ./DiT-XL-2-256 --class-label "golden retriever" 33 --count 2
   anamorph compare "rocket" --schedulers DDIM,UniPCMultistep --steps 4,8,16 --out compare.png
   anamorph replay apple.png --backend compile
@@ -39,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="store_true", help="print the version and leave")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _generate(commands)
+    _control(commands)
     _demo(commands)
     _backends(commands)
     _schedulers(commands)
@@ -182,6 +185,19 @@ def _sources(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--depth-map", metavar="FILE", help="grey picture, lighter is nearer (default: the checkpoint's estimate)"
     )
+    command.add_argument(
+        "--controlnet",
+        action="append",
+        metavar="[NET=]FOLDER",
+        help="ControlNet or T2I-Adapter whose picture is followed, called NET; may be given several times",
+    )
+    command.add_argument(
+        "--control",
+        action="append",
+        metavar="[NET=]FILE[:SCALE]",
+        help="the picture that NET follows, and how strongly, such as canny=edges.png:0.8; `anamorph control` makes "
+        "such pictures",
+    )
 
 
 def _loras(command: argparse.ArgumentParser) -> None:
@@ -232,6 +248,21 @@ def _rewrites(command: argparse.ArgumentParser, where: str) -> None:
         help=f"ways to compute the same with less work: all exact ones, none, or names with commas between them "
         f"(default: those that pay with {where}). {known}",
     )
+
+
+def _control(commands: "Commands[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "control",
+        help="make a picture that a ControlNet follows",
+        description="Make a picture that ControlNets or T2I-Adapters follow of another picture, without any model: "
+        "edges (canny), a size that nets for detail take (tile), or grey depths from an array (depth, a .npy file).",
+    )
+    command.add_argument("kind", choices=("canny", "tile", "depth"), help="what to make")
+    command.add_argument("picture", help="picture, or a .npy file of inverse depths [H, W] for depth")
+    command.add_argument("--out", required=True, metavar="FILE", help="PNG to write")
+    command.add_argument("--low", type=float, default=100, help="canny: gradient of weak edges (default: 100)")
+    command.add_argument("--high", type=float, default=200, help="canny: gradient of strong edges (default: 200)")
+    command.add_argument("--resolution", type=int, default=512, help="tile: the shorter side (default: 512 pixels)")
 
 
 def _demo(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -326,7 +357,9 @@ def export_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--to", required=True, metavar="FORMAT", help="such as onnx or openvino (see `anamorph doctor`)"
     )
-    command.add_argument("--dtype", help="type of the weights on disk: fp32, fp16 or bf16 (default: fp32)")
+    command.add_argument(
+        "--dtype", help="type of the weights on disk: fp32, fp16 or bf16 (default: fp32, for coreml fp16)"
+    )
     command.add_argument(
         "--signature",
         choices=("portable", "native"),
@@ -339,7 +372,11 @@ def export_arguments(command: argparse.ArgumentParser) -> None:
         help="write graphs alone and leave the weights in the checkpoint, which must stay (native signature)",
     )
     _rewrites(command, "the format, for the native signature")
-    command.add_argument("--static", metavar="HxW", help="take this size alone, in pixels (default: any size)")
+    command.add_argument(
+        "--static",
+        metavar="HxW",
+        help="take this size alone, in pixels (default: any size; for coreml the model's own, or several with commas)",
+    )
     command.add_argument("--batch", type=int, metavar="N", help="take N pictures at a time alone (default: any number)")
     command.add_argument("--quantize", choices=("int8",), help="let the denoiser's layers multiply whole numbers")
     command.add_argument(
@@ -351,6 +388,23 @@ def export_arguments(command: argparse.ArgumentParser) -> None:
         default=0.05,
         metavar="ERROR",
         help="leave the most harmful layers in float32 until a call differs by so much (relative L2; default: 0.05)",
+    )
+    command.add_argument(
+        "--attention",
+        choices=("split_einsum", "original"),
+        help="coreml: attention for the Neural Engine, or for graphics processors (default: split_einsum)",
+    )
+    command.add_argument(
+        "--palettize",
+        type=int,
+        metavar="BITS",
+        help="coreml: weights as indices of so many bits into tables, such as 6",
+    )
+    command.add_argument("--chunk-unet", action="store_true", help="coreml: the denoiser in two packages, for phones")
+    command.add_argument(
+        "--apple-names",
+        metavar="VERSION",
+        help="coreml: files and inputs as apple/ml-stable-diffusion looks for them under this --model-version",
     )
     command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
     command.add_argument("--json", action="store_true", help="print the certificate as JSON")

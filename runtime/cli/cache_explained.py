@@ -16,6 +16,7 @@ from anamorph.errors import AnamorphError
 from anamorph.exporting import Exporter, cached_options, export_place
 from anamorph.pipelines import DiffusionPipeline
 from anamorph.pipelines.loading import CHECKPOINT, Wishes
+from anamorph.pipelines.nets import spread
 from anamorph.pipelines.slots import models, parts_of, read_slot
 from anamorph.plugins import get_exporter
 from anamorph.rewrites import Wish
@@ -34,7 +35,8 @@ def explained(options: argparse.Namespace) -> Iterator[Explained]:
     """A row for each part of a model."""
     folder = None if options.model == "bundled" else folder_of(options.model)
     checkpoint = open_checkpoint(Source(str(BUNDLED if folder is None else folder), variant=options.variant))
-    slots = DiffusionPipeline._class_for(checkpoint.class_name, str(checkpoint.folder)).SLOTS
+    kind = DiffusionPipeline._class_for(checkpoint.class_name, str(checkpoint.folder))
+    slots = spread(kind.SLOTS, checkpoint.components)
     parts = parts_of(slots)
     wishes = Wishes.of(given(options), [*models(slots), *parts])
     components = {name: read_slot(checkpoint, name, slot) for name, slot in models(slots).items()}

@@ -66,13 +66,18 @@ def given(options: argparse.Namespace) -> Given:
 
 
 def open_pipeline(
-    kind: type[DiffusionPipeline], model: str | None, options: argparse.Namespace, variant: str | None = None
+    kind: type[DiffusionPipeline],
+    model: str | None,
+    options: argparse.Namespace,
+    variant: str | None = None,
+    **components: Any,
 ) -> DiffusionPipeline:
     """Open the checkpoint as a pipeline of `kind`, on the wished engine; says where a measurement chose it."""
     pipe = kind.from_pretrained(
         folder_of(model),
         **vars(given(options)),
         variant=variant,
+        **components,
     )
     if options.backend is None and pipe.origin is not None:
         profile = applying(pipe.origin, precision_name(options.dtype) if options.dtype else None)

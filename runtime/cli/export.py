@@ -14,7 +14,7 @@ from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.cli import OK
 from anamorph.cli.common import folder_of
 from anamorph.errors import InputError
-from anamorph.exporting import LINKED, Check, ExportOptions, Quantization
+from anamorph.exporting import LINKED, Check, CoreMl, ExportOptions, Quantization
 from anamorph.pipelines.loading import precision_name
 from anamorph.plugins import get_exporter
 
@@ -22,16 +22,25 @@ NUMBER = re.compile(r"\.\d+ at ")
 """The number of an output of which a part has one per layer."""
 
 
-def static_size(text: str | None) -> tuple[int, int] | None:
-    """`512x768` -> (512, 768), height first.
+def static_sizes(text: str | None) -> list[tuple[int, int]]:
+    """`512x768,768x512` -> (512, 768) and (768, 512), height first.
 
     Raises InputError: the text is of another form.
     """
-    if text is None:
-        return None
-    if not (match := re.fullmatch(r"(\d+)x(\d+)", text)):
-        raise InputError(f"--static {text!r} is not of the form HxW, such as 512x768")
-    return int(match[1]), int(match[2])
+    sizes = [] if text is None else [re.fullmatch(r"(\d+)x(\d+)", size.strip()) for size in text.split(",")]
+    if not all(sizes):
+        raise InputError(f"--static {text!r} is not of the form HxW, such as 512x768, or several of these with commas")
+    return [(int(size[1]), int(size[2])) for size in sizes if size]
+
+
+def core_ml(options: argparse.Namespace, sizes: Sequence[tuple[int, int]]) -> CoreMl | None:
+    """What is asked for of Core ML's packages alone, or None."""
+    asked = {
+        "attention": options.attention, "palette": options.palettize, "version": options.apple_names,
+        "chunked": options.chunk_unet or None, "sizes": tuple(sizes[1:]) or None,
+    }  # fmt: skip
+    given = {name: value for name, value in asked.items() if value is not None}
+    return CoreMl(**given) if given else None
 
 
 def quantization(options: argparse.Namespace) -> Quantization | None:
@@ -88,11 +97,12 @@ def run(options: argparse.Namespace) -> int:
     """Export, certify, print the certificate."""
     if options.link and options.dtype:
         raise InputError("--link keeps the checkpoint's own type of weights; leave out --dtype or --link")
-    storage = LINKED if options.link else precision_name(options.dtype or "fp32")
-    signature = NATIVE if options.link else options.signature
+    named = None if options.dtype is None else precision_name(options.dtype)
+    signature, sizes = NATIVE if options.link else options.signature, static_sizes(options.static)
     wishes = ExportOptions(
-        storage, static_size(options.static), options.batch, signature, options.rewrites, quantization(options)
-    )
+        LINKED if options.link else named, next(iter(sizes), None), options.batch, signature, options.rewrites,
+        quantization(options), core_ml(options, sizes),
+    )  # fmt: skip
     exporter = get_exporter([options.to])
     model = str(BUNDLED) if options.model == "bundled" else folder_of(options.model)
     checkpoint = open_checkpoint(Source(str(model), variant=options.variant))

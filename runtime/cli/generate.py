@@ -10,6 +10,7 @@ from typing import Any
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.cli import OK, loras
 from anamorph.cli.common import folder_of, numbered, open_pipeline, record, scale_of, scheduler_class, single
+from anamorph.cli.controls import controls_of, nets_of
 from anamorph.cli.sources import FILES, check_sources, class_for, read_sources, spelled
 from anamorph.errors import InputError
 from anamorph.image import write_png
@@ -110,21 +111,24 @@ def run(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     folder = folder_of(options.model)
     checkpoint = open_checkpoint(Source(str(BUNDLED if folder is None else folder), variant=options.variant))
-    kind = class_for(checkpoint.class_name, options)
-    pipe = open_pipeline(kind, folder, options, options.variant)
+    nets = nets_of(options)
+    kind = nets.pipeline(class_for(checkpoint.class_name, options), checkpoint.class_name)
+    pipe = open_pipeline(kind, folder, options, options.variant, **nets.components)
+    followed, controls = controls_of(pipe, nets, options)
     changed = loras.load(pipe, chosen, options.lora_mode)
     loaded = time.perf_counter()
     if options.scheduler:
         pipe.scheduler = scheduler_class(options.scheduler, pipe.scheduler.config)
-    job = pipe.job(**arguments_of(pipe, options), **pictures)
+    job = pipe.job(**arguments_of(pipe, options), **pictures, **followed)
     images = pipe.generate(job)
     finished = time.perf_counter()
     digest = pipe.origin.digest() if pipe.origin else ""
     made = []
+    recorded = {**inputs, **({"controls": controls, "nets": nets.record()} if controls else {})}
     for index, image in enumerate(images):
         request = single(job.request, index)
         path = numbered(out, index, len(images))
-        write_png(image, path, record(pipe, request, digest, inputs, changed))
+        write_png(image, path, record(pipe, request, digest, recorded, changed))
         made.append({"file": str(path), "prompt": subject(pipe, request), "seed": (request.seeds or (None,))[0]})
     placement = [str(placed) for placed in pipe.placement.values()]
     history = {part: list(placed.history) for part, placed in pipe.placement.items()} if options.explain else None

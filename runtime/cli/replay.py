@@ -11,6 +11,7 @@ from PIL import Image
 
 from anamorph.cli import DIFFERENT, OK, loras
 from anamorph.cli.common import SCHEMA, open_pipeline, record
+from anamorph.cli.controls import check_same, controls_of, nets_of
 from anamorph.cli.sources import same_sources
 from anamorph.errors import InputError
 from anamorph.image import psnr, read_request, write_png
@@ -71,10 +72,15 @@ def run(options: argparse.Namespace) -> int:
         options.backend = ",".join(f"{part}={engine}" for part, engine in values["backends"].items())
         if options.model is None:
             options.rewrites = options.rewrites or values.get("rewrites")
-    pictures = same_sources(values["inputs"], options, path)
+    recorded_inputs = dict(values["inputs"])
+    controls = recorded_inputs.pop("controls", [])
+    nets = nets_of(options, recorded_inputs.pop("nets", None))
+    pictures = same_sources(recorded_inputs, options, path)
     chosen, mode = loras.recorded(values, options, path)
     kind = DiffusionPipeline.registry[values["pipeline"]]
-    pipe = open_pipeline(kind, options.model or values["model"].get("name"), options)
+    pipe = open_pipeline(kind, options.model or values["model"].get("name"), options, **nets.components)
+    followed, found = controls_of(pipe, nets, options)
+    check_same(controls, found, path)
     digest = pipe.origin.digest() if pipe.origin else ""
     if digest != values["model"].get("sha256"):
         raise InputError(
@@ -83,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
         )
     pipe.scheduler = load_scheduler(values["scheduler"])
     changed = loras.load(pipe, chosen, mode)
-    job = job_of(pipe, values["request"], pictures)
+    job = job_of(pipe, {**values["request"]}, {**pictures, **followed})
     image = pipe.generate(job)[0]
     out = Path(options.out) if options.out else path.with_name(f"{path.stem}-replay.png")
     write_png(image, out, record(pipe, job.request, digest, values["inputs"], changed))

@@ -59,9 +59,9 @@ def read_sources(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
     recorded = {}
     for argument, option in FILES.items():
         if (name := getattr(options, option)) is not None:
-            picture = _read(Path(name), spelled(option))
+            picture = read_picture(Path(name), spelled(option))
             pictures[argument] = _depths(picture, name) if argument == "depth_map" else picture
-            recorded[argument] = {"file": Path(name).name, "sha256": _digest(Path(name))}
+            recorded[argument] = file_record(Path(name))
     return pictures, recorded
 
 
@@ -88,7 +88,8 @@ def same_sources(recorded: Mapping[str, Any], options: argparse.Namespace, pictu
     return pictures
 
 
-def _read(path: Path, option: str) -> Image.Image:
+def read_picture(path: Path, option: str) -> Image.Image:
+    """A picture; raises InputError where the file of an option is missing or none."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -99,8 +100,9 @@ def _read(path: Path, option: str) -> Image.Image:
         raise InputError(f"--{option}: {path} cannot be read as a picture: {error}") from None
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def file_record(path: Path) -> dict[str, str]:
+    """What is recorded of a file that a picture was made from."""
+    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def _depths(picture: Image.Image, name: str) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from anamorph.models.adapter import T2IAdapter
 from anamorph.models.base import Model
 from anamorph.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from anamorph.models.clip_vision import CLIPVisionModel, CLIPVisionModelWithProjection
@@ -24,6 +25,7 @@ MODELS: Mapping[str, type[Model]] = MappingProxyType(
             for model in (
                 UNet2DConditionModel,
                 ControlNetModel,
+                T2IAdapter,
                 UNet2DModel,
                 DiTTransformer2DModel,
                 AutoencoderKL,
@@ -58,6 +60,7 @@ __all__ = [
     "LDMBertModel",
     "Model",
     "StableDiffusionSafetyChecker",
+    "T2IAdapter",
     "UNet2DConditionModel",
     "UNet2DModel",
     "VQModel",

@@ -12,6 +12,7 @@ from anamorph.errors import InputError
 from anamorph.models.activations import Activation, gelu_tanh
 from anamorph.models.attention_kernels import kernel
 from anamorph.models.merging import merged
+from anamorph.models.split_einsum import split
 from anamorph.models.told import Text
 
 
@@ -129,7 +130,7 @@ class Attention(Sliceable):
             k, v, mask = *self.keys_values(x), None
         else:
             q, mask = text.dealt(q, self.place), text.mask
-            k, v = self._told(text)
+            k, v = self.told(text)
         mixed: Tensor = self.to_out(multi_head(q, k, v, self.heads, bias=mask, at_once=self.at_once, fused=self.fused))
         return mixed
 
@@ -139,7 +140,8 @@ class Attention(Sliceable):
             context = self.norm_cross(context)
         return self.to_k(context), self.to_v(context)
 
-    def _told(self, text: Text) -> tuple[Tensor, Tensor]:
+    def told(self, text: Text) -> tuple[Tensor, Tensor]:
+        """Its keys and values of a text, computed now or before, twice [B, T, width]."""
         if text.keys is not None and text.values is not None and self.place is not None:
             return text.keys[..., self.place], text.values[..., self.place]
         assert text.states is not None
@@ -229,6 +231,8 @@ class SpatialTransformer(nn.Module):
     """
 
     rewritten = False
+    split = False
+    """Whether it computes as the Neural Engine wants it; see `anamorph.models.split_einsum`."""
 
     def __init__(
         self,
@@ -251,6 +255,8 @@ class SpatialTransformer(nn.Module):
         self.proj_out = _projection(channels, linear)
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
+        if self.split:
+            return split(self, x, text)
         normed = self.norm(x)
         tokens = self.proj_in(to_tokens(normed)) if self.linear else to_tokens(self.proj_in(normed))
         grid = x.shape[2:] if self.rewritten else None

@@ -48,6 +48,8 @@ class Model(nn.Module):
     POINTWISE: ClassVar[tuple[str, ...]] = ()
     even_sizes: bool = False
     """Whether its levels halve every size that it is called with: exporters know this before they trace."""
+    origin: tuple[Path, str | None] | None = None
+    """The folder that it was loaded from, and the variant of its weights."""
     rewrites: tuple[str, ...] = ()
     """Rewrites by which it computes; see `anamorph.rewrites`."""
 
@@ -108,7 +110,20 @@ class Model(nn.Module):
         with torch.device("meta"):
             model = cls(**config)
         model.load(weights, torch_dtype or torch.float32)
+        model.origin = (place, variant)
         return model.eval()
+
+    def as_stored(self) -> bool:
+        """Whether its weights are still those of the files that it was loaded from, up to their type."""
+        if self.origin is None:
+            return False
+        own = self.state_dict()
+        files = find_weights(self.origin[0], self.STEM, self.origin[1])
+        stored = self._unpickle(files) if files.pickled else dict(_read(files.files))
+        renamed = {self.rename(name): value for name, value in stored.items()}
+        return all(
+            torch.equal(renamed[name].to(value.dtype).reshape(value.shape), value.cpu()) for name, value in own.items()
+        )
 
     @classmethod
     def from_single_file(

@@ -37,6 +37,8 @@ class Called(nn.Module):
         }
         if added := {name: given.pop(name) for name in ADDED if name in given}:
             given["added_cond_kwargs"] = added
+        for name in [name for name in given if "." in name]:  # one of several, which are given as a list
+            given.setdefault(name.partition(".")[0], []).append(given.pop(name))
         output = self.module(sample, timestep, **given)
         predicted = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
         if not isinstance(predicted, Tensor):

@@ -16,6 +16,7 @@ from anamorph.components import controlnet_interface
 from anamorph.config import Config
 from anamorph.guessing import guess_scales
 from anamorph.interface import Interface
+from anamorph.models.alone import Alone
 from anamorph.models.blocks import same_size
 from anamorph.models.conditioning import CLASS_TYPES
 from anamorph.models.levels import DOWN_BLOCKS, check_level, down_levels, kinds
@@ -68,7 +69,7 @@ def _zero(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-class ControlNetModel(Trunk):
+class ControlNetModel(Alone, Trunk):
     """Residuals for a UNet from x_t, t, a text and a picture: [B, C, h, w], t, [B, S, D], [B, 3, H, W]."""
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = MappingProxyType(

@@ -12,7 +12,7 @@ from anamorph.conditions import HINT, added_names, intrablock_ports, residual_po
 from anamorph.config import Config
 from anamorph.interface import Interface
 from anamorph.models.activations import ACTIVATIONS
-from anamorph.models.attention import Attention, renamed
+from anamorph.models.attention import Attention, SpatialTransformer, renamed
 from anamorph.models.base import Model
 from anamorph.models.blocks import ResnetBlock2D, same_size
 from anamorph.models.conditioning import add_embedding, addition, class_embedding, context, encoder_projection
@@ -22,6 +22,7 @@ from anamorph.models.told import Conditions, Joint, Text, Time, Times, give_plac
 from anamorph.models.unet_blocks import down_ways, timesteps
 from anamorph.models.unet_build import middle, style_of, waves
 from anamorph.native import KEYS, TEXT_KEYS, TEXT_VALUES, TIME_ROW, TIMES, is_branched, is_preparing, split, splits
+from anamorph.rewrites import SPLIT_EINSUM
 
 
 class Trunk(Model):
@@ -93,6 +94,9 @@ class Trunk(Model):
 
     def rewrite(self, names: Iterable[str]) -> None:
         super().rewrite(names)
+        for layer in self.modules():
+            if isinstance(layer, SpatialTransformer):
+                layer.split = SPLIT_EINSUM in self.rewrites
         if splits(self.rewrites):  # read here, so that compilers of `step` meet names and no interfaces
             parts = split(self._interface(), self.config, self.rewrites)
             self._takes = {

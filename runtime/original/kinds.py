@@ -109,7 +109,9 @@ def model_of(original: Original, class_name: str, *, ema: bool = False) -> Conve
 
     Raises CheckpointError: there is none.
     """
-    if original.below(*parts.UNET) and original.below(*parts.VAE):
+    if class_name == "ControlNetModel":
+        models = [model for model in (parts.controlnet(original),) if model is not None]
+    elif original.below(*parts.UNET) and original.below(*parts.VAE):
         models = list(recognise(original, ema=ema).models)
     else:
         alone = (parts.unet(original, ema=ema), parts.vae(original, SCALING), *parts.text_encoders(original))

@@ -37,6 +37,20 @@ def renamed(names: Iterable[str], places: Places, what: str) -> dict[str, str]:
     return found
 
 
+def controlnet_places(levels: int, layers: int, attention: Iterable[bool], hints: int) -> Places:
+    """A ControlNet's blocks: those of a UNet's way down, `hints` convolutions that read the picture, and what adds."""
+    last = 2 * (hints - 1)
+    places = unet_places(levels, layers, attention)
+    places |= {
+        f"input_hint_block.{2 * index}": f"controlnet_cond_embedding.blocks.{index - 1}" for index in range(hints)
+    }
+    places |= {"input_hint_block.0": "controlnet_cond_embedding.conv_in",
+               f"input_hint_block.{last}": "controlnet_cond_embedding.conv_out",
+               "middle_block_out.0": "controlnet_mid_block"}  # fmt: skip
+    states = 1 + levels * (layers + 1)
+    return places | {f"zero_convs.{index}.0": f"controlnet_down_blocks.{index}" for index in range(states)}
+
+
 def unet_places(levels: int, layers: int, attention: Iterable[bool]) -> Places:
     """A UNet's blocks: `layers` residual blocks per level, transformers on the levels where `attention` says so."""
     has = list(attention)

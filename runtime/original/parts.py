@@ -11,6 +11,9 @@ from anamorph.weights import Stored
 
 UNET = ("model.diffusion_model.", "diffusion_model.")
 EMA = "model_ema."
+CONTROL = ("control_model.",)
+HINT = "input_hint_block.0.weight"
+"""By which a ControlNet is known."""
 VAE = ("first_stage_model.", "vae.")
 IGNORED = ("logit_scale", "attn_mask", "position_ids")
 """Last steps of names that carry no weights."""
@@ -61,7 +64,7 @@ def unet(original: Original, *, ema: bool = False) -> Converted | None:
     Raises CheckpointError: there is no average, or the blocks are of another kind.
     """
     found = original.below(*UNET)
-    if not found and "input_blocks.0.0.weight" in original.tensors:
+    if not found and "input_blocks.0.0.weight" in original.tensors and HINT not in original.tensors:
         found = dict(original.tensors)
     if not found:
         return None
@@ -73,6 +76,34 @@ def unet(original: Original, *, ema: bool = False) -> Converted | None:
     places = names.unet_places(len(levels), levels[0].layers, [level.depth > 0 for level in levels])
     renamed = names.renamed(found, places, "UNet")
     return Converted("unet", "UNet2DConditionModel", config, {renamed[name]: found[name] for name in found})
+
+
+def controlnet(original: Original) -> Converted | None:
+    """The ControlNet, or None; also one with diffusers' names, as many files of a single model have it.
+
+    Raises CheckpointError: its blocks are of another kind.
+    """
+    found = original.below(*CONTROL)
+    if not found and HINT in original.tensors:
+        found = dict(original.tensors)
+    ours = not found and "controlnet_cond_embedding.conv_in.weight" in original.tensors
+    known = {name: tuple(value.values.shape) for name, value in (original.tensors if ours else found).items()}
+    if ours:
+        levels = shapes.count(known, "down_blocks")
+        looks = [shapes.count(known, f"down_blocks.{level}.attentions") > 0 for level in range(levels)]
+        hints = 2 + shapes.count(known, "controlnet_cond_embedding.blocks")
+        places = names.controlnet_places(levels, shapes.count(known, "down_blocks.0.resnets"), looks, hints)
+        before = names.renamed(known, {new: old for old, new in places.items()}, "ControlNet")
+        config = shapes.controlnet_config({before[name]: shape for name, shape in known.items()})
+        return Converted("controlnet", "ControlNetModel", config, dict(original.tensors))
+    if not found:
+        return None
+    config, unet_levels = shapes.controlnet_config(known), shapes.unet_levels(known)
+    looks = [level.depth > 0 for level in unet_levels]
+    hints = shapes.count(known, "input_hint_block") // 2 + 1
+    places = names.controlnet_places(len(unet_levels), unet_levels[0].layers, looks, hints)
+    renamed = names.renamed(found, places, "ControlNet")
+    return Converted("controlnet", "ControlNetModel", config, {renamed[name]: found[name] for name in found})
 
 
 def _averaged(original: Original, name: str) -> Stored:

@@ -49,6 +49,30 @@ def unet_levels(shapes: Shapes) -> list[Level]:
 
 def unet_config(shapes: Shapes) -> dict[str, Any]:
     """`config.json` of a UNet2DConditionModel; raises CheckpointError where a tensor that tells is missing."""
+    down = trunk_config(shapes)
+    turned = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
+    return {
+        **down,
+        "_class_name": "UNet2DConditionModel",
+        "out_channels": shape(shapes, "out.2.weight")[0],
+        "up_block_types": [turned[kind] for kind in reversed(down["down_block_types"])],
+    }
+
+
+def controlnet_config(shapes: Shapes) -> dict[str, Any]:
+    """`config.json` of a ControlNetModel; raises CheckpointError where a tensor that tells is missing."""
+    last = count(shapes, "input_hint_block") - 1
+    reading = [shape(shapes, f"input_hint_block.{index}.weight") for index in range(0, last, 4)]
+    return {
+        **trunk_config(shapes),
+        "_class_name": "ControlNetModel",
+        "conditioning_channels": reading[0][1],
+        "conditioning_embedding_out_channels": [each[0] for each in reading],
+    }
+
+
+def trunk_config(shapes: Shapes) -> dict[str, Any]:
+    """What both have in common: the way down, and what it looks at."""
     levels = unet_levels(shapes)
     attending = next((level for level in levels if level.depth), None)
     if attending is None:
@@ -59,13 +83,10 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
     depths = [level.depth or 1 for level in levels]
     depths[-1] = count(shapes, "middle_block.1.transformer_blocks")
     config: dict[str, Any] = {
-        "_class_name": "UNet2DConditionModel",
         "in_channels": shape(shapes, "input_blocks.0.0.weight")[1],
-        "out_channels": shape(shapes, "out.2.weight")[0],
         "block_out_channels": channels,
         "layers_per_block": levels[0].layers,
         "down_block_types": ["CrossAttnDownBlock2D" if level.depth else "DownBlock2D" for level in levels],
-        "up_block_types": ["CrossAttnUpBlock2D" if level.depth else "UpBlock2D" for level in reversed(levels)],
         "cross_attention_dim": shapes[first][1],
         "attention_head_dim": [width // HEAD_WIDTH for width in channels] if linear else HEADS,
         "use_linear_projection": linear,

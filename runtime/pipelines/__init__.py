@@ -1,14 +1,24 @@
 """Pipelines: pure orchestration over engines."""
 
+from anamorph.pipelines.adapter import StableDiffusionAdapterPipeline, StableDiffusionXLAdapterPipeline
 from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.conditioned import StableDiffusionDepth2ImgPipeline, StableDiffusionInstructPix2PixPipeline
+from anamorph.pipelines.controlnet import (
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
 from anamorph.pipelines.latent_consistency import (
     LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
 )
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.latent_text import LDMTextToImagePipeline
+from anamorph.pipelines.nets import MultiAdapter, MultiControlNetModel
 from anamorph.pipelines.outputs import PipelineOutput
 from anamorph.pipelines.stable_diffusion import (
     StableDiffusionImg2ImgPipeline,
@@ -35,7 +45,13 @@ __all__ = [
     "LatentConsistencyModelImg2ImgPipeline",
     "LatentConsistencyModelPipeline",
     "LatentDiffusion",
+    "MultiAdapter",
+    "MultiControlNetModel",
     "PipelineOutput",
+    "StableDiffusionAdapterPipeline",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline",
+    "StableDiffusionControlNetPipeline",
     "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
@@ -43,6 +59,10 @@ __all__ = [
     "StableDiffusionLatentUpscalePipeline",
     "StableDiffusionPipeline",
     "StableDiffusionUpscalePipeline",
+    "StableDiffusionXLAdapterPipeline",
+    "StableDiffusionXLControlNetImg2ImgPipeline",
+    "StableDiffusionXLControlNetInpaintPipeline",
+    "StableDiffusionXLControlNetPipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLPipeline",

@@ -11,6 +11,7 @@ from PIL import Image
 from anamorph.arrays import to_numpy
 from anamorph.errors import InputError
 from anamorph.noise import NoiseSource, SeededNoise, TorchNoise
+from anamorph.pipelines.controlling import Following, brought_controls, fitted_controls, followed_size
 from anamorph.pipelines.cropping import Box, region
 from anamorph.pipelines.pictures import (
     Fit,
@@ -58,6 +59,8 @@ class Job:
     """Encoded texts, by the name of the argument."""
     sources: Sources = field(default_factory=Sources)
     overlay: Overlay | None = None
+    controls: tuple[NDArray[np.float32], ...] = ()
+    """For each net, the pictures that it follows, [1 or prompts, C, H, W]."""
 
     @property
     def noise(self) -> NoiseSource:
@@ -77,7 +80,7 @@ class Limits:
 
     `factor` is the number of pixels per latent along one side, `side` the model's own size; `pooled` is the width of
     pooled texts, None where the denoiser takes none. Pictures come out `scale` times as large as the one that they
-    start from, where that is not None. An `inpainting` denoiser looks at what stays.
+    start from, where that is not None. An `inpainting` denoiser looks at what stays. `following` are the nets.
     """
 
     factor: int
@@ -89,6 +92,7 @@ class Limits:
     pooled: int | None = None
     scale: int | None = None
     inpainting: bool = False
+    following: Following | None = None
 
 
 def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFields) -> Job:
@@ -107,7 +111,10 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFiel
     prompts = ("",) * len(embeds["prompt_embeds"]) if given is None else as_texts(given, "prompt")
     images = len(prompts) * call["num_images_per_prompt"]
     brought = _brought(call, limits, needs)
-    height, width = _size(call, limits, brought)
+    controls: tuple[Given, ...] = ()
+    if limits.following is not None:
+        controls = brought_controls(call, limits.following)
+    height, width = _size(call, limits, brought, controls)
     request = Request(
         prompts, negatives_for(len(prompts), call["negative_prompt"]), height, width, call["num_inference_steps"],
         float(call["guidance_scale"]), call["num_images_per_prompt"], float(call["eta"]), seeds_of(call, images),
@@ -125,7 +132,10 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFiel
         raise InputError("image holds latents; give masked_image_latents, too, at which this model looks")
     sources = replace(sources, depth=_depth(call, needs, shape, images))
     latents = None if call["latents"] is None else _latents(call["latents"], "latents", (images, *shape))
-    return Job(request, call["generator"], latents, embeds, sources, overlay)
+    fitted: tuple[NDArray[np.float32], ...] = ()
+    if limits.following is not None:
+        fitted = fitted_controls(controls, fit, (call["height"], call["width"]), limits.following, len(prompts))
+    return Job(request, call["generator"], latents, embeds, sources, overlay, fitted)
 
 
 def _frozen(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
@@ -228,13 +238,16 @@ def _brought(call: Arguments, limits: Limits, needs: Sequence[str]) -> _Brought:
     return _Brought(image, mask)
 
 
-def _size(call: Arguments, limits: Limits, brought: _Brought) -> tuple[int, int]:
-    """Height and width of the pictures; without a mask, a source's own size counts."""
+def _size(call: Arguments, limits: Limits, brought: _Brought, controls: Sequence[Given]) -> tuple[int, int]:
+    """Height and width of the pictures; without a mask, a source's own size counts, and that of a control picture."""
     scale = limits.scale or 1
     if brought.image is not None and is_latent(brought.image, limits.latent_channels):
         size = (brought.image.size[0] * limits.factor * scale, brought.image.size[1] * limits.factor * scale)
         if any(side not in (None, own) for side, own in zip((call["height"], call["width"]), size, strict=True)):
             raise InputError(f"image holds latents of {size[0]}x{size[1]} pixels; leave height and width out")
+    elif limits.following is not None:
+        first = controls if brought.image is None else (brought.image,)
+        size = followed_size(first, call["height"], call["width"], limits.following.multiple)
     elif brought.image is not None and brought.mask is None:
         own = own_size(brought.image, limits.factor)
         size = (own[0] * scale, own[1] * scale)

@@ -11,6 +11,16 @@ FAMILIES: tuple[tuple[str | None, str | None, str | None], ...] = (
     ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
     ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
     ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline", None),
+    (
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
+    ),
+    (
+        "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+        "StableDiffusionXLControlNetInpaintPipeline",
+    ),
 )
 """Names of the classes that share their components, one per entry of TASKS."""
 ALONE: Mapping[str, str] = {
@@ -34,6 +44,28 @@ def tasks_of_class(class_name: str) -> dict[str, str]:
     return {ALONE[class_name]: class_name} if class_name in ALONE else {}
 
 
+WITH: Mapping[str, str] = {"controlnet": "ControlNet", "adapter": "Adapter"}
+"""Place of nets in a pipeline -> what stands for them in the name of its class."""
+
+
+def with_nets(class_name: str, place: str) -> str:
+    """The class that does the same along pictures; raises ConfigError: there is none."""
+    base, task = next(
+        ((class_name.removesuffix(ending), ending) for ending in ("Img2ImgPipeline", "InpaintPipeline", "Pipeline")
+         if class_name.endswith(ending)), (class_name, ""),
+    )  # fmt: skip
+    name = class_name if base.endswith(WITH[place]) else f"{base}{WITH[place]}{task}"
+    if name in DiffusionPipeline.registry:
+        return name
+    raise ConfigError(f"there is no pipeline that does what {class_name} does with {place}")
+
+
+def without_nets(class_name: str) -> str:
+    """The class that does the same along no picture."""
+    name = class_name.replace("ControlNet", "").replace("Adapter", "")
+    return name if name in DiffusionPipeline.registry else class_name
+
+
 class AutoPipeline(DiffusionPipeline, public=False):
     """Base of the three below; a subclass says which of TASKS it is for."""
 
@@ -43,9 +75,11 @@ class AutoPipeline(DiffusionPipeline, public=False):
         _refuse(type(self).__name__)
 
     @classmethod
-    def _class_for(cls, class_name: str, where: str) -> type[DiffusionPipeline]:
+    def _class_for(cls, class_name: str, where: str, given: Mapping[str, Any] | None = None) -> type[DiffusionPipeline]:
         name = tasks_of_class(class_name).get(TASKS[cls.WHICH]) if class_name not in ALONE else None
         if name is not None:
+            for place in set(WITH) & set(given or {}):
+                name = without_nets(name) if (given or {})[place] is None else with_nets(name, place)
             return cls.registry[name]
         raise ConfigError(f"{where} is a {class_name}, for which there is no pipeline for {TASKS[cls.WHICH]}")
 

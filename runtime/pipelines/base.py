@@ -22,6 +22,7 @@ from anamorph.pipelines.decoding import held_back
 from anamorph.pipelines.denoiser import Denoiser, Opened
 from anamorph.pipelines.loaded import Loaded
 from anamorph.pipelines.loading import Given, Wishes, as_component, completed, open_component
+from anamorph.pipelines.nets import filled, several_of, spread, unpacked
 from anamorph.pipelines.opening import Opening
 from anamorph.pipelines.outputs import PipelineOutput, check_output_type, finish_images
 from anamorph.pipelines.registered import Registering
@@ -86,15 +87,16 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
 
         Raises InputError: one is missing, strange or of another kind. Raises ConfigError: they do not fit together.
         """
-        given = {**dict(zip(self.SLOTS, components, strict=False)), **named}
-        check_given(type(self).__name__, self.SLOTS, tuple(self.OPTIONS), given)
+        given = unpacked(self.SLOTS, {**dict(zip(self.SLOTS, components, strict=False)), **named})
+        self.slots = spread(self.SLOTS, given)
+        check_given(type(self).__name__, self.slots, tuple(self.OPTIONS), given)
         if missing := [name for name, slot in self.SLOTS.items() if not slot.optional and name not in given]:
             raise InputError(f"{type(self).__name__} needs {', '.join(missing)}; pass every component")
         self.origin = origin
         self.options = {name: given.get(name, default) for name, default in self.OPTIONS.items()}
         self._given = Given(backend, device, torch_dtype, rewrites, backend_options, trust_remote_code)
         self._models: dict[str, Loaded] = {}
-        for name, slot in self.SLOTS.items():
+        for name, slot in self.slots.items():
             value = given.get(name)
             if slot.kind != "model":
                 setattr(self, name, value)
@@ -107,8 +109,11 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
             log.warning("this checkpoint asks for a safety checker and has none here: pictures are not screened")
 
     @classmethod
-    def _class_for(cls, class_name: str, where: str) -> type["DiffusionPipeline"]:
-        """The class that opens what calls itself `class_name`; `where` is what errors name."""
+    def _class_for(
+        cls, class_name: str, where: str, given: Mapping[str, Any] | None = None
+    ) -> type["DiffusionPipeline"]:
+        """See `Opening._class_for`."""
+        del given
         if cls is not DiffusionPipeline:
             return cls
         if class_name not in cls.registry:
@@ -118,23 +123,24 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         return cls.registry[class_name]
 
     def _open(self, name: str, value: Any) -> Loaded:
-        slot = self.SLOTS[name]
+        slot = self.slots[name]
         refining = bool(self.options.get("requires_aesthetics_score"))
         component = as_component(name, value, slot.classes, refining, self._models.get(name))
-        wanted = [part for part, owner in parts_of(self.SLOTS).items() if owner == name]
         if isinstance(component, Loaded):
-            return completed(component, wanted, self._given)
-        return open_component(component, wanted, self._wishes, slot.wide)
+            return completed(component.placed(name), self._parts(name), self._wishes)
+        return open_component(component, self._parts(name), self._wishes, slot.wide, name)
+
+    def _parts(self, name: str) -> list[str]:
+        return [part for part, owner in parts_of(self.slots).items() if owner == name]
 
     @property
     def _wishes(self) -> Wishes:
-        return Wishes.of(self._given, [*models(self.SLOTS), *parts_of(self.SLOTS)])
+        return Wishes.of(self._given, [*models(self.slots), *parts_of(self.slots)])
 
     def _opener(self, name: str) -> Open:
         """How a component is opened as this pipeline does now, for other adapters."""
-        wanted = [part for part, owner in parts_of(self.SLOTS).items() if owner == name]
-        wishes, wide = self._wishes, self.SLOTS[name].wide
-        return lambda component: open_component(component, wanted, wishes, wide).programs
+        parts, wishes, wide = self._parts(name), self._wishes, self.slots[name].wide
+        return lambda component: open_component(component, parts, wishes, wide, name).programs
 
     def _check_rewrites(self) -> None:
         """Raise InputError where a rewrite that was wished for by its name is not in force."""
@@ -149,13 +155,20 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         That is the PyTorch model with its layers, where PyTorch runs it, and else the opened component.
         """
         if name in models(type(self).SLOTS) and "_models" in vars(self):
-            return None if name not in self._models else self._models[name].shown
+            shown = [self._models[each].shown for each in filled(type(self).SLOTS, name, self._models)]
+            return several_of(type(self).SLOTS[name].several, shown) if len(shown) > 1 else next(iter(shown), None)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A model in a place of this pipeline is opened, like one that the constructor is given."""
         if name in models(type(self).SLOTS):
-            self._models[name] = self._open(name, value)
+            given = unpacked(self.SLOTS, {name: value})
+            self.slots = spread(self.SLOTS, [*self._models, *given])
+            opened = {each: self._open(each, one) for each, one in given.items()}
+            for stale in filled(self.SLOTS, name, self._models):
+                del self._models[stale]
+            self._models |= opened
+            self.slots = spread(self.SLOTS, self._models)
         else:
             super().__setattr__(name, value)
 
@@ -248,6 +261,10 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         """How many times larger pictures come out than the one that they start from; `factor` is pixels per latent."""
         return 1
 
+    def pictures_of(self, name: str) -> int:  # noqa: ARG002 - those that follow pictures ask
+        """How many pictures the argument `name` of `needs` holds for each that is drawn."""
+        return 1
+
     def program(self, part: str, scale: float = 1.0) -> Program:
         """The opened part of that name, in whose calls adapters count `scale` times."""
         found = next(loaded.programs[part] for loaded in self._models.values() if part in loaded.programs)
@@ -292,7 +309,7 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
     def components(self) -> dict[str, Any]:
         """All components by name, None where one is absent; another pipeline built from them shares their weights."""
         declared = {name: self._models.get(name) if slot.kind == "model" else getattr(self, name)
-                    for name, slot in self.SLOTS.items()}  # fmt: skip
+                    for name, slot in self.slots.items()}  # fmt: skip
         return {**declared, **self._registered}
 
     @property

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +17,21 @@ from anamorph.native import CACHING, DEEP, in_steps, is_branched
 WINDOW = 64
 """Steps whose time projections are held at a time; SDXL's take 3.5 MB for each picture and branch."""
 
-Predict = Callable[[int, Array], Array]
-"""From the number of a step and its scaled samples [M, C, ...] to predictions [branches M, C_out, ...]."""
+NOTHING: Mapping[str, Array] = MappingProxyType({})
+
+
+class Predict(Protocol):
+    """What predicts at each step."""
+
+    def __call__(self, n: int, sample: Array, added: Mapping[str, Array] = NOTHING) -> Array:
+        """From the number of a step and its scaled samples [M, C, ...] to predictions [branches M, C_out, ...].
+
+        `added` are optional inputs, [branches M, ...].
+        """
+
+
+Call = Callable[[int, Array, Mapping[str, Array]], dict[str, Array]]
+"""From the number of a step, its scaled samples and optional inputs to every output, [branches M, ...]."""
 
 
 Refresh = int | float
@@ -92,10 +106,23 @@ class Opened:
         """See `Denoiser.shares`."""
         return is_branched(self.interface.outputs[0])
 
+    @property
+    def takes(self) -> frozenset[str]:
+        """Names of all inputs of the part that steps, and of the one that prepares."""
+        ports = (*self.interface.inputs, *(() if self.prepares is None else self.prepares.inputs))
+        return frozenset(port.name for port in ports)
+
     def prepare(
         self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int, refresh: Refresh | None = None
     ) -> Predict:
-        """See `Denoiser.prepare`; long schedules are prepared in windows, so that memory does not grow with them."""
+        """See `Denoiser.prepare`."""
+        call = self.calls(timesteps, conditions, branches, refresh)
+        return lambda n, sample, added=NOTHING: call(n, sample, added)["out_sample"]
+
+    def calls(
+        self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int, refresh: Refresh | None = None
+    ) -> Call:
+        """The same with all outputs; long schedules are prepared in windows, so that memory does not grow with them."""
         takes = {port.name: is_branched(port) for port in self.interface.inputs}
         rows = () if self.prepares is None else {port.name for port in self.prepares.outputs if in_steps(port)}
 
@@ -108,20 +135,22 @@ class Opened:
             given = self._told(part, conditions)
             return {name: dealt(name, value) for name, value in given.items()}
 
-        def inputs(n: int, sample: Array) -> dict[str, Array]:
+        def inputs(n: int, sample: Array, added: Mapping[str, Array]) -> dict[str, Array]:
             window, index = divmod(n, WINDOW)
             given = {name: value[index] if name in rows else value for name, value in told(window).items()}
             if "timestep" in takes:
                 given["timestep"] = self.arrays.put(np.array(timesteps[n], np.float32))
-            return {"sample": sample, **given}
+            # What is the same for every branch enters as often as the samples do.
+            more = {name: dealt(name, value) if takes[name] else value[: len(sample)] for name, value in added.items()}
+            return {"sample": sample, **given, **more}
 
-        call = self._cached(refresh) if refresh is not None else lambda _, given: self.step(given)
+        step = self._cached(refresh) if refresh is not None else lambda _, given: self.step(given)
 
-        def predict(n: int, sample: Array) -> Array:
-            out = call(n, inputs(n, sample))["out_sample"]
-            return out.reshape(-1, *out.shape[2:]) if self.shares else out
+        def call(n: int, sample: Array, added: Mapping[str, Array]) -> dict[str, Array]:
+            outputs = step(n, inputs(n, sample, added))
+            return {name: out.reshape(-1, *out.shape[2:]) if self.shares else out for name, out in outputs.items()}
 
-        return predict
+        return call
 
     def _cached(self, refresh: Refresh) -> Callable[[int, Mapping[str, Array]], dict[str, Array]]:
         """A step that computes the last layer alone, with what lay deep in the last full one, until `refresh`."""

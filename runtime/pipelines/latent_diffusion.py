@@ -14,6 +14,7 @@ from anamorph.hub import HubOptions
 from anamorph.pipelines import watermark
 from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.controlling import Following
 from anamorph.pipelines.decoding import decoded
 from anamorph.pipelines.learned_words import forget, teach
 from anamorph.pipelines.loaded import divided
@@ -108,7 +109,13 @@ class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
         return Limits(
             factor, self._config("unet")["sample_size"] * factor, vae["in_channels"], latent_channels(vae),
             *self._text_sizes(), None if self.TASK.scale is None else self.source_scale(factor), self._inpainting,
+            self._following,
         )  # fmt: skip
+
+    @property
+    def _following(self) -> Following | None:
+        """The nets whose pictures a call follows, if there are any."""
+        return None
 
     @property
     def _inpainting(self) -> bool:
@@ -125,14 +132,17 @@ class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
         )
 
     def _job(self, call: Arguments) -> Job:
-        more = partial(self.FAMILY.more, options=self.options, encoders=len(self.encoders))
         profile = self._models[self.DENOISER].profile
         if call["step_caching"] is None and profile is not None:
             call = {**call, "step_caching": profile.step_caching}
-        job = job_of(call, self._limits(), self.TASK.needs, more)
+        job = job_of(call, self._limits(), self.TASK.needs, self._more)
         if self.options.get("add_watermarker"):
             watermark.check(job.request.width)
         return job
+
+    def _more(self, call: Arguments, prompts: int) -> dict[str, Any]:
+        """Further fields of a call's request; raises InputError."""
+        return self.FAMILY.more(call, prompts, options=self.options, encoders=len(self.encoders))
 
     def plan(self, job: Job) -> Plan:
         request, unet = job.request, self._config("unet")
@@ -170,7 +180,7 @@ class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
             start.joined,
             start.after,
             self.ALIKE,
-            request.step_caching,
+            refresh=request.step_caching,
         )
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__

@@ -49,7 +49,17 @@ class Loaded:
     programs: dict[str, Program]
     notes: Mapping[str, str] = field(default_factory=dict)
     sparing: Sparing = field(default_factory=Sparing)
+    place: str | None = None
+    """What the pipeline calls it, and its parts, where that is not the component's own name."""
     profile: Profile | None = None
+
+    def placed(self, name: str) -> "Loaded":
+        """The same in another place of a pipeline."""
+        before = self.place or self.component.name
+        if name == before:
+            return self
+        programs = {renamed_part(part, before, name): program for part, program in self.programs.items()}
+        return replace(self, programs=programs, place=name)
 
     @property
     def config(self) -> Config:
@@ -65,7 +75,7 @@ class Loaded:
     def placement(self) -> dict[str, Placement]:
         """Part name -> what really runs where."""
         placed = {part: program.placement for part, program in self.programs.items()}
-        return {part: replace(one, details={**one.details, **self.notes}) for part, one in placed.items()}
+        return {part: replace(one, part=part, details={**one.details, **self.notes}) for part, one in placed.items()}
 
     def enable_slicing(self) -> None:
         """Take the pictures of a batch one after another, on every engine; the results are the same."""
@@ -133,6 +143,11 @@ class Loaded:
         """Ask the programs of all parts to take memory otherwise; None, or one sentence on why one does not."""
         answers = [f"{part}: {why}" for part, one in self.programs.items() if (why := one.spare(saving)) is not None]
         return "; ".join(answers) or None
+
+
+def renamed_part(part: str, before: str, after: str) -> str:
+    """What a part that is called after its component's place is called in another place; others stay."""
+    return after + part.removeprefix(before) if part == before or part.startswith(f"{before}_") else part
 
 
 def noted(reason: str | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.artifact import Artifact
-from anamorph.checkpoint import Checkpoint, Source, component_config, open_checkpoint
+from anamorph.checkpoint import ALONE, Checkpoint, Source, component_config, open_checkpoint
 from anamorph.components import UNEXPORTED, Component, interfaces
 from anamorph.config import Config
 from anamorph.engine import PRECISIONS, Backend, Program, Target
@@ -17,7 +17,7 @@ from anamorph.exporting import cached_export
 from anamorph.guard import check_target, open_parts, places_here
 from anamorph.guard import missing as lacking
 from anamorph.native import preparing, shallow
-from anamorph.pipelines.loaded import Loaded, Shown
+from anamorph.pipelines.loaded import Loaded, Shown, renamed_part
 from anamorph.plugins import choose_backend, get_backend, get_exporter, list_backends
 from anamorph.profiles import Profile, applying
 from anamorph.rewrites import Wish, fitting, wanted
@@ -104,8 +104,12 @@ class Wishes:
         device = _pick(self.device, component.name, part) or next(iter(places))
         profile = self.profile_of(component, part)
         precision = _pick(self.precision, component.name, part) or (None if profile is None else profile.precision)
-        options = tuple(sorted(_pick(self.options, component.name, part).items()))
-        return Target(device, precision or places.get(device, tuple(PRECISIONS))[0], options, self.trusted)
+        chosen = precision or places.get(device, tuple(PRECISIONS))[0]
+        return Target(device, chosen, self.options_of(component, part), self.trusted)
+
+    def options_of(self, component: Component, part: str) -> tuple[tuple[str, str], ...]:
+        """What the engine of one part is told beside that."""
+        return tuple(sorted(_pick(self.options, component.name, part).items()))
 
 
 def single_wish(wishes: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
@@ -126,19 +130,24 @@ def precision_name(value: Any) -> str:
     return name
 
 
-def open_component(component: Component, parts: Sequence[str], wishes: Wishes, wide: bool = False) -> Loaded:
+def open_component(
+    component: Component, parts: Sequence[str], wishes: Wishes, wide: bool = False, place: str | None = None
+) -> Loaded:
     """Open `parts`; those that go to the same engine and target are opened together and share their weights.
 
+    `place` is what the pipeline calls the component, and its parts after it, where that is not its own name.
     A `wide` component whose configuration says `force_upcast` runs in float32 unless float16 is wished for it by name.
     One that no exporter writes runs where checkpoints are opened, unless another engine is wished for it by name.
     """
     groups: dict[tuple[str, Target], tuple[Backend, list[str]]] = {}
     notes: dict[str, str] = {}
+    place = place or component.name
+    asking = replace(component, name=place)
     for part in parts:
-        backend = wishes.backend_of(component, part)
-        target = wishes.target_of(component, part, backend)
+        backend = wishes.backend_of(asking, part)
+        target = wishes.target_of(asking, part, backend)
         if component.class_name in UNEXPORTED and CHECKPOINT not in backend.formats:
-            if {part, component.name} & set(wishes.backend):
+            if {part, place} & set(wishes.backend):
                 raise BackendError(
                     f"{part} cannot be exported for engine {backend.name}; name one that opens checkpoints"
                 )
@@ -147,22 +156,22 @@ def open_component(component: Component, parts: Sequence[str], wishes: Wishes, w
             device, precisions = next(iter(places_here(backend).items()))
             target = Target(device, precisions[0])
             log.info("%s: engine %s (%s), as no exporter writes it", part, backend.name, reason)
-        named = {part, component.name} & set(wishes.precision)
+        named = {part, place} & set(wishes.precision)
         if target.precision == "float16" and wide and component.config.get("force_upcast") and not named:
             log.info("%s: kept in float32, as it overflows in float16; name it in torch_dtype to insist", part)
             target = replace(target, precision="float32")
             notes["instead of"] = "float16"
-        groups.setdefault((backend.name, target), (backend, []))[1].append(part)
+        groups.setdefault((backend.name, target), (backend, []))[1].append(renamed_part(part, place, component.name))
     programs: dict[str, Program] = {}
     profile: Profile | None = None
     for (_, target), (backend, names) in groups.items():
         check_target(backend, target)  # before anything is exported
-        profile = wishes.profile_of(component, names[0])
+        profile = wishes.profile_of(asking, names[0])
         readable = _tuned(component, profile) or _readable(component, backend, wishes.rewrites or _rewrites(profile))
         beside = [more for name in names for more in (preparing(name), shallow(name))]
         further = [more for more in beside if more in readable.parts]
         programs |= open_parts(backend, readable, [*names, *further], target)
-    return Loaded(component, programs, notes, profile=profile)
+    return Loaded(component, programs, notes, profile=profile).placed(place)
 
 
 def _rewrites(profile: Profile | None) -> Wish:
@@ -177,16 +186,16 @@ def _tuned(component: Component, profile: Profile | None) -> Component | None:
     return _exported(component, open_checkpoint(Source(profile.folder), made_from=component.checkpoint.folder))
 
 
-def completed(loaded: Loaded, parts: Sequence[str], given: Given) -> Loaded:
+def completed(loaded: Loaded, parts: Sequence[str], wishes: Wishes) -> Loaded:
     """A component that another pipeline opened, with `parts` beside what it has; they go where its first part runs."""
     missing = [part for part in parts if part not in loaded.programs]
     if not missing:
         return loaded
     placed = next(iter(loaded.programs.values())).placement
     backend = get_backend(placed.engine)
-    readable = _readable(loaded.component, backend, given.rewrites)
-    target = replace(Wishes.of(given, [*loaded.programs, *missing, loaded.component.name]).target_of(
-        loaded.component, missing[0], backend), device=placed.device, precision=placed.precision)  # fmt: skip
+    readable = _readable(loaded.component, backend, wishes.rewrites)
+    options = wishes.options_of(loaded.component, missing[0])
+    target = Target(placed.device, placed.precision, options, wishes.trusted)
     more = open_parts(backend, readable, missing, target)
     return replace(loaded, programs={**loaded.programs, **more})
 
@@ -205,7 +214,7 @@ def _readable(component: Component, backend: Backend, rewrites: Wish) -> Compone
             f"engine {backend.name} opens {opens}, but {component.artifact.folder} is {component.content}; "
             f"name the checkpoint, or leave the backend to auto"
         )
-    if component.checkpoint is None:
+    if component.checkpoint is None or (component.module is not None and not component.module.as_stored()):
         raise BackendError(
             f"engine {backend.name} opens {opens}, but {component.name} is a module; save the pipeline with "
             "save_pretrained and load that folder"
@@ -246,6 +255,7 @@ def as_component(
     Raises InputError: something else than a component or one of our PyTorch models, or a model of a wrong class.
     """
     value = value.loaded if isinstance(value, Shown) else value
+    value = alone(value, class_names) if isinstance(value, str | Path) else value
     if isinstance(value, Component | Loaded):
         given = value.component if isinstance(value, Loaded) else value
         if given.class_name not in class_names:
@@ -259,7 +269,20 @@ def as_component(
         return called
     if kind not in class_names or not isinstance(config, Config):
         raise InputError(f"{name} is a {kind}, expected a model of anamorph: {' or '.join(class_names)}")
-    return Component(name, kind, config, module=value, refining=refining)
+    component = Component(name, kind, config, module=value, refining=refining)
+    if kind in ALONE and value.origin is not None:
+        folder, variant = value.origin
+        opened = open_checkpoint(Source(str(folder), variant=variant))
+        return replace(component, name=ALONE[kind], checkpoint=opened)
+    return component
+
+
+def alone(source: str | Path, class_names: Sequence[str]) -> Component:
+    """The only model of a folder or hub id, of a checkpoint or exported; raises ConfigError: one of another class."""
+    opened = open_checkpoint(Source(str(source)))
+    if opened.class_name not in class_names:
+        raise ConfigError(f"{opened.folder} is a {opened.class_name}, expected {' or '.join(class_names)}")
+    return read_component(opened, next(iter(opened.components)), class_names)
 
 
 def _called(name: str, value: Any, class_names: Sequence[str], replaced: Loaded | None) -> Component | None:
@@ -311,9 +334,9 @@ def read_component(checkpoint: Checkpoint, name: str, class_names: Sequence[str]
 
 
 def _exported_folder(artifact: Artifact, name: str) -> Path:
-    for part in artifact.parts.values():
-        if part.component == name:
-            return (artifact.folder / part.file).parent
+    for part, record in artifact.parts.items():
+        if record.component == name:
+            return artifact.folder / part
     raise ArtifactError(f"{artifact.folder} holds no part of {name}; export the checkpoint again")
 
 

@@ -8,6 +8,7 @@ from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
 from anamorph.components import Component
 from anamorph.pipelines.custom import custom_class
 from anamorph.pipelines.loading import settle_variant
+from anamorph.pipelines.nets import place_of, spread, unpacked
 from anamorph.pipelines.registered import built
 from anamorph.pipelines.slots import Slots, check_given, check_slots, read_slot
 from anamorph.rewrites import Wish
@@ -25,8 +26,13 @@ class Opening:
     OPTIONS: ClassVar[Mapping[str, Any]]
 
     @classmethod
-    def _class_for(cls, class_name: str, where: str) -> type["DiffusionPipeline"]:
-        """The class that opens what calls itself `class_name`; `where` is what errors name."""
+    def _class_for(
+        cls, class_name: str, where: str, given: Mapping[str, Any] | None = None
+    ) -> type["DiffusionPipeline"]:
+        """The class that opens what calls itself `class_name`; `where` is what errors name.
+
+        Of the components that are `given`, nets ask for a class that has a place for them.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -67,7 +73,7 @@ class Opening:
         if custom_pipeline is not None:
             kind = custom_class(custom_pipeline, trusted=trust_remote_code)
         else:
-            kind = cls._class_for(checkpoint.class_name, str(checkpoint.folder))
+            kind = cls._class_for(checkpoint.class_name, str(checkpoint.folder), components)
         return kind.from_checkpoint(
             checkpoint, components, use_safetensors, backend=backend, device=device, torch_dtype=torch_dtype,
             rewrites=rewrites, backend_options=backend_options, trust_remote_code=trust_remote_code,
@@ -86,15 +92,18 @@ class Opening:
         if not cls.SLOTS:
             opened: Self = built(kind, checkpoint, components, use_safetensors, wishes)
             return opened
-        check_given(cls.__name__, cls.SLOTS, tuple(cls.OPTIONS), components)
-        check_slots(cls.__name__, cls.SLOTS, checkpoint)
-        found = {name: read_slot(checkpoint, name, slot) for name, slot in cls.SLOTS.items() if name not in components}
+        given = unpacked(cls.SLOTS, components)
+        check_given(cls.__name__, spread(cls.SLOTS, given), tuple(cls.OPTIONS), given)
+        slots = spread(cls.SLOTS, checkpoint.components)
+        check_slots(cls.__name__, slots, checkpoint)
+        stored = {name: slot for name, slot in slots.items() if place_of(cls.SLOTS, name) not in components}
+        found = {name: read_slot(checkpoint, name, slot) for name, slot in stored.items()}
         settled = settle_variant([value for value in found.values() if isinstance(value, Component)])
         for component in settled if use_safetensors is not None and checkpoint.artifact is None else ():
             check_form(find_weights(component.stored, component.stem, component.variant), use_safetensors)
         found |= {component.name: component for component in settled}
         options = {name: checkpoint.settings[name] for name in cls.OPTIONS if name in checkpoint.settings}
-        made: Self = kind(**{**options, **found, **components}, **wishes, origin=checkpoint)
+        made: Self = kind(**{**options, **found, **given}, **wishes, origin=checkpoint)
         return made
 
     @classmethod
@@ -143,8 +152,14 @@ class Opening:
         `components` replace components or settings. What this class has no place for is left out.
         Raises InputError: a component is missing. Raises ConfigError: the components do not fit this class.
         """
-        kind = cls._class_for(type(pipeline).__name__, "the pipeline")
-        check_given(kind.__name__, kind.SLOTS, tuple(kind.OPTIONS), components)
-        shared = {name: value for name, value in pipeline.components.items() if name in kind.SLOTS}
+        kind = cls._class_for(type(pipeline).__name__, "the pipeline", components)
+        components = {name: value for name, value in components.items() if value is not None or name in kind.SLOTS}
+        given = unpacked(kind.SLOTS, components)
+        check_given(kind.__name__, spread(kind.SLOTS, given), tuple(kind.OPTIONS), given)
+        places = {name: place_of(kind.SLOTS, name) for name in pipeline.components}
+        shared = {
+            name: value for name, value in pipeline.components.items()
+            if places[name] in kind.SLOTS and places[name] not in components
+        }  # fmt: skip
         settings = {name: value for name, value in pipeline.options.items() if name in kind.OPTIONS}
-        return kind(**{**settings, **shared, **components}, **vars(pipeline._given), origin=pipeline.origin)
+        return kind(**{**settings, **shared, **given}, **vars(pipeline._given), origin=pipeline.origin)

@@ -94,6 +94,22 @@ def read_pictures(value: Any, channels: int, latent_channels: int) -> Given:
     return given
 
 
+def read_controls(value: Any, name: str, channels: int) -> Given:
+    """Pictures that a net follows, as `read_pictures` takes them, in any mode; arrays may leave 0..1, as masks do.
+
+    Raises InputError: something else, or other channels.
+    """
+    given = _read(value, name, _picture_layout(None))
+    if given.array is None:
+        return Given(name, tuple(image.convert("RGB" if channels == 3 else "L") for image in given.images))
+    if given.array.shape[1] != channels:
+        raise InputError(
+            f"{name} has {given.array.shape[1]} channels, expected {channels}; NumPy arrays are [B, H, W, C], torch "
+            "tensors [B, C, H, W]"
+        )
+    return given
+
+
 def is_latent(given: Given, latent_channels: int) -> bool:
     """Whether these are latents, which are not encoded again."""
     return given.array is not None and given.array.shape[1] == latent_channels
@@ -200,7 +216,7 @@ def _batch(item: Any, name: str, layout: Layout) -> F32:
     return values
 
 
-def _picture_layout(latent_channels: int) -> Layout:
+def _picture_layout(latent_channels: int | None) -> Layout:
     def layout(array: F32, tensor: bool, name: str) -> F32:
         if array.ndim not in (3, 4):
             raise InputError(f"{name} has shape {list(array.shape)}, expected three or four dimensions")

@@ -55,6 +55,12 @@ class Request:
     long_prompts: bool | None = None
     original_inference_steps: int | None = None
     guidance_interval: tuple[float, float] | None = None
+    controlnet_conditioning_scale: tuple[float, ...] | None = None
+    control_guidance_start: tuple[float, ...] | None = None
+    control_guidance_end: tuple[float, ...] | None = None
+    guess_mode: bool | None = None
+    adapter_conditioning_scale: tuple[float, ...] | None = None
+    adapter_conditioning_factor: float | None = None
     step_caching: int | float | None = None
 
     @property

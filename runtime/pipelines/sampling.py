@@ -9,6 +9,7 @@ from anamorph.engine import Program
 from anamorph.errors import InputError, NumericalError
 from anamorph.native import is_branched
 from anamorph.noise import NoiseSource
+from anamorph.pipelines.controls import Added, Control, total
 from anamorph.pipelines.denoiser import Denoiser, Predict, Refresh
 from anamorph.schedulers import Table, advance
 
@@ -89,8 +90,8 @@ class Plan:
 
     Conditions, and the arrays `beside` them, are there for every branch, [branches * N, ...]. Those that are named in
     `joined` are further channels of the latents that the denoiser sees; `after` has the last word on the latents of a
-    step, and looks at others. `alike` says whether all branches see the same samples. `refresh`, where it is given,
-    says when steps are computed in full.
+    step, and looks at others. `alike` says whether all branches see the same samples. `controls` add to the denoiser's
+    states. `refresh`, where it is given, says when steps are computed in full.
     """
 
     table: Table
@@ -102,6 +103,7 @@ class Plan:
     joined: tuple[str, ...] = ()
     after: AfterStep | None = None
     alike: bool = True
+    controls: tuple[Control, ...] = ()
     refresh: Refresh | None = None
 
 
@@ -179,7 +181,7 @@ def denoise(plan: Plan, denoiser: Denoiser) -> Generator[Step, Changes | None, A
     """Run the scheduler's table; yields after every row and takes `Changes` by `send`. Returns the last latents."""
     table, guidance, arrays, alike = plan.table, plan.guidance, denoiser.arrays, plan.alike
     timesteps = [row.timestep for row in table.rows]
-    prepared: dict[int, Predict] = {}
+    prepared: dict[int, tuple[Predict, tuple[Added, ...]]] = {}
     check = FiniteCheck(arrays, "unet", denoiser.engine)
     x, conditions, beside, history = plan.latents, dict(plan.conditions), dict(plan.beside), ()
     for n, row in enumerate(table.rows):
@@ -187,13 +189,16 @@ def denoise(plan: Plan, denoiser: Denoiser) -> Generator[Step, Changes | None, A
         shared = now.branches if alike and denoiser.shares else 1
         if now.branches not in prepared:
             told = conditions if now is guidance else _last(conditions, len(x))
-            prepared[now.branches] = denoiser.prepare(timesteps, told, shared, plan.refresh)
+            controls = tuple(each.prepare(timesteps, told, now.branches, arrays) for each in plan.controls)
+            prepared[now.branches] = denoiser.prepare(timesteps, told, shared, plan.refresh), controls
+        predict, controls = prepared[now.branches]
         sample = x if row.scale == 1.0 else row.scale * x
+        added = total([each(n, sample) for each in controls])
         sample = arrays.concat([sample] * (now.branches // shared)) if now.branches > shared else sample
         if plan.joined:
             joined = beside if now is guidance else _last(beside, len(x))
             sample = arrays.concat([sample, *(joined[name][: len(sample)] for name in plan.joined)], 1)
-        out = prepared[now.branches](n, sample)
+        out = predict(n, sample, added)
         check.add(out, f"step {n + 1} of {len(table.rows)} (timestep {row.timestep:g})")
         noise = arrays.put(plan.noise.normal(tuple(x.shape[1:]))) if row.draws else None
         x, history = advance(table, n, x, now.combine(out), history, noise)

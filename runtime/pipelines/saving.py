@@ -10,6 +10,7 @@ from anamorph.errors import InputError
 from anamorph.files import replacing
 from anamorph.lora.adapting import adapting_of
 from anamorph.pipelines.loaded import Loaded, Shown
+from anamorph.pipelines.nets import place_of
 from anamorph.pipelines.slots import library
 
 if TYPE_CHECKING:
@@ -39,9 +40,16 @@ def save(pipe: "DiffusionPipeline", place: Path, variant: str | None) -> None:
         elif value is not None:
             value.save_pretrained(place / name)
             class_name = WRITTEN.get(type(value).__name__, type(value).__name__)
-        index[name] = [None, None] if value is None else [library(class_name), class_name]
+        if place_of(pipe.SLOTS, name) == name:
+            index[name] = [None, None] if value is None else [library(class_name), listed(pipe, name) or class_name]
     with replacing(place / "model_index.json") as draft:
         draft.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def listed(pipe: "DiffusionPipeline", name: str) -> str | None:
+    """What an index calls the models in one place, where there are several."""
+    several = len([each for each in pipe.slots if place_of(pipe.SLOTS, each) == name]) > 1
+    return pipe.SLOTS[name].several if several else None
 
 
 def _model(loaded: Loaded) -> Any:

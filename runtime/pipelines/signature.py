@@ -20,6 +20,15 @@ class Arguments(TypedDict, total=False):
     prompt_2: Annotated[Texts, "the text for the second encoder; None: `prompt`"]
     image: Annotated[Any, "the picture to start from: Pillow, NumPy [H, W, C] or torch [C, H, W] in 0..1, a batch or "
                           "a list of those, or latents"]  # fmt: skip
+    control_image: Annotated[Any, "the picture that a ControlNet follows, in the same forms; a list for several nets"]
+    controlnet_conditioning_scale: Annotated[float | Sequence[float], "weight of what a ControlNet adds; one for all, "
+                                                                      "or one for each"]  # fmt: skip
+    guess_mode: Annotated[bool, "whether ControlNets see the prompt's branch alone and add little to early states"]
+    adapter_conditioning_scale: Annotated[float | Sequence[float], "weight of what a T2I-Adapter adds; one for all, or "
+                                                                   "one for each"]  # fmt: skip
+    adapter_conditioning_factor: Annotated[float, "0..1 of the steps: until where T2I-Adapters count"]
+    control_guidance_start: Annotated[float | Sequence[float], "0..1 of the steps: where ControlNets begin to count"]
+    control_guidance_end: Annotated[float | Sequence[float], "0..1 of the steps: where they cease to"]
     mask_image: Annotated[Any, "at least 0.5 where something is to be drawn; of the picture's size"]
     masked_image_latents: Annotated[Any, "the encoded picture without what is to be drawn, [B, c, h, w]"]
     depth_map: Annotated[Any, "depths [H, W] or [B, H, W] of the picture, near or far of any unit, larger is nearer"]
@@ -86,6 +95,12 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "output_type": "pil",
         "return_dict": True,
         "guidance_rescale": 0.0,
+        "controlnet_conditioning_scale": 1.0,
+        "guess_mode": False,
+        "adapter_conditioning_scale": 1.0,
+        "adapter_conditioning_factor": 1.0,
+        "control_guidance_start": 0.0,
+        "control_guidance_end": 1.0,
         "crops_coords_top_left": (0, 0),
         "negative_crops_coords_top_left": (0, 0),
         "aesthetic_score": 6.0,

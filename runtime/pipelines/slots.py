@@ -45,9 +45,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 class Slot:
     """One component: its `kind` ("model", "unused", or a key of `KINDS`) and whether it may stay empty.
 
-    For a model: the `classes` that may fill it, the `parts` that are opened (none: the one that is named as the slot),
-    and whether it is kept out of float16, where its values overflow (`wide`). An unused slot stays empty: checkpoints
-    have it, and no pipeline of this version runs it.
+    For a model: the `classes` that may fill it, the `parts` that are opened, in which {slot} stands for its name (none:
+    the one that is named as the slot), whether it is kept out of float16, where its values overflow (`wide`), and how
+    checkpoints call `several` in its place (None: there is but one). An unused slot stays empty: checkpoints have it,
+    and no pipeline of this version runs it.
     """
 
     kind: str
@@ -55,11 +56,14 @@ class Slot:
     parts: tuple[str, ...] = ()
     optional: bool = False
     wide: bool = False
+    several: str | None = None
 
 
-def model(*classes: str, parts: tuple[str, ...] = (), optional: bool = False, wide: bool = False) -> Slot:
+def model(
+    *classes: str, parts: tuple[str, ...] = (), optional: bool = False, wide: bool = False, several: str | None = None
+) -> Slot:
     """A slot for one of our models."""
-    return Slot("model", classes, parts, optional, wide)
+    return Slot("model", classes, parts, optional, wide, several)
 
 
 TOKENIZER = Slot("tokenizer")
@@ -82,7 +86,8 @@ def models(slots: Slots) -> dict[str, Slot]:
 
 def parts_of(slots: Slots) -> dict[str, str]:
     """Part -> slot, of everything that engines open."""
-    return {part: name for name, slot in models(slots).items() for part in slot.parts or (name,)}
+    every = ((part.format(slot=name), name) for name, slot in models(slots).items() for part in slot.parts or (name,))
+    return dict(every)
 
 
 def read_slot(checkpoint: Checkpoint, name: str, slot: Slot) -> Any:

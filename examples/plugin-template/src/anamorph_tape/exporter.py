@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anamorph import hookimpl
-from anamorph.exporters.folder import FolderExporter, Format
+from anamorph.exporters.folder import FolderExporter
+from anamorph.exporters.formats import Format, for_all_sizes
 from anamorph.exporting import Exporter
 from anamorph.interface import Interface
 from anamorph_tape import FORMAT, TAPE, WEIGHTS
@@ -71,4 +72,4 @@ def unavailable() -> str | None:
 
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format(FORMAT, ("torch", "anamorph-tape"), write, unavailable))]
+    return [FolderExporter(Format(FORMAT, ("torch", "anamorph-tape"), for_all_sizes(write), unavailable))]
