@@ -50,4 +50,6 @@ def unavailable() -> str | None:
 
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format("aotinductor", ("torch",), for_all_sizes(write), unavailable, native=True))]
+    return [
+        FolderExporter(Format("aotinductor", ("torch",), for_all_sizes(write), unavailable, native=True, images=False))
+    ]

@@ -21,7 +21,7 @@ from anamorph.exporters.fitting import fitting_precision
 from anamorph.exporters.formats import Format, Writing
 from anamorph.exporters.references import check_rewritten, load, write_picture, write_probes
 from anamorph.exporters.static import fixed, joined
-from anamorph.exporters.trace import part_interface, trace
+from anamorph.exporters.trace import part_interface, trace, without_images
 from anamorph.exporting import (
     INT8,
     LINKED,
@@ -302,7 +302,8 @@ def _interfaces(
         branches = kind.most_branches(component.config) if denoises or is_preparing(part) else 1
 
         def at(size: tuple[int, int] | None) -> Interface:
-            return part_interface(component, part, replace(options, size=size), factor, branches, kind.ALIKE)
+            taken = part_interface(component, part, replace(options, size=size), factor, branches, kind.ALIKE)
+            return taken if form.images else without_images(taken)
 
         return joined([fixed(at(size)) for size in (options.size, *further)]) if form.static else at(options.size)
 

@@ -59,7 +59,9 @@ class Format:
     `packages` decide what is written, `storages` are the types in which it stores weights, `root_files(storage)`
     further files; `write_tokenizer(tokenizer, folder)` adds a form of the tokenizer that its readers want, or returns
     why it cannot. `native` formats hold machine code for this processor, `static` ones take the sizes alone that they
-    were written for. `settle` fills in options that are left to the format, and refuses those that it does not serve.
+    were written for; UNets of those that know no `images` have no inputs for pictures as prompts, whose attention is an
+    operation of our own. `settle` fills in options that are left to the format, and refuses those that it does not
+    serve.
     """
 
     name: str
@@ -71,4 +73,5 @@ class Format:
     write_tokenizer: Callable[[Tokenizer, Path], str | None] = lambda *_: None
     native: bool = False
     static: bool = False
+    images: bool = True
     settle: Callable[[ExportOptions], ExportOptions] = open_sizes

@@ -100,6 +100,28 @@ def _attention(call: "Call") -> str:
     return builder.op("MatMul", builder.op("Softmax", scores, axis=-1), v)
 
 
+@rule("anamorph.image_attention.default")
+def _image_attention(call: "Call") -> str:
+    """See `anamorph.models.image_attention`; groups and tokens are those of the keys, whatever else is absent."""
+    builder, q = call.builder, call.tensor("q")
+    keys, values, bias, mask = (call.tensor(name) for name in ("keys", "values", "bias", "mask"))
+    heads, width = (int(call.shape("q")[axis]) for axis in (1, 3))
+    apart = builder.constant([0, -1, heads, width], np.int64)
+    scaled = builder.op("Mul", keys, builder.constant(width**-0.5, np.float32))
+    k = builder.op("Transpose", builder.op("Reshape", scaled, apart), perm=[0, 2, 3, 1])
+    v = builder.op("Transpose", builder.op("Reshape", values, apart), perm=[0, 2, 1, 3])
+    groups = Size(builder.op("Shape", keys, start=1, end=3))
+    scores = builder.op("Reshape", builder.op("MatMul", q, k), builder.sizes([0, 0, 0, groups]))
+    scores = builder.op("Add", scores, builder.op("Unsqueeze", bias, builder.constant([1, 2], np.int64)))
+    pixels = builder.op("Reshape", mask, builder.constant([0, 0, -1], np.int64))
+    pixels = builder.op(
+        "Unsqueeze", builder.op("Transpose", pixels, perm=[0, 2, 1]), builder.constant([1, 4], np.int64)
+    )
+    kept = builder.op("Add", pixels, builder.constant(1, np.float32))
+    shares = builder.op("Mul", builder.op("Softmax", scores, axis=-1), kept)
+    return builder.op("MatMul", builder.op("Reshape", shares, builder.constant([0, 0, 0, -1], np.int64)), v)
+
+
 def _filled(value: float) -> TensorProto:
     return TensorProto(data_type=TensorProto.FLOAT, dims=[1], float_data=[value])
 

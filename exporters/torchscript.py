@@ -74,4 +74,4 @@ def unavailable() -> str | None:
 
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format("torchscript", ("torch",), for_all_sizes(write), unavailable))]
+    return [FolderExporter(Format("torchscript", ("torch",), for_all_sizes(write), unavailable, images=False))]

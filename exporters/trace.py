@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from anamorph.artifact import PORTABLE
 from anamorph.components import Component, even
+from anamorph.conditions import IMAGE_BIAS, IMAGE_KEYS, IMAGE_MASKS, IMAGE_VALUES
 from anamorph.errors import BackendError, InputError
 from anamorph.exporting import ExportOptions
 from anamorph.interface import Axis, Interface, Port, Scaled
@@ -45,6 +46,16 @@ def part_interface(
     if first.name == "sample" and own and options.size not in (None, own):
         raise InputError(f"this model draws {own[0]}x{own[1]} pixels only; leave the size out")
     return interface.limited(limits)
+
+
+def without_images(interface: Interface) -> Interface:
+    """The same without the optional inputs for pictures as prompts."""
+    inputs = (
+        port
+        for port in interface.inputs
+        if not (port.optional and port.name.startswith((IMAGE_KEYS, IMAGE_VALUES, IMAGE_BIAS, IMAGE_MASKS)))
+    )
+    return replace(interface, inputs=tuple(inputs))
 
 
 def _fixed(axis: Axis, size: int) -> Axis:

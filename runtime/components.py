@@ -19,6 +19,7 @@ from anamorph.conditions import (
 )
 from anamorph.config import Config
 from anamorph.errors import ConfigError
+from anamorph.image_prompts import image_ports
 from anamorph.interface import Axis, Interface, Port, Scaled
 from anamorph.native import HINTING, split, splits
 from anamorph.safety import CONCEPTS, SPECIAL
@@ -74,6 +75,12 @@ class Component:
         if not splits(self.rewrites):
             return tuple(declared)
         return tuple(self._split(declared))
+
+    @property
+    def unexported(self) -> bool:
+        """Whether no exporter writes it, because of its class or because it lies in a folder of its own."""
+        apart = self.checkpoint is None and self.module is None
+        return self.class_name in UNEXPORTED or apart
 
     @property
     def stored(self) -> Path:
@@ -138,8 +145,27 @@ def bert_interface(config: Config) -> Interface:
     return Interface("text_encoder", (ids,), (Port("last_hidden_state", (BATCH, sequence, config["d_model"])),))
 
 
-def image_encoder_interface(config: Config) -> Interface:
+VISION: Mapping[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "initializer_factor": 1.0,
+}
+"""transformers' keys of picture encoders, which leaves out what equals these defaults."""
+
+
+def image_encoder_interface(given: Config) -> Interface:
     """Pictures as CLIP's processor makes them, [B, C, s, s] -> embedding [B, P], every layer's states [B, S, D]."""
+    config = {**VISION, **given}
     pixels = Port("pixel_values", (BATCH, config["num_channels"], *(config["image_size"],) * 2))
     tokens = (config["image_size"] // config["patch_size"]) ** 2 + 1
     states = (BATCH, tokens, config["hidden_size"])
@@ -166,8 +192,7 @@ def depth_interface(config: Config) -> Interface:
 
 def safety_checker_interface(config: Config) -> Interface:
     """Pictures as CLIP's processor makes them, [B, 3, s, s] -> scores of `anamorph.safety`, [B, S] and [B, C]."""
-    # transformers leaves out what equals its own defaults inside.
-    vision = {"num_channels": 3, "image_size": 224, **(config["vision_config"] or {})}
+    vision = {**VISION, **(config["vision_config"] or {})}
     pixels = Port("clip_input", (BATCH, vision["num_channels"], *(vision["image_size"],) * 2))
     return Interface(
         "safety_checker", (pixels,), (Port("special", (BATCH, SPECIAL)), Port("concepts", (BATCH, CONCEPTS)))
@@ -202,7 +227,7 @@ def transformer_interface(config: Config) -> Interface:
 def unet_interface(config: Config, time_ids: int = 6) -> Interface:
     """One denoiser call: x_t [B, C, h, w], t (scalar) and what the model is conditioned on -> [B, C_out, h, w].
 
-    `time_ids` as for `condition_ports`; the residuals of a ControlNet are optional.
+    `time_ids` as for `condition_ports`; the residuals of a ControlNet and pictures as prompts are optional.
     """
     height, width = _sides(config)
     return Interface(
@@ -213,6 +238,7 @@ def unet_interface(config: Config, time_ids: int = 6) -> Interface:
             *condition_ports(config, time_ids),
             *residual_ports(config),
             *intrablock_ports(config),
+            *image_ports(config),
         ),
         (Port("out_sample", (BATCH, config["out_channels"], height, width)),),
     )

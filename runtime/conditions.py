@@ -33,6 +33,15 @@ TIMESTEPS = 1000
 """How many timesteps training has, where classes are timesteps."""
 
 
+IMAGE_KEYS, IMAGE_VALUES, IMAGE_BIAS, IMAGE_MASKS = "image_keys", "image_values", "image_bias", "image_masks"
+"""What a UNet takes of pictures that are prompts; see `anamorph.image_prompts`."""
+
+
+def mask_name(level: int) -> str:
+    """The input that says where at a level pictures count as prompts."""
+    return f"{IMAGE_MASKS}.{level}"
+
+
 def projection(config: Mapping[str, Any]) -> str | None:
     """How the encoder's states are projected; a width without a type means "text_proj", as in diffusers."""
     kind: str | None = config.get("encoder_hid_dim_type")

@@ -11,10 +11,20 @@ which computes that layer alone, with an older such state (Ma et al. 2023, arXiv
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from anamorph.conditions import ADDED, HINT, INTRABLOCK, PROJECTED, projection
+from anamorph.conditions import (
+    ADDED,
+    HINT,
+    IMAGE_BIAS,
+    IMAGE_KEYS,
+    IMAGE_VALUES,
+    INTRABLOCK,
+    PROJECTED,
+    mask_name,
+    projection,
+)
 from anamorph.interface import Axis, Dimension, Interface, Port
 
 KEYS, TIMES, PREFIX, CACHING = "keys-once", "times-once", "prefix-sharing", "step-caching"
@@ -119,7 +129,9 @@ def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) 
         made += keys if KEYS in rewrites else ()
         parts.append(Interface(preparing(plain.component), tuple(inputs), tuple(made)))
     if deep:
-        parts.append(part(shallow(plain.component), (*told, *deep, *optional[:1]), plain.outputs))
+        lasting = (IMAGE_KEYS, IMAGE_VALUES, IMAGE_BIAS, mask_name(0))
+        images = [port for port in optional if port.name in lasting]
+        parts.append(part(shallow(plain.component), (*told, *deep, *optional[:1], *images), plain.outputs))
     return {one.component: one for one in parts}
 
 
@@ -162,24 +174,35 @@ def _text_conditions(config: Mapping[str, Any]) -> tuple[str, ...]:
     return (*(() if kind == "image_proj" else ("encoder_hidden_states",)), *PROJECTED[kind])
 
 
-def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, int, int, int]]:
-    """Kind, channels, residual blocks and transformer blocks of every block."""
-    channels = tuple(config["block_out_channels"])
-    levels = len(channels)
+@dataclass(frozen=True)
+class Looking:
+    """The attentions to the text behind one residual block: `depth` of them, `width` wide, at a level of resolution.
+
+    `name` is the path of the transformer that they belong to.
+    """
+
+    name: str
+    level: int
+    width: int
+    depth: int
+
+
+def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str, int, int, Sequence[int]]]:
+    """Path, kind, level, residual blocks and the depth behind each of them, of every block in the order of calls."""
+    levels = len(config["block_out_channels"])
     layers = _spread(config["layers_per_block"], levels)
     depths = _spread(config.get("transformer_layers_per_block", 1), levels)
     turned = config.get("reverse_transformer_layers_per_block")
-    ways = [(config["down_block_types"], channels, layers, depths)]
-    if "up_block_types" in config:
-        upward = depths[::-1] if turned is None else _spread(turned, levels)
-        ways.append((config["up_block_types"], channels[::-1], [count + 1 for count in layers[::-1]], upward))
-    for way in ways:
-        for kind, width, count, depth in zip(*way, strict=True):
-            yield kind, width, count, depth * count if isinstance(depth, int) else sum(depth)
+    for level, (kind, count, depth) in enumerate(zip(config["down_block_types"], layers, depths, strict=True)):
+        yield f"down_blocks.{level}", kind, level, count, _spread(depth, count)
     middle = config.get("mid_block_type", LOOKING[-1])
     if middle is not None:
-        depth = depths[-1] if isinstance(depths[-1], int) else depths[-1][0]
-        yield middle, channels[-1], 2 if middle in LOOKING else 1, depth
+        yield "mid_block", middle, levels - 1, 2 if middle in LOOKING else 1, _spread(depths[-1], 1)[:1]
+    if (kinds := config.get("up_block_types")) is None:
+        return
+    upward = depths[::-1] if turned is None else _spread(turned, levels)
+    for index, (kind, count, depth) in enumerate(zip(kinds, layers[::-1], upward, strict=True)):
+        yield f"up_blocks.{index}", kind, levels - 1 - index, count + 1, _spread(depth, count + 1)
 
 
 def _spread(value: Any, count: int) -> list[Any]:
@@ -189,12 +212,24 @@ def _spread(value: Any, count: int) -> list[Any]:
 def time_width(config: Mapping[str, Any]) -> int:
     """The width of all time projections of residual blocks together."""
     times = 2 if config.get("resnet_time_scale_shift") == "scale_shift" else 1
-    return times * sum(width * count for _, width, count, _ in _blocks(config))
+    channels: Sequence[int] = config["block_out_channels"]
+    return times * sum(channels[level] * count for _, _, level, count, _ in _blocks(config))
+
+
+def attentions(config: Mapping[str, Any]) -> tuple[Looking, ...]:
+    """All attentions to the text, in the order in which their keys lie side by side."""
+    channels = config["block_out_channels"]
+    return tuple(
+        Looking(f"{block}.attentions.{index}", level, channels[level], depth)
+        for block, kind, level, _, depths in _blocks(config)
+        if kind in LOOKING
+        for index, depth in enumerate(depths)
+    )
 
 
 def text_width(config: Mapping[str, Any]) -> int:
     """The width of the keys of all attentions to the text together."""
-    return sum(width * depth for kind, width, _, depth in _blocks(config) if kind in LOOKING)
+    return sum(one.width * one.depth for one in attentions(config))
 
 
 def unshaped(class_name: str, config: Mapping[str, Any]) -> str | None:

@@ -86,6 +86,15 @@ class Stored:
     dtype: str
 
 
+def floats(stored: Stored, where: Path) -> NDArray[np.float32]:
+    """A tensor's values in float32; raises CheckpointError where it holds something else than floating point."""
+    if stored.dtype == "BF16":
+        return (stored.values.astype(np.uint32) << 16).view(np.float32)
+    if not np.issubdtype(stored.values.dtype, np.floating):
+        raise CheckpointError(f"{where} holds a tensor of type {stored.dtype}, expected floating point")
+    return stored.values.astype(np.float32, copy=False)
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, Stored]) -> None:
     """Write the tensors one after another, so that no more than one of them is in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

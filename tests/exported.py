@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 
 from anamorph.artifact import NATIVE, PORTABLE, VERIFIED, Artifact, FileRecord, Part
@@ -47,7 +48,9 @@ def trace_once(module: Any, method: str, interface: Any) -> Any:
     if key not in _traces:
         program = _trace(module, method, interface)
         for name, value in program.state_dict.items():  # a test may change the model, or the file that it maps
-            program.state_dict[name] = value.detach().clone()
+            kept = value.detach().clone()
+            is_weight = isinstance(value, torch.nn.Parameter)
+            program.state_dict[name] = torch.nn.Parameter(kept, requires_grad=False) if is_weight else kept
         _traces[key] = program
     return _traces[key]
 

@@ -15,6 +15,9 @@ from anamorph.models import MODELS
 
 PUBLISHED = {
     "sd15": {"vae": 83_653_863, "text_encoder": 123_060_480, "unet": 859_520_964},
+    "sd15-control": {
+        "vae": 83_653_863, "text_encoder": 123_060_480, "unet": 859_520_964, "controlnet": 361_279_120,
+    },
     "sd21": {"vae": 83_653_863, "text_encoder": 340_387_840, "unet": 865_910_724},
     "sdxl": {
         "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "unet": 2_567_463_684,

@@ -13,8 +13,7 @@ from anamorph.pipelines.sampling import Guidance
 from anamorph.pipelines.signature import OUTPUT, Signature
 
 KINDS = [name for name in DiffusionPipeline.registry if hasattr(diffusers, name)]
-ABSENT = {"ip_adapter_image", "ip_adapter_image_embeds", "cross_attention_kwargs", "kwargs", "callback",
-          "callback_steps"}  # fmt: skip
+ABSENT = {"kwargs", "callback", "callback_steps"}
 """What diffusers takes and no pipeline here does; the callbacks are those of before `callback_on_step_end`."""
 
 

@@ -177,6 +177,23 @@ def _sources(command: argparse.ArgumentParser) -> None:
         "--depth-map", metavar="FILE", help="grey picture, lighter is nearer (default: the checkpoint's estimate)"
     )
     command.add_argument(
+        "--ip-adapter",
+        action="append",
+        metavar="FILE[:SCALE]",
+        help="let pictures be prompts: an IP-Adapter's file, or a folder with one (default scale: 1); may be repeated",
+    )
+    command.add_argument(
+        "--ip-adapter-image",
+        action="append",
+        metavar="FILE",
+        help="the picture that an IP-Adapter looks at: once for each adapter, or several times for a single one",
+    )
+    command.add_argument(
+        "--ip-adapter-encoder",
+        metavar="FOLDER",
+        help="the picture encoder (default: the checkpoint's own, or image_encoder beside the first IP-Adapter)",
+    )
+    command.add_argument(
         "--controlnet",
         action="append",
         metavar="[NET=]FOLDER",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
-from anamorph.cli import OK
+from anamorph.cli import OK, ip_adapters
 from anamorph.cli.common import folder_of, numbered, open_pipeline, record, scale_of, scheduler_class, single
 from anamorph.cli.controls import controls_of, nets_of
 from anamorph.cli.sources import FILES, check_sources, class_for, read_sources, spelled
@@ -107,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
     size(options.size)
     check_sources(options)
     pictures, inputs = read_sources(options)
+    looks, looked = ip_adapters.read(options)
     started = time.perf_counter()
     folder = folder_of(options.model)
     checkpoint = open_checkpoint(Source(str(BUNDLED if folder is None else folder), variant=options.variant))
@@ -114,15 +115,16 @@ def run(options: argparse.Namespace) -> int:
     kind = nets.pipeline(class_for(checkpoint.class_name, options), checkpoint.class_name)
     pipe = open_pipeline(kind, folder, options, options.variant, **nets.components)
     followed, controls = controls_of(pipe, nets, options)
+    ip_adapters.load(pipe, options)
     loaded = time.perf_counter()
     if options.scheduler:
         pipe.scheduler = scheduler_class(options.scheduler, pipe.scheduler.config)
-    job = pipe.job(**arguments_of(pipe, options), **pictures, **followed)
+    job = pipe.job(**arguments_of(pipe, options), **pictures, **followed, **looks)
     images = pipe.generate(job)
     finished = time.perf_counter()
     digest = pipe.origin.digest() if pipe.origin else ""
     made = []
-    recorded = {**inputs, **({"controls": controls, "nets": nets.record()} if controls else {})}
+    recorded = {**inputs, **looked, **({"controls": controls, "nets": nets.record()} if controls else {})}
     for index, image in enumerate(images):
         request = single(job.request, index)
         path = numbered(out, index, len(images))

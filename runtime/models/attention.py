@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -26,20 +27,26 @@ def multi_head(
     bias: Tensor | None = None,
     at_once: int | None = None,
     fused: bool | str = True,
+    beside: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d) + bias) V for each head: [B, S, heads d], [B, T, heads d] twice -> [B, S, heads d].
 
     `bias` broadcasts to [B, heads, S, T]. Heads are views, never copies. With `at_once`, so many heads of one picture
     are computed at a time, and no more scores than theirs are ever in memory. Scores and softmax are float32, inside
     PyTorch's kernels (`fused` may insist on one by its name) or, `fused=False`, outside, whatever the type of the
-    inputs, which is what the configuration key `upcast_attention` asks for.
+    inputs, which is what the configuration key `upcast_attention` asks for. What `beside` makes of Q [B, heads, S, d]
+    is added.
     Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
     """
     q, k, v = (torch.unflatten(x, -1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     attend = kernel(fused) if isinstance(fused, str) else F.scaled_dot_product_attention if fused else _written_out
     if at_once is not None:
-        return _sliced(attend, q, k, v, at_once, causal, bias).transpose(1, 2).flatten(2)
-    return attend(q, k, v, attn_mask=bias, is_causal=causal).transpose(1, 2).flatten(2)
+        mixed = _sliced(attend, q, k, v, at_once, causal, bias)
+    else:
+        mixed = attend(q, k, v, attn_mask=bias, is_causal=causal)
+    if beside is not None:
+        mixed = mixed + beside(q)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -106,6 +113,8 @@ class Attention(Sliceable):
 
     place: slice | None = None
     """Where its keys and values lie among those of all attentions to the text."""
+    level = 0
+    """The resolution at which it stands, the highest first."""
 
     def __init__(
         self,
@@ -127,11 +136,13 @@ class Attention(Sliceable):
     def forward(self, x: Tensor, text: Text | None = None) -> Tensor:
         q = self.to_q(x)
         if text is None:
-            k, v, mask = *self.keys_values(x), None
+            k, v, mask, beside = *self.keys_values(x), None, None
         else:
-            q, mask = text.dealt(q, self.place), text.mask
+            q, mask, beside = text.dealt(q, self.place), text.mask, self._beside(text)
             k, v = self.told(text)
-        mixed: Tensor = self.to_out(multi_head(q, k, v, self.heads, bias=mask, at_once=self.at_once, fused=self.fused))
+        mixed: Tensor = self.to_out(
+            multi_head(q, k, v, self.heads, bias=mask, at_once=self.at_once, fused=self.fused, beside=beside)
+        )
         return mixed
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,6 +157,12 @@ class Attention(Sliceable):
             return text.keys[..., self.place], text.values[..., self.place]
         assert text.states is not None
         return self.keys_values(text.states)
+
+    def _beside(self, text: Text) -> Callable[[Tensor], Tensor] | None:
+        """How pictures are seen beside the text, where there are any."""
+        if text.images is None or self.place is None:
+            return None
+        return partial(text.images.seen, place=self.place, level=self.level)
 
 
 class GEGLU(nn.Module):

@@ -6,27 +6,13 @@ from typing import Any, ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from anamorph.components import VISION
 from anamorph.config import Config
 from anamorph.errors import ConfigError, InputError
 from anamorph.models.base import Model
 from anamorph.models.clip import ACTIVATIONS, FOREIGN, Encoder, check_heads
 from anamorph.models.outputs import ImageProjectionOutput, PooledOutput
 
-DEFAULTS: Mapping[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "projection_dim": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "attention_dropout": 0.0,
-    "initializer_range": 0.02,
-    "initializer_factor": 1.0,
-}
 ONLY: Mapping[str, tuple[Any, ...]] = {"hidden_act": tuple(ACTIVATIONS), "attention_dropout": (0.0,)}
 
 
@@ -52,7 +38,7 @@ class CLIPVisionModel(Model):
     Source: Radford et al. 2021 (arXiv:2103.00020), section 2.4; Dosovitskiy et al. 2020 (arXiv:2010.11929).
     """
 
-    DEFAULTS: ClassVar[Mapping[str, Any]] = DEFAULTS
+    DEFAULTS: ClassVar[Mapping[str, Any]] = VISION
     ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = ONLY
     FOREIGN: ClassVar[tuple[str, ...]] = FOREIGN
     STEM: ClassVar[str] = "model"
@@ -116,7 +102,7 @@ class CLIPVisionModel(Model):
 class CLIPVisionModelWithProjection(Model):
     """`CLIPVisionModel` and a linear map of its pooled state into the space shared with texts, [B, P]."""
 
-    DEFAULTS: ClassVar[Mapping[str, Any]] = DEFAULTS
+    DEFAULTS: ClassVar[Mapping[str, Any]] = VISION
     ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = ONLY
     FOREIGN: ClassVar[tuple[str, ...]] = FOREIGN
     STEM: ClassVar[str] = "model"

@@ -14,6 +14,7 @@ from torch import Tensor
 from anamorph.conditions import added_names, projection
 from anamorph.config import Config
 from anamorph.errors import InputError
+from anamorph.models.image_attention import Images
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Text:
     """The states [B, S, D] that attentions look at, or all attentions' keys and values of them, [B, S, sum of widths].
 
     `mask` [B, 1, 1, S] is added to the scores. With `branches`, B is that many times the number of samples until the
-    first attention to the text, which deals each sample to all branches.
+    first attention to the text, which deals each sample to all branches. `images` are seen beside the text.
     """
 
     states: Tensor | None = None
@@ -40,6 +41,7 @@ class Text:
     keys: Tensor | None = None
     values: Tensor | None = None
     branches: int | None = None
+    images: Images | None = None
 
     def dealt(self, x: Tensor, place: slice | None) -> Tensor:
         """x for every branch, where the attention at `place` is the first that looks at the text."""

@@ -17,6 +17,7 @@ from anamorph.models.base import Model
 from anamorph.models.blocks import ResnetBlock2D, same_size
 from anamorph.models.conditioning import add_embedding, addition, class_embedding, context, encoder_projection
 from anamorph.models.embeddings import TimestepEmbedding
+from anamorph.models.image_attention import Images
 from anamorph.models.levels import DOWN_BLOCKS, down_levels, kinds
 from anamorph.models.told import Conditions, Joint, Text, Time, Times, give_places
 from anamorph.models.unet_blocks import down_ways, timesteps
@@ -113,7 +114,8 @@ class Trunk(Model):
         given = {name: value for name, value in zip(self._named, inputs, strict=False) if value is not None}
         states, extra = given.get("encoder_hidden_states"), self._extra(given)
         time = self._time(timesteps(timestep, sample), states, extra, sample.dtype)
-        return self._results(sample, time, self._text(states, extra), extra)
+        text = replace(self._text(states, extra), images=self._images(given))
+        return self._results(sample, time, text, extra)
 
     def prepare(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """What no step changes, from what `native.split` lists: the time projections of all residual blocks at all
@@ -163,7 +165,7 @@ class Trunk(Model):
             text = Text(keys=given[TEXT_KEYS], values=given[TEXT_VALUES])
         else:
             text = self._text(states, extra)
-        return given, time, replace(text, branches=branches), extra
+        return given, time, replace(text, branches=branches, images=self._images(given)), extra
 
     @staticmethod
     def _apart(results: tuple[Tensor, ...], sample: Tensor, text: Text) -> tuple[Tensor, ...]:
@@ -187,6 +189,10 @@ class Trunk(Model):
             inside,
             given.get(HINT),
         )
+
+    def _images(self, given: Mapping[str, Tensor]) -> Images | None:
+        """The pictures among the inputs of a part."""
+        return Images.among(given, len(self.layout.block_out_channels))
 
     def _text(self, states: Tensor | None, extra: Conditions, mask: Tensor | None = None) -> Text:
         """What the attentions look at."""

@@ -10,6 +10,7 @@ from anamorph.config import Config
 from anamorph.errors import InputError
 from anamorph.interface import Interface
 from anamorph.models.activations import ACTIVATIONS
+from anamorph.models.attention import Attention
 from anamorph.models.blocks import same_size
 from anamorph.models.levels import UP_BLOCKS, kinds, up_levels
 from anamorph.models.outputs import UNet2DConditionOutput
@@ -45,6 +46,7 @@ class UNet2DConditionModel(Trunk):
         self.conv_norm_out = None if groups is None else nn.GroupNorm(groups, first, eps=full.norm_eps)
         self.conv_out = same_size(first, full.out_channels, full.conv_out_kernel)
         self._place()
+        self._give_levels()
         if merging_unmet("unet", type(self).__name__, full) is None and (level := merging_level(full)) is not None:
             for block in (self.down_blocks[level], self.up_blocks[-1 - level]):
                 for layer in block.attentions:  # type: ignore[union-attr]
@@ -52,6 +54,15 @@ class UNet2DConditionModel(Trunk):
 
     def _interface(self) -> Interface:
         return unet_interface(self.config)
+
+    def _give_levels(self) -> None:
+        """Tell each attention to the text at which resolution it stands."""
+        last = len(self.down_blocks) - 1
+        upward = zip(range(last, -1, -1), self.up_blocks, strict=True)
+        for level, block in (*enumerate(self.down_blocks), (last, self.mid_block), *upward):
+            for layer in () if block is None else block.modules():
+                if isinstance(layer, Attention):
+                    layer.level = level
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:

@@ -13,6 +13,7 @@ from anamorph.errors import InputError
 from anamorph.noise import NoiseSource, SeededNoise, TorchNoise
 from anamorph.pipelines.controlling import Following, brought_controls, fitted_controls, followed_size
 from anamorph.pipelines.cropping import Box, region
+from anamorph.pipelines.image_prompts import Looks
 from anamorph.pipelines.pictures import (
     Fit,
     Given,
@@ -59,6 +60,7 @@ class Job:
     """Encoded texts, by the name of the argument."""
     sources: Sources = field(default_factory=Sources)
     overlay: Overlay | None = None
+    looks: Looks = field(default_factory=Looks)
     controls: tuple[NDArray[np.float32], ...] = ()
     """For each net, the pictures that it follows, [1 or prompts, C, H, W]."""
 
@@ -135,7 +137,7 @@ def job_of(call: Arguments, limits: Limits, needs: Sequence[str], more: MoreFiel
     fitted: tuple[NDArray[np.float32], ...] = ()
     if limits.following is not None:
         fitted = fitted_controls(controls, fit, (call["height"], call["width"]), limits.following, len(prompts))
-    return Job(request, call["generator"], latents, embeds, sources, overlay, fitted)
+    return Job(request, call["generator"], latents, embeds, sources, overlay, controls=fitted)
 
 
 def _frozen(values: Sequence[Any] | None) -> tuple[Any, ...] | None:

@@ -21,6 +21,8 @@ FAMILIES: tuple[tuple[str | None, str | None, str | None], ...] = (
         "StableDiffusionXLControlNetImg2ImgPipeline",
         "StableDiffusionXLControlNetInpaintPipeline",
     ),
+    ("StableDiffusionAdapterPipeline", None, None),
+    ("StableDiffusionXLAdapterPipeline", None, None),
 )
 """Names of the classes that share their components, one per entry of TASKS."""
 ALONE: Mapping[str, str] = {

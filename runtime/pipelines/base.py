@@ -149,11 +149,12 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A model in a place of this pipeline is opened, like one that the constructor is given."""
+        """A model in a place of this pipeline is opened, like one that the constructor is given; None empties it."""
         if name in models(type(self).SLOTS):
             given = unpacked(self.SLOTS, {name: value})
             self.slots = spread(self.SLOTS, [*self._models, *given])
-            opened = {each: self._open(each, one) for each, one in given.items()}
+            opened = {each: self._open(each, one) for each, one in given.items()
+                      if one is not None or not self.slots[each].optional}  # fmt: skip
             for stale in filled(self.SLOTS, name, self._models):
                 del self._models[stale]
             self._models |= opened
@@ -286,7 +287,7 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         check_resident(list(self._models.values()))
         self._move_registered(device, torch_dtype)
         self._models = {
-            name: replace(self._open(name, loaded.component), sparing=loaded.sparing)
+            name: replace(self._open(name, loaded.component), sparing=loaded.sparing, adapters=loaded.adapters)
             for name, loaded in self._models.items()
         }
         return self

@@ -17,7 +17,7 @@ from anamorph.pipelines.request import Request
 from anamorph.pipelines.sampling import FiniteCheck, Guidance
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import DEPTH_PROCESSOR, SCHEDULER, TOKENIZER, Slots, model
-from anamorph.pipelines.stable_diffusion import EDITING, EMBEDDED, OPTIONS, VAES, WATCHED
+from anamorph.pipelines.stable_diffusion import EDITING, EMBEDDED, OPTIONS, RETURNED, SHOWN, VAES, WATCHED
 from anamorph.pipelines.tasks import Task, beside_picture, with_as_many, with_depth, with_one_more
 from anamorph.pipelines.texts import last_states
 
@@ -95,8 +95,9 @@ class StableDiffusionInstructPix2PixPipeline(LatentDiffusion):
     OPTIONS: ClassVar[Mapping[str, Any]] = OPTIONS
     TAKES = Signature.of(
         "prompt image num_inference_steps guidance_scale image_guidance_scale negative_prompt num_images_per_prompt "
-        f"eta generator latents {EMBEDDED} callback_on_step_end callback_on_step_end_tensor_inputs * "
-        "clip_skip timesteps sigmas guidance_rescale guidance_interval step_caching seed",
+        f"eta generator latents prompt_embeds negative_prompt_embeds {SHOWN} {RETURNED} callback_on_step_end "
+        "callback_on_step_end_tensor_inputs cross_attention_kwargs * clip_skip timesteps sigmas guidance_rescale "
+        "guidance_interval step_caching seed",
         num_inference_steps=100, image_guidance_scale=1.5,
     )  # fmt: skip
     BRANCHES: ClassVar[int] = 3

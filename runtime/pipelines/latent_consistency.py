@@ -9,7 +9,7 @@ from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.prompts import Family, guidance_embedding, texts
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import Slots
-from anamorph.pipelines.stable_diffusion import DRAWING, EDITING, OPTIONS, OURS, WATCHED
+from anamorph.pipelines.stable_diffusion import DRAWING, EDITING, OPTIONS, OURS, RETURNED, SHOWN, WATCHED
 from anamorph.pipelines.tasks import Task, from_noise, from_picture, unguided
 from anamorph.pipelines.texts import last_states
 
@@ -35,7 +35,7 @@ def _check(owner: str, configs: Mapping[str, Config], options: Mapping[str, Any]
 FAMILY = Family(last_states, (texts, guidance_embedding), _teacher, _check)
 GIVEN = (
     "original_inference_steps timesteps guidance_scale num_images_per_prompt generator latents prompt_embeds "
-    f"output_type return_dict {WATCHED} * {OURS}"
+    f"{SHOWN} {RETURNED} cross_attention_kwargs {WATCHED} * {OURS}"
 )
 
 

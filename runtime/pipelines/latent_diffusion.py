@@ -11,7 +11,7 @@ from anamorph.arrays import Array
 from anamorph.components import latent_channels, vae_scale_factor
 from anamorph.errors import ConfigError
 from anamorph.hub import HubOptions
-from anamorph.pipelines import watermark
+from anamorph.pipelines import ip_adapters, looking, watermark
 from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.controlling import Following
@@ -137,7 +137,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         job = job_of(call, self._limits(), self.TASK.needs, self._more)
         if self.options.get("add_watermarker"):
             watermark.check(job.request.width)
-        return job
+        return replace(job, looks=looking.looks_of(self, call))
 
     def _more(self, call: Arguments, prompts: int) -> dict[str, Any]:
         """Further fields of a call's request; raises InputError."""
@@ -159,6 +159,7 @@ class LatentDiffusion(DiffusionPipeline, public=False):
         wording = Wording(bool(request.prompt_weighting), bool(request.long_prompts))
         asking = Asking(job, guidance, partial(self._encode, wording=wording), len(self.encoders), unet, self.options)
         told = {name: value for condition in self.FAMILY.conditions for name, value in condition(asking).items()}
+        told |= looking.told(self, job.looks, guidance, request.images, sides)
         vae = self._config(self.VAE)
         channels = latent_channels(vae)
         scene = Scene(
@@ -230,6 +231,55 @@ class LatentDiffusion(DiffusionPipeline, public=False):
     def unload_textual_inversion(self, tokens: str | Sequence[str] | None = None) -> None:
         """Forget these learned words, or all of them; raises InputError where one is none."""
         forget(self, (tokens,) if isinstance(tokens, str) else tokens)
+
+    def load_ip_adapter(
+        self,
+        pretrained_model_name_or_path_or_dict: Any,
+        subfolder: str | Sequence[str] | None = None,
+        weight_name: str | Sequence[str] | None = None,
+        image_encoder_folder: str | None = "image_encoder",
+        **hub: Unpack[HubOptions],
+    ) -> None:
+        """Let pictures be prompts (Ye et al. 2023, arXiv:2308.06721), on whatever engine the pipeline runs.
+
+        The source is a folder, hub id, file or mapping of weights, or a list of these, which take the place of adapters
+        that were loaded before. The picture encoder is read from `image_encoder_folder` below `subfolder` (with a
+        slash: below the source) unless the pipeline has one; without it (None), calls take `ip_adapter_image_embeds`.
+
+        Raises CheckpointError: a file is missing, damaged or holds code, or there is no picture encoder.
+        Raises InputError: an adapter is for another UNet or picture encoder, or the opened UNet takes none.
+        """
+        ip_adapters.load(self, pretrained_model_name_or_path_or_dict, subfolder, weight_name, image_encoder_folder, hub)
+
+    def set_ip_adapter_scale(self, scale: Any) -> None:
+        """How strongly pictures count as prompts: a number, or a list with one entry for each adapter.
+
+        An entry is a number, a list with one for each masked picture, or a mapping from "down", "mid" and "up" to
+        numbers, or to mappings from "block_0" ... to a number or one per transformer; what it leaves out is 0.
+        Raises InputError: the entries are of another count or form, or name a block that looks at no text.
+        """
+        ip_adapters.rescale(self, scale)
+
+    def unload_ip_adapter(self) -> None:
+        """Forget all IP-Adapters, and the picture encoder."""
+        ip_adapters.unload(self)
+
+    def prepare_ip_adapter_image_embeds(
+        self,
+        ip_adapter_image: Any,
+        ip_adapter_image_embeds: Any = None,
+        device: Any = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+    ) -> list[Array]:
+        """Encoded pictures for each adapter, [N, pictures, ...], with guidance [2 N, ...], the negative ones first.
+
+        They are arrays of the denoiser's kind; with N = 1, calls take them as `ip_adapter_image_embeds`. Raises
+        InputError: the pictures do not fit the adapters, or `device` is another than the denoiser's.
+        """
+        return looking.prepared(
+            self, ip_adapter_image, ip_adapter_image_embeds, device, num_images_per_prompt, do_classifier_free_guidance
+        )
 
     def maybe_convert_prompt(self, prompt: str | list[str], tokenizer: ClipTokenizer) -> str | list[str]:
         """Prompts with every token of learned words that have several vectors; calls do this themselves."""

@@ -12,6 +12,7 @@ from anamorph.config import Config
 from anamorph.engine import Placement, Program
 from anamorph.errors import BackendError, InputError
 from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
+from anamorph.pipelines.image_prompts import Adapters
 from anamorph.plugins import get_backend
 from anamorph.profiles import Profile
 from anamorph.tiling import Operations, Tiles, sparing
@@ -42,13 +43,15 @@ class Sparing:
 class Loaded:
     """A component and the programs that engines made of its parts; `notes` say where that is not what was wished.
 
-    `profile` is the measurement that decided how it runs, if one did. Pipelines that share it share its switches.
+    `profile` is the measurement that decided how it runs, if one did. Pipelines that share it share its switches, and
+    the IP-Adapters of a denoiser.
     """
 
     component: Component
     programs: Mapping[str, Program]
     notes: Mapping[str, str] = field(default_factory=dict)
     sparing: Sparing = field(default_factory=Sparing)
+    adapters: Adapters = field(default_factory=Adapters)
     place: str | None = None
     """What the pipeline calls it, and its parts, where that is not the component's own name."""
     profile: Profile | None = None

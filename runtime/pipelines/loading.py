@@ -146,7 +146,7 @@ def open_component(
     for part in parts:
         backend = wishes.backend_of(asking, part)
         target = wishes.target_of(asking, part, backend)
-        if component.class_name in UNEXPORTED and CHECKPOINT not in backend.formats:
+        if component.unexported and CHECKPOINT not in backend.formats:
             if {part, place} & set(wishes.backend):
                 raise BackendError(
                     f"{part} cannot be exported for engine {backend.name}; name one that opens checkpoints"

@@ -61,8 +61,14 @@ class Arguments(TypedDict, total=False):
     negative_prompt_embeds: Annotated[Any, "encoded negative prompts [P, S, D]"]
     pooled_prompt_embeds: Annotated[Any, "pooled prompts [P, E], beside `prompt_embeds`"]
     negative_pooled_prompt_embeds: Annotated[Any, "pooled negative prompts [P, E]"]
+    ip_adapter_image: Annotated[Any, "the picture that an IP-Adapter looks at, or a list with one picture (or list of "
+                                     "pictures) for each adapter"]  # fmt: skip
+    ip_adapter_image_embeds: Annotated[Any, "encoded pictures instead: for each adapter [1, pictures, E], with "
+                                            "guidance [2, pictures, E], the negative ones first"]  # fmt: skip
     output_type: Annotated[str, '"pil", "np" [N, H, W, C] or "pt" [N, C, H, W] in 0..1, or "latent" [N, c, h, w]']
     return_dict: Annotated[bool, "False: a tuple instead of an object with `.images`"]
+    cross_attention_kwargs: Annotated[Mapping[str, Any] | None, "ip_adapter_masks: for each adapter where its pictures "
+                                                                "count, [1, pictures, H, W] of 0 and 1"]  # fmt: skip
     guidance_rescale: Annotated[float, "0..1: how much of the guided output gets the unguided one's deviation"]
     guidance_interval: Annotated[Sequence[float] | None, "start and end, 0..1 of the steps: no other branch is "
                                                          "computed outside; None: guided throughout"]  # fmt: skip

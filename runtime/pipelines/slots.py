@@ -73,6 +73,8 @@ PROCESSOR = Slot("processor", optional=True)
 """How pictures are prepared for a safety checker."""
 DEPTH_PROCESSOR = Slot("depth processor", optional=True)
 """How pictures are prepared for a depth estimator."""
+IMAGE_ENCODER = model("CLIPVisionModelWithProjection", optional=True)
+"""What encodes pictures that are prompts."""
 UNUSED = Slot("unused", optional=True)
 
 Slots = Mapping[str, Slot]

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.signature import Signature
-from anamorph.pipelines.slots import PROCESSOR, SCHEDULER, TOKENIZER, UNUSED, Slot, Slots, model
+from anamorph.pipelines.slots import IMAGE_ENCODER, PROCESSOR, SCHEDULER, TOKENIZER, Slot, Slots, model
 from anamorph.pipelines.tasks import Task, from_noise, from_picture, inpaint, plain_or_inpainting
 
 VAES = ("AutoencoderKL", "AutoencoderTiny")
@@ -17,13 +17,17 @@ DRAWING: Slots = {
     "scheduler": SCHEDULER,
     "safety_checker": model("StableDiffusionSafetyChecker", optional=True),
     "feature_extractor": PROCESSOR,
-    "image_encoder": UNUSED,
+    "image_encoder": IMAGE_ENCODER,
 }
 EDITING: Mapping[str, Slot] = {**DRAWING, "vae": model(*VAES, parts=("vae_decoder", "vae_encoder"))}
 OPTIONS: Mapping[str, Any] = {"requires_safety_checker": False}
 
 GUIDED = "num_inference_steps timesteps sigmas guidance_scale negative_prompt num_images_per_prompt eta generator"
-EMBEDDED = "prompt_embeds negative_prompt_embeds output_type return_dict"
+SHOWN = "ip_adapter_image ip_adapter_image_embeds"
+RETURNED = "output_type return_dict"
+EMBEDDED = f"prompt_embeds negative_prompt_embeds {RETURNED} cross_attention_kwargs"
+LOOKING = f"prompt_embeds negative_prompt_embeds {SHOWN} {RETURNED} cross_attention_kwargs"
+"""Of pipelines that take pictures as prompts."""
 WATCHED = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs"
 WHEN = "guidance_interval"
 OURS = "step_caching prompt_weighting long_prompts seed"
@@ -35,7 +39,7 @@ class StableDiffusionPipeline(LatentDiffusion):
 
     SLOTS: ClassVar[Slots] = DRAWING
     OPTIONS: ClassVar[Mapping[str, Any]] = OPTIONS
-    TAKES = Signature.of(f"prompt height width {GUIDED} latents {EMBEDDED} guidance_rescale {WATCHED} * {WHEN} {OURS}")
+    TAKES = Signature.of(f"prompt height width {GUIDED} latents {LOOKING} guidance_rescale {WATCHED} * {WHEN} {OURS}")
     TASK = Task(from_noise)
 
 
@@ -45,7 +49,7 @@ class StableDiffusionImg2ImgPipeline(LatentDiffusion):
     SLOTS: ClassVar[Slots] = EDITING
     OPTIONS: ClassVar[Mapping[str, Any]] = OPTIONS
     TAKES = Signature.of(
-        f"prompt image strength {GUIDED} {EMBEDDED} {WATCHED} * guidance_rescale {WHEN} {OURS}", strength=0.8
+        f"prompt image strength {GUIDED} {LOOKING} {WATCHED} * guidance_rescale {WHEN} {OURS}", strength=0.8
     )
     TASK = Task(from_picture, ("image",))
 
@@ -57,7 +61,7 @@ class StableDiffusionInpaintPipeline(LatentDiffusion):
     OPTIONS: ClassVar[Mapping[str, Any]] = OPTIONS
     TAKES = Signature.of(
         "prompt image mask_image masked_image_latents height width padding_mask_crop strength "
-        f"{GUIDED} latents {EMBEDDED} {WATCHED} * guidance_rescale {WHEN} {OURS}",
+        f"{GUIDED} latents {LOOKING} {WATCHED} * guidance_rescale {WHEN} {OURS}",
         strength=1.0,
     )
     TASK = Task(inpaint, ("image", "mask_image"), channels=plain_or_inpainting)

@@ -8,7 +8,8 @@ from anamorph.pipelines import micro
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.prompts import Family, guidance_embedding, texts
 from anamorph.pipelines.signature import Signature
-from anamorph.pipelines.slots import SCHEDULER, TOKENIZER, UNUSED, Slot, Slots, model
+from anamorph.pipelines.slots import IMAGE_ENCODER, PROCESSOR, SCHEDULER, TOKENIZER, Slot, Slots, model
+from anamorph.pipelines.stable_diffusion import RETURNED, SHOWN
 from anamorph.pipelines.tasks import Task, from_noise, from_picture, inpaint, plain_or_inpainting
 from anamorph.pipelines.texts import penultimate_states
 
@@ -27,8 +28,8 @@ def _slots(*vae_parts: str) -> Slots:
         "tokenizer_2": TOKENIZER,
         "unet": model("UNet2DConditionModel"),
         "scheduler": SCHEDULER,
-        "image_encoder": UNUSED,
-        "feature_extractor": UNUSED,
+        "image_encoder": IMAGE_ENCODER,
+        "feature_extractor": PROCESSOR,
     }
 
 
@@ -40,7 +41,8 @@ REFINING: Mapping[str, Any] = MappingProxyType({micro.AESTHETIC: False, **BASE})
 STEPS = "num_inference_steps timesteps sigmas"
 GUIDED = "guidance_scale negative_prompt negative_prompt_2 num_images_per_prompt eta generator latents"
 EMBEDDED = (
-    "prompt_embeds negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds output_type return_dict"
+    "prompt_embeds negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds "
+    f"{SHOWN} {RETURNED} cross_attention_kwargs"
 )
 TOLD = (
     "guidance_rescale original_size crops_coords_top_left target_size negative_original_size "

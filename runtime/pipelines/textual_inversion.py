@@ -14,6 +14,7 @@ from anamorph.hub import HubOptions, find_component
 from anamorph.original.reading import open_original
 from anamorph.pickles import load_pickle
 from anamorph.tokenizer import ClipTokenizer
+from anamorph.weights import floats
 
 FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
 """What a folder or hub id holds, unless a name is given."""
@@ -44,16 +45,8 @@ def read_source(source: Any, weight_name: str | None, subfolder: str | None, hub
         if not path.is_file():
             raise CheckpointError(f"{folder} has no {' and no '.join(names)}; name the file with weight_name=")
     if path.suffix == ".safetensors":
-        return {name: _plain(value.values, value.dtype, path) for name, value in open_original(path).tensors.items()}
+        return {name: floats(value, path) for name, value in open_original(path).tensors.items()}
     return load_pickle(path)
-
-
-def _plain(values: NDArray[Any], dtype: str, path: Path) -> Vectors:
-    if dtype == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    if not np.issubdtype(values.dtype, np.floating):
-        raise CheckpointError(f"{path} holds a tensor of type {dtype}, expected floating point")
-    return values.astype(np.float32)
 
 
 def learned(state: Mapping[str, Any], token: str | None) -> dict[str, tuple[str, Vectors]]:

@@ -1,0 +1,132 @@
+"""Pictures as prompts on exported graphs: one UNet serves with and without them."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from exported import FORMATS, export, exported, once, shared_place
+from ip_adapters import VISION, image_encoder
+from parity import Agrees, Trace, ours, worst
+from pictures import picture
+from test_ip_adapter import BLOCKS, CALL, LOOK, NAMES, SIZE, folder, halves
+
+from anamorph import CLIPImageProcessor, DiffusionPipeline
+from anamorph.artifact import NATIVE, read_artifact
+from anamorph.errors import InputError
+
+ENGINES = ("compile", "eager")
+CALLS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "base": (NAMES["base"], 0.8, {"ip_adapter_image": LOOK}),
+    "full": (NAMES["full"], BLOCKS, {"ip_adapter_image": LOOK, "num_images_per_prompt": 2}),
+    "several": (
+        [NAMES["plus"], NAMES["base"]], [0.5, 0.7],
+        {"ip_adapter_image": [[LOOK, picture(30, 16, 1)], LOOK]},
+    ),
+    "masks": (
+        [NAMES["plus"], NAMES["base"]], [[0.9, 0.3], 0.7],
+        {"ip_adapter_image": [[LOOK, picture(30, 16, 1)], LOOK],
+         "cross_attention_kwargs": {"ip_adapter_masks": [halves().reshape(1, 2, 64, 32), None]}},
+    ),
+    "unguided": (NAMES["base"], 1.0, {"ip_adapter_image": LOOK, "guidance_scale": 1.0}),
+}  # fmt: skip
+"""Adapters, scales, and what a call looks at."""
+
+
+def native(checkpoint: Path, engine: str) -> Path:
+    """The checkpoint, or its native export."""
+    if engine not in FORMATS:
+        return checkpoint
+    place = shared_place() / f"{checkpoint.name}-{engine}-native"
+    return once(place, lambda out: export(checkpoint, engine, out, signature=NATIVE))
+
+
+@functools.cache
+def pipeline(checkpoint: Path, engine: str) -> Any:
+    return DiffusionPipeline.from_pretrained(native(checkpoint, engine), backend=engine)
+
+
+def drawn(checkpoint: Path, engine: str, case: str, **size: int) -> Trace:
+    """What an engine draws."""
+    pipe, (names, scale, call) = pipeline(checkpoint, engine), CALLS[case]
+    pipe.load_ip_adapter(folder(checkpoint), subfolder="models", weight_name=names)
+    pipe.set_ip_adapter_scale(scale)
+    found = ours(pipe, 3, **{**CALL, **call, **size})
+    pipe.unload_ip_adapter()
+    return found
+
+
+def plain(checkpoint: Path, engine: str, **size: int) -> Trace:
+    return ours(pipeline(checkpoint, engine), 3, **{**CALL, **size})
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_one_graph_serves_with_and_without_pictures(sd1: Path, engine: str, agrees: Agrees) -> None:
+    before = plain(sd1, engine, **SIZE)
+    agrees("without IP-Adapter, SD1", worst(before, plain(sd1, "eager", **SIZE)), engine)
+    for case in CALLS:
+        found = worst(drawn(sd1, engine, case, **SIZE), drawn(sd1, "eager", case, **SIZE))
+        agrees(f"IP-Adapter {case}, SD1", found, engine)
+    assert worst(drawn(sd1, engine, "base", **SIZE), before)[0] > 1e-2
+    assert worst(plain(sd1, engine, **SIZE), before) == (0, 0)  # nothing of the last call is left
+    parts = read_artifact(native(sd1, engine)).parts
+    assert [name for name in parts if name.startswith("unet")] == ["unet", "unet_prepare"]
+
+
+def seeing(sdxl: Path) -> Path:
+    """A checkpoint that has a picture encoder of its own."""
+
+    def make(place: Path) -> None:
+        shutil.copytree(sdxl, place)
+        image_encoder(place / "image_encoder")
+        side = VISION["image_size"]
+        CLIPImageProcessor(size=side, crop_size=side).save_pretrained(place / "feature_extractor")
+        index = json.loads((place / "model_index.json").read_text())
+        index["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
+        index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+        (place / "model_index.json").write_text(json.dumps(index))
+
+    return once(shared_place() / "sdxl-seeing", make)
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_a_picture_encoder_of_the_checkpoint_is_exported_with_it(sdxl: Path, engine: str, agrees: Agrees) -> None:
+    checkpoint, size = seeing(sdxl), {"height": 16, "width": 32}
+    for case in ("base", "several"):
+        found = worst(drawn(checkpoint, engine, case, **size), drawn(checkpoint, "eager", case, **size))
+        agrees(f"IP-Adapter {case}, SDXL", found, engine)
+        assert pipeline(checkpoint, engine).image_encoder is None  # it leaves with the adapter, as in diffusers
+        pipeline.cache_clear()
+
+
+def test_compilers_meet_pictures(sd2: Path, monkeypatch: pytest.MonkeyPatch, agrees: Agrees) -> None:
+    # What captures the whole step is at stake here; Inductor would take minutes over it.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    pipes = [DiffusionPipeline.from_pretrained(sd2, backend={"default": "eager", "unet": one}) for one in ENGINES]
+    found = []
+    for pipe in pipes:
+        pipe.load_ip_adapter(folder(sd2), subfolder="models", weight_name=NAMES["plus"])  # type: ignore[attr-defined]
+        found.append(ours(pipe, 3, **CALL, height=16, width=16, ip_adapter_image=LOOK))
+        pipe.unload_ip_adapter()  # type: ignore[attr-defined]
+    assert pipes[0].placement["unet"].engine == "compile"
+    agrees("IP-Adapter plus, SD2", worst(*found), "compile")
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_the_picture_encoder_runs_where_checkpoints_are_opened(sd1: Path, engine: str) -> None:
+    pipe = pipeline(sd1, engine)
+    pipe.load_ip_adapter(folder(sd1), subfolder="models", weight_name=NAMES["base"])
+    placed = pipe.placement["image_encoder"]
+    assert (placed.engine, placed.details["instead of"]) == ("eager", engine)
+    pipe.unload_ip_adapter()
+    assert "image_encoder" not in pipe.placement
+
+
+def test_a_portable_export_has_no_place_for_pictures(sd2: Path) -> None:
+    pipe: Any = DiffusionPipeline.from_pretrained(exported(sd2, "onnxruntime"))
+    with pytest.raises(InputError, match="no inputs for pictures as prompts; export the checkpoint with the"):
+        pipe.load_ip_adapter(folder(sd2), subfolder="models", weight_name=NAMES["base"])
+    assert "image_encoder" not in pipe.placement
