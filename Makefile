@@ -23,7 +23,7 @@ coverage: $(STAMP)
 # Every pipeline by torch.compile, too: each takes its C++ compiler a minute.
 compiled: $(STAMP)
 	ANAMORPH_COMPILED=1 $(BIN)/pytest -k compile tests/test_tasks_exported.py tests/test_sdxl_exported.py \
-		tests/test_conditioned.py tests/test_unconditional.py
+		tests/test_conditioned.py tests/test_unconditional.py tests/test_lora.py
 
 # Type checkers cannot follow the editable finder, so what ships is installed into a folder and checked there.
 types: $(STAMP)

@@ -78,6 +78,7 @@ class Compile(Eager):
     sizes = "each"
     options: Mapping[str, str] = MappingProxyType({})  # its compiler chooses kernels by itself
     savings: tuple[type[Saving], ...] = (ChannelsLast,)  # hooks and slices would be compiled again and again
+    padded = True
     rank = None  # minutes of compilation are never spent without being asked for
 
     def unavailable(self) -> str | None:

@@ -12,7 +12,9 @@ from anamorph.arrays import Array
 from anamorph.backends.torch_arrays import TorchArrays
 from anamorph.components import Component
 from anamorph.engine import Backend, Costs, Placement, Program, Target, kind_of
+from anamorph.errors import BackendError
 from anamorph.interface import Interface
+from anamorph.lora.factors import Layers
 from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
 from anamorph.plugins import hookimpl
 from anamorph.rewrites import fitting, noted
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 ATTENTION = "attention"
 """The option that chooses how attention is computed."""
+LEAST_RANK = 8
+"""Smaller ranks are padded to this one where all have one rank."""
 INSTALL = "PyTorch is not installed; run: pip install 'anamorph[torch]'"
 
 
@@ -56,6 +60,22 @@ class TorchProgram:
     """Those of the module's that concern this part."""
     options: tuple[tuple[str, str], ...] = ()
     """What else the engine was told."""
+    padded: bool = False
+    """Whether factors of all adapted layers come at one rank, a power of two: each further rank is compiled."""
+
+    def layers(self) -> Layers:
+        """See `anamorph.lora.adapting.Adaptable`."""
+        from anamorph.backends.torch_lora import layers_of
+
+        if called(self.module) is not None:
+            raise BackendError(f"{self.part} is a module of another library, which takes no adapters; use its own")
+        if waiting_of(self.module) is not None:
+            raise BackendError(f"{self.part} is offloaded; call remove_all_hooks() before adapters come or go")
+        return layers_of(self.module)
+
+    def ranks(self, rank: int) -> int | None:
+        """See `anamorph.lora.adapting.Adaptable`."""
+        return max(LEAST_RANK, 1 << (rank - 1).bit_length()) if self.padded else None
 
     @property
     def placement(self) -> Placement:
@@ -163,21 +183,29 @@ class Eager:
     def precisions(self, device: str) -> tuple[str, ...]:
         return self.places[kind_of(device)]
 
+    padded = False
+    """See `TorchProgram.padded`."""
+
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
         module = load_module(component, target)
+        if component.adapted or component.fused:
+            from anamorph.backends.torch_lora import changed
+
+            module = changed(module, component)
         return {part: self.program(component, module, part, target) for part in parts}
 
     def program(self, component: Component, module: Any, part: str, target: Target) -> TorchProgram:
         """One part of a component's model."""
         return TorchProgram(
             self.function(module, part), module, part, self.name, component.interface(part), self.savings,
-            fitting(module.rewrites, part, component.class_name, component.config), target.options,
+            fitting(module.rewrites, part, component.class_name, component.config), target.options, self.padded,
         )  # fmt: skip
 
     def function(self, module: Any, part: str) -> Callable[..., tuple[Any, ...]]:
         """The callable that serves one part."""
         method: Callable[..., tuple[Any, ...]] = getattr(module, module.method(part))
-        return method
+        factors = getattr(module, "factors", None)
+        return method if factors is None else factors.taking(method)
 
 
 def load_module(component: Component, target: Target) -> Any:

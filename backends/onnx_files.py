@@ -35,13 +35,13 @@ def external_locations(model: Path) -> set[str]:
         raise ArtifactError(f"{model} is no ONNX model ({error}); export the checkpoint again") from None
 
 
-def with_outputs(model: Path, names: Sequence[str]) -> bytes:
-    """The model file with these values as further outputs.
+def with_outputs(model: bytes, names: Sequence[str]) -> bytes:
+    """The model with these values as further outputs.
 
     Messages that follow each other are one message (protobuf.dev, "Last One Wins"): repeated fields are joined.
     """
     outputs = b"".join(_field(12, _field(1, name.encode())) for name in names)
-    return model.read_bytes() + _field(7, outputs)
+    return model + _field(7, outputs) if names else model
 
 
 def _field(number: int, value: bytes) -> bytes:

@@ -8,18 +8,21 @@ from types import MappingProxyType
 from typing import Any
 
 from anamorph.arrays import Array, NumpyArrays
-from anamorph.artifact import Artifact
+from anamorph.artifact import Artifact, Part
 from anamorph.backends.buckets import COMPILED, FOUND
 from anamorph.backends.cores import physical_cores
 from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, imported, prepared
 from anamorph.backends.onnx_files import external_locations, with_outputs
+from anamorph.backends.onnx_lora import fused_weights, with_inputs
 from anamorph.backends.onnx_providers import HOST, OPTIONS, PROVIDERS, RECORD, Choice, available
 from anamorph.components import Component
 from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target
 from anamorph.entries import ANY, Entry, Key, discard, find, keep
-from anamorph.errors import ArtifactError, OutputError
+from anamorph.errors import AnamorphError, ArtifactError, OutputError
 from anamorph.interface import Interface
 from anamorph.linked import Linked
+from anamorph.lora.factors import Change, Layers
+from anamorph.lora.ports import adaptable, digest_of
 from anamorph.machine import package_version
 from anamorph.plugins import hookimpl
 from anamorph.rewrites import noted
@@ -50,6 +53,16 @@ class OnnxProgram(Graph):
     choice: Choice
     weights: Mapping[str, Linked]
     """Kept, because ONNX Runtime reads linked weights where they are mapped."""
+    exported: Part
+    """The record of what was exported."""
+
+    def layers(self) -> Layers:
+        """See `anamorph.lora.adapting.Adaptable`."""
+        return adaptable(self.placement.part, self.exported)
+
+    def ranks(self, rank: int) -> int | None:  # noqa: ARG002 - ranks are open
+        """See `anamorph.lora.adapting.Adaptable`."""
+        return None
 
     def session(self) -> "OnnxProgram":
         """A run mutates nothing, so a session is the program itself."""
@@ -86,10 +99,10 @@ class OnnxRuntime:
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
         artifact = artifact_of(component, self.name, self.formats)
-        return {part: _open(artifact, part, target) for part in parts}
+        return {part: _open(artifact, part, target, component=component) for part in parts}
 
     def key(self, artifact: Artifact, part: str, target: Target) -> Key:  # noqa: ARG002 - there is one target
-        return _key(artifact, part)
+        return Source(artifact, part, artifact.folder / artifact.parts[part].file, {}, {}).key
 
     def inner_values(
         self, artifact: Artifact, part: str, names: Sequence[str]
@@ -103,34 +116,82 @@ class OnnxRuntime:
         return run
 
 
-def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] = ()) -> OnnxProgram:
-    """Open a part; `further` values of its graph become outputs."""
+def _open(
+    artifact: Artifact, part: str, target: Target, further: Sequence[str] = (), component: Component | None = None
+) -> OnnxProgram:
+    """Open a part, for the adapters of its component; `further` values of its graph become outputs."""
     path = artifact.open_part(part)
     _check_locations(artifact, part, path)
-    declared = artifact.parts[part].interface
+    exported = artifact.parts[part]
+    declared = exported.interface if component is None else component.interface(part)
     inner = [name for name in further if name not in {port.name for port in declared.outputs}]
     choice = Choice.of(target)
     choice.check_sizes(part, declared)
-    engine, origin = (None, COMPILED) if inner or not choice.plain else _cached(artifact, part, path)
+    source = Source(artifact, part, path, *(({}, {}) if component is None else (component.adapted, component.fused)))
+    engine, origin = (None, COMPILED) if inner or source.fused or not choice.plain else _cached(source)
     linked: Mapping[str, Linked] = {}
     if engine is None:
-        linked = artifact.open_weights(part)
+        linked = source.weights()
         try:
-            engine = _session(path, linked, _options(), inner, choice)
+            engine = _session(source.model(inner), path.parent, linked, _options(), choice)
+        except AnamorphError:
+            raise
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             raise ArtifactError(f"{path} cannot be opened by ONNX Runtime: {_first_line(error)}") from None
     read_back = {} if choice.plain else choice.assigned(engine)
     threads = engine.get_session_options().intra_op_num_threads
     told = {"provider": engine.get_providers()[0], "threads": str(threads)}
-    details = {**told, **read_back, **noted(artifact.parts[part].rewrites)}
+    details = {**told, **read_back, **noted(exported.rewrites)}
     placement = Placement(part, "onnxruntime", target.device, "float32", details, (f"{origin}, for all sizes",))
     inputs = {port.name: _port(port) for port in engine.get_inputs()}
     outputs = {port.name for port in engine.get_outputs()}
-    return OnnxProgram(engine, agreed(path, declared, inputs, outputs), placement, NumpyArrays(), choice, linked)
+    interface = agreed(path, declared, inputs, outputs)
+    return OnnxProgram(engine, interface, placement, NumpyArrays(), choice, linked, exported)
 
 
-def _cached(artifact: Artifact, part: str, path: Path) -> tuple[Any | None, str]:
+@dataclass(frozen=True)
+class Source:
+    """A part that is opened: its file, and the layers that adapters change while it runs, or have changed before."""
+
+    artifact: Artifact
+    part: str
+    path: Path
+    adapted: Layers
+    fused: Change
+
+    @property
+    def exported(self) -> Part:
+        """The record of what was exported."""
+        return self.artifact.parts[self.part]
+
+    def model(self, further: Sequence[str] = ()) -> str | bytes:
+        """What ONNX Runtime reads: the file, or a graph that was made of it."""
+        if self.adapted:
+            model = with_inputs(self.path, self.exported, self.adapted)
+        elif further:
+            model = self.path.read_bytes()
+        else:
+            return str(self.path)
+        return with_outputs(model, further)
+
+    def weights(self) -> dict[str, Linked]:
+        """The weights that are handed over: those that lie in the checkpoint, and those that adapters have changed."""
+        linked = self.artifact.open_weights(self.part)
+        return {**linked, **(fused_weights(self.path, self.exported, self.fused, linked) if self.fused else {})}
+
+    @property
+    def key(self) -> Key:
+        """What the entry of an optimised model in the cache depends on; it serves all sizes."""
+        settings = {"threads": physical_cores(), "provider": HOST, "layout": LAYOUT}
+        if self.adapted:
+            settings["adapted"] = digest_of(self.adapted)
+        files = self.exported
+        return Key.of(self.part, package_version("onnxruntime"), files.files, files.linked, ANY, "float32", settings)
+
+
+def _cached(source: Source) -> tuple[Any | None, str]:
     """The session of a part's optimised model, made now if it is not in the cache; None where that does not take it."""
+    folder = source.path.parent
 
     def optimise(draft: Path) -> None:
         options = _options()
@@ -138,11 +199,13 @@ def _cached(artifact: Artifact, part: str, path: Path) -> tuple[Any | None, str]
         for name, value in SAVING.items():
             options.add_session_config_entry(name, value)
         try:
-            _session(path, artifact.open_weights(part), options)
+            _session(source.model(), folder, source.weights(), options)
+        except AnamorphError:
+            raise
         except Exception as error:  # of the disk or of the model: that is opened once more, without the cache
             raise OutputError(f"ONNX Runtime cannot write to {draft} ({_first_line(error)}); free the disk") from None
 
-    key = _key(artifact, part)
+    key = source.key
     ways: dict[str, Callable[[], Entry | None]] = {FOUND: lambda: find(key), COMPILED: lambda: keep(key, optimise)}
     for origin, look in ways.items():
         if (entry := look()) is None:
@@ -150,17 +213,10 @@ def _cached(artifact: Artifact, part: str, path: Path) -> tuple[Any | None, str]
         options = _options()
         options.graph_optimization_level = imported("onnxruntime", "onnx").GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            return _session(entry.folder / OPTIMISED, {}, options), origin
+            return _session(str(entry.folder / OPTIMISED), entry.folder, {}, options), origin
         except Exception as error:
             discard(entry.folder, f"ONNX Runtime does not take {entry.folder} ({_first_line(error)})")
     return None, COMPILED
-
-
-def _key(artifact: Artifact, part: str) -> Key:
-    """What the entry of an optimised model in the cache depends on; it serves all sizes."""
-    files = artifact.parts[part]
-    settings = {"threads": physical_cores(), "provider": HOST, "layout": LAYOUT}
-    return Key.of(part, package_version("onnxruntime"), files.files, files.linked, ANY, "float32", settings)
 
 
 def _options() -> Any:
@@ -172,13 +228,15 @@ def _options() -> Any:
 
 
 def _session(
-    path: Path, linked: Mapping[str, Linked], options: Any, inner: Sequence[str] = (), choice: Choice | None = None
+    model: str | bytes, folder: Path, linked: Mapping[str, Linked], options: Any, choice: Choice | None = None
 ) -> Any:
-    """Open a model file; `inner` values of its graph become outputs. Without a choice the processor runs it."""
+    """Open a model file, or a model that comes as bytes and does not know the `folder` where its weights lie.
+
+    Without a choice the processor runs it.
+    """
     options.add_external_initializers(list(linked), [value_of(weight) for weight in linked.values()])
-    if inner:  # a model that comes as bytes does not know where its weights lie
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    model = with_outputs(path, inner) if inner else str(path)
+    if isinstance(model, bytes):
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     providers: list[Any] = [HOST]
     if choice is not None:
         options.add_session_config_entry(RECORD, "1")

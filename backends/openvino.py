@@ -21,6 +21,8 @@ from anamorph.components import Component
 from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target
 from anamorph.entries import Key
 from anamorph.interface import Interface, size_of
+from anamorph.lora.factors import Layers
+from anamorph.lora.ports import adaptable, is_factor, is_rank
 from anamorph.machine import free_memory
 from anamorph.memory import OwnSizes, Saving
 from anamorph.plugins import hookimpl
@@ -55,6 +57,14 @@ class OpenVinoProgram(Graph):
         precision = details.pop("precision")
         return Placement(self.source.part, "openvino", target.device, precision, details, tuple(self.buckets.history))
 
+    def layers(self) -> Layers:
+        """See `anamorph.lora.adapting.Adaptable`."""
+        return adaptable(self.source.part, self.source.artifact.parts[self.source.part])
+
+    def ranks(self, rank: int) -> int | None:  # noqa: ARG002 - ranks are open
+        """See `anamorph.lora.adapting.Adaptable`."""
+        return None
+
     def session(self) -> "OpenVinoSession":
         """A caller with buffers of its own."""
         return OpenVinoSession(self)
@@ -78,8 +88,9 @@ class OpenVinoSession:
         interface = self.program.interface
         values = prepared(interface, inputs)
         given = {name: value.reshape(value.shape or SCALAR) for name, value in values.items()}
-        shapes = {name: value.shape for name, value in given.items()}
-        made = self.program.buckets.take(Sizes(shapes, list(inputs), interface.check(inputs)))
+        shapes = {name: value.shape for name, value in given.items() if not is_factor(name)}  # ranks stay open
+        axes = {name: size for name, size in interface.check(inputs).items() if not is_rank(name)}
+        made = self.program.buckets.take(Sizes(shapes, [name for name in inputs if name in shapes], axes))
         if made not in self.requests:
             self.requests[made] = Requests.of(made)
         request = self.requests[made].run(given)
@@ -139,7 +150,7 @@ class OpenVino:
 
     def open(self, component: Component, parts: Sequence[str], target: Target) -> dict[str, Program]:
         artifact = artifact_of(component, self.name, self.formats)
-        return {part: _open(artifact, part, target) for part in parts}
+        return {part: _open(artifact, part, target, component=component) for part in parts}
 
     def key(self, artifact: Artifact, part: str, target: Target) -> Key:
         return Source(artifact, part, target).key(None)
@@ -159,10 +170,16 @@ class OpenVino:
         return run
 
 
-def _open(artifact: Artifact, part: str, target: Target, further: Sequence[str] = ()) -> OpenVinoProgram:
-    """Open a part; `further` values of its graph become outputs."""
-    source = Source(artifact, part, target, further)
-    interface = source.checked()
+def _open(
+    artifact: Artifact, part: str, target: Target, further: Sequence[str] = (), component: Component | None = None
+) -> OpenVinoProgram:
+    """Open a part, for the adapters of its component; `further` values of its graph become outputs."""
+    if component is None:
+        source, declared = Source(artifact, part, target, further), artifact.parts[part].interface
+    else:
+        source = Source(artifact, part, target, further, component.adapted, component.fused)
+        declared = component.interface(part)
+    interface = source.checked(declared)
 
     def make(sizes: Sizes | None) -> Compiled:
         made = source.compiled(sizes)

@@ -5,7 +5,7 @@ graph's own, and are packed again at each start. Packing reads them once: their 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,21 @@ from anamorph.backends.numpy_program import GraphPort, agreed, imported
 from anamorph.backends.openvino_angles import cut_angles
 from anamorph.backends.openvino_devices import EXACT, check_sizes, core, read_back, resolved, settings_for
 from anamorph.backends.openvino_files import check_ir
-from anamorph.backends.openvino_weights import forget_files, multiply_narrow, put_mapped_weights, put_weights
+from anamorph.backends.openvino_lora import fused_weights, put_inputs
+from anamorph.backends.openvino_weights import (
+    exchange_weights,
+    forget_files,
+    multiply_narrow,
+    put_mapped_weights,
+    put_weights,
+)
 from anamorph.engine import Target
 from anamorph.entries import ANY, Entry, Key, discard, find, keep
 from anamorph.errors import ArtifactError, BackendError
 from anamorph.interface import Interface
 from anamorph.linked import Linked
+from anamorph.lora.factors import Change, Layers
+from anamorph.lora.ports import digest_of
 from anamorph.machine import package_version
 
 TYPES = {"f32": "float32", "i64": "int64"}
@@ -55,6 +64,9 @@ class Source:
     part: str
     target: Target
     further: Sequence[str] = ()
+    adapted: Layers = field(default_factory=dict)
+    fused: Change = field(default_factory=dict)
+    """What adapters change while it runs, or have changed before."""
 
     @property
     def path(self) -> Path:
@@ -75,14 +87,13 @@ class Source:
         part = self.artifact.parts[self.part]
         return sum(record.size for record in (*part.files.values(), *part.linked.values()))
 
-    def checked(self) -> Interface:
+    def checked(self, interface: Interface) -> Interface:
         """The interface as far as the graph serves it, after comparing files and graph with their record."""
         check_ir(self.artifact, self.part, self.artifact.open_part(self.part))
         try:
             model, _ = self._read()
         except RuntimeError as error:
             raise self._refused(error) from None
-        interface = self.artifact.parts[self.part].interface
         check_sizes(self.part, interface, self.target.device)
         declared = {port.name for port in interface.inputs}
         inputs = {min(port.names, key=lambda name: name not in declared): _port(port) for port in model.inputs}
@@ -91,7 +102,7 @@ class Source:
 
     def compiled(self, sizes: Sizes | None) -> Compiled:
         """The model for these sizes, or for all; from the cache, or compiled now and kept there."""
-        key = None if self.further else self.key(sizes)
+        key = None if self.further or self.fused else self.key(sizes)
         entry = None if key is None else find(key)
         if entry is not None:
             try:
@@ -112,6 +123,8 @@ class Source:
         """What the entry of a model in the cache depends on."""
         part, precision = self.artifact.parts[self.part], self.target.precision
         settings = {**self._settings(precision), "layout": LAYOUT, "device": self._device}
+        if self.adapted:
+            settings["adapted"] = digest_of(self.adapted)
         engine, shape = package_version("openvino"), ANY if sizes is None else sizes.name
         return Key.of(self.part, engine, part.files, part.linked, shape, precision, settings)
 
@@ -121,8 +134,8 @@ class Source:
             given = {name for port in model.outputs for name in port.names}
             model.add_outputs([name for name in self.further if name not in given])
         if sizes is not None:
-            names = {port: next(name for name in port.names if name in sizes.shapes) for port in model.inputs}
-            model.reshape({port: list(sizes.shapes[name]) for port, name in names.items()})
+            named = {port: name for port in model.inputs for name in port.names if name in sizes.shapes}
+            model.reshape({port: list(sizes.shapes[name]) for port, name in named.items()})
         angles = cut_angles(model) if self.target.precision != EXACT else None
         if self.target.precision == "bfloat16":
             multiply_narrow(model)
@@ -156,7 +169,14 @@ class Source:
             here = {name: one for name, one in weights.items() if one.place is not None and one.place.file == file}
             put_mapped_weights(model, here, core())
             put_weights(model, {name: one for name, one in weights.items() if name not in here})
-        _take_floats(model, self.artifact.parts[self.part].interface)
+        part = self.artifact.parts[self.part]
+        if self.fused:
+            changed = fused_weights(model, self.path, part, self.fused, weights)
+            exchange_weights(model, changed)
+            weights = {**weights, **changed}
+        if self.adapted:
+            put_inputs(model, part, self.adapted)
+        _take_floats(model, part.interface)
         return model, weights
 
     def _weight_files(self) -> list[Path]:

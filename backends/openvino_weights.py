@@ -13,15 +13,15 @@ TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 def put_weights(model: Any, weights: Mapping[str, Linked]) -> None:
     """Replace the parameters that stand for weights by constants on the same memory, which must outlive the model."""
+    _replace(model, {name: _constant(weight) for name, weight in weights.items()})
+
+
+def _constant(weight: Linked) -> Any:
     import openvino
 
-    kinds = {"F32": openvino.Type.f32, "F16": openvino.Type.f16, "BF16": openvino.Type.bf16}
-
-    def constant(weight: Linked) -> Any:
-        tensor = openvino.Tensor(weight.values, list(weight.values.shape), kinds[weight.dtype])
-        return openvino.op.Constant(tensor, shared_memory=True)
-
-    _replace(model, {name: constant(weight) for name, weight in weights.items()})
+    kind = getattr(openvino.Type, TYPES[weight.dtype])
+    tensor = openvino.Tensor(weight.values, list(weight.values.shape), kind)
+    return openvino.op.Constant(tensor, shared_memory=True)
 
 
 def put_mapped_weights(model: Any, weights: Mapping[str, Linked], core: Any) -> None:
@@ -61,8 +61,19 @@ def forget_files(model: Any) -> None:
             del info[WEIGHTLESS]
 
 
+def exchange_weights(model: Any, weights: Mapping[str, Linked]) -> None:
+    """Replace constants by others of the same names."""
+    for node in [node for node in model.get_ops() if node.get_friendly_name() in weights]:
+        other = _constant(weights[node.get_friendly_name()])
+        other.set_friendly_name(node.get_friendly_name())
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(other.output(0))
+    model.validate_nodes_and_infer_types()
+
+
 def _replace(model: Any, constants: Mapping[str, Any]) -> None:
     for port in [port for port in model.inputs if port.names & set(constants)]:
+        constants[port.any_name].set_friendly_name(port.any_name)  # by which adapters find it
         for reader in port.get_target_inputs():
             reader.replace_source_output(constants[port.any_name].output(0))
         model.remove_parameter(port.get_node())

@@ -20,6 +20,7 @@ import numpy as np
 
 from anamorph.arrays import Array, Arrays
 from anamorph.artifact import NATIVE
+from anamorph.benchmarks.adapters import denoiser_layers, synthetic
 from anamorph.benchmarks.peers.serve import Clock, Request, serve, start_pictures
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.cache import cache_folder
@@ -28,6 +29,7 @@ from anamorph.engine import Placement, Program, Session
 from anamorph.exporting import LINKED, ExportOptions, Quantization, cached_export
 from anamorph.interface import Interface
 from anamorph.memory import Saving
+from anamorph.pipelines import LatentDiffusion
 from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loaded import Loaded
@@ -109,6 +111,8 @@ class Engine:
         pipe = KINDS.get(cell.task, DiffusionPipeline).from_pretrained(
             folder, backend=self.backend.name, torch_dtype=cell.precision, rewrites=rewrites
         )
+        if cell.lora:
+            _adapt(pipe, *cell.lora.split("-"))
         clock.append(time.perf_counter())
         self.cell, self.clock = cell, Clock(_waiting(pipe))
         self.pipe = _timed(pipe, self.clock)
@@ -215,6 +219,15 @@ def _timed(pipe: DiffusionPipeline, clock: Clock) -> Any:
     timed = type(pipe)(**parts, **pipe.options)
     timed.set_progress_bar_config(disable=True)
     return timed
+
+
+def _adapt(pipe: DiffusionPipeline, mode: str, rank: str) -> None:
+    """Load an adapter that costs what any costs and changes nothing."""
+    assert isinstance(pipe, LatentDiffusion)
+    factors = synthetic(denoiser_layers(pipe), int(rank), size=0)
+    pipe.load_lora_weights({f"{pipe.DENOISER}.{name}": value for name, value in factors.items()})
+    if mode == "fused":
+        pipe.fuse_lora()
 
 
 def _waiting(pipe: DiffusionPipeline) -> Callable[[], None]:

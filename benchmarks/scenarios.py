@@ -30,6 +30,7 @@ TASKS = (*PICTURES, "denoiser", "decode")
 """Whole pictures, one call of the denoiser with both branches of guidance, one decoding of latents."""
 ALL = "*"
 BUNDLED_MODEL = "bundled"
+ADAPTER = re.compile(r"(hot|fused)-[1-9]\d*")
 INTERVAL = re.compile(r"\d(\.\d+)?-\d(\.\d+)?")
 
 
@@ -41,7 +42,8 @@ class Cell:
     `static`: the arm takes an export for this size and batch alone. What follows is asked of our own engines alone:
     `rewrites` are names with commas, "all" or "none", and by default those that are on by themselves; `interval`,
     such as 0.2-0.8, is the share of the steps that are guided; `quantize` is "int8" for a denoiser of such layers;
-    `caching` is the `step_caching` of calls, 0 for none.
+    `caching` is the `step_caching` of calls, 0 for none; `lora` is "hot-16" or "fused-16" for an adapter of that rank
+    in all attention and feed-forward layers of the denoiser, which changes nothing, so that arms stay comparable.
     """
 
     model: str = BUNDLED_MODEL
@@ -59,6 +61,7 @@ class Cell:
     interval: str = ""
     quantize: str = ""
     caching: float = 0
+    lora: str = ""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -73,6 +76,8 @@ class Cell:
         as_refresh(self.refresh)
         if self.quantize not in ("", "int8"):
             raise InputError(f"quantize is {self.quantize!r}, expected int8, or nothing")
+        if self.lora and not ADAPTER.fullmatch(self.lora):
+            raise InputError(f"lora is {self.lora!r}, expected a mode and a rank, such as hot-16 or fused-16")
 
     @property
     def near(self) -> bool:
@@ -100,14 +105,17 @@ class Cell:
         """Engine, precision and what is asked of it, as people read it."""
         asked = [
             self.quantize, f"guided {self.interval}" * bool(self.interval),
-            f"cached {self.caching:g}" * bool(self.caching), self.rewrites.replace(",", "+"),
+            f"cached {self.caching:g}" * bool(self.caching), self.lora and f"lora {self.lora}",
+            self.rewrites.replace(",", "+"),
         ]  # fmt: skip
         return " ".join([f"{self.engine}{' static' * self.static} {self.precision}", *filter(None, asked)])
 
     @property
     def work(self) -> "Cell":
         """The same work without its arm: cells of equal work are compared with one another."""
-        return replace(self, engine="", precision="", static=False, rewrites="", interval="", quantize="", caching=0)
+        return replace(
+            self, engine="", precision="", static=False, rewrites="", interval="", quantize="", caching=0, lora=""
+        )
 
     @property
     def key(self) -> str:

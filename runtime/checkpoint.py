@@ -31,7 +31,9 @@ LATER_KEYS: Mapping[str, Mapping[str, Any]] = {
 """Class -> keys that its first files lack, which the first Stable Diffusion's checkpoints are, and their defaults."""
 SEVERAL: Mapping[str, str] = {"MultiControlNetModel": "ControlNetModel", "MultiAdapter": "T2IAdapter"}
 """What an index calls several models in one place, which lie in folders with numbers behind its name -> their class."""
-ALONE: Mapping[str, str] = {"ControlNetModel": "controlnet", "T2IAdapter": "adapter"}
+ALONE: Mapping[str, str] = {
+    "ControlNetModel": "controlnet", "T2IAdapter": "adapter", "CLIPVisionModelWithProjection": "image_encoder",
+}  # fmt: skip
 """Classes of models that come in folders of their own -> their place in a pipeline."""
 BUNDLED = Path(__file__).parent / "data" / "emoji"
 """The model that ships with the package."""
@@ -120,7 +122,9 @@ def open_checkpoint(source: Source, made_from: Path | None = None) -> Checkpoint
 def _lone(folder: Path, source: Source, made_from: Path | None) -> Checkpoint | None:
     """A folder that holds a single model, as ControlNets and adapters come, or None."""
     config = folder / "config.json"
-    name = str(read_json(config).get("_class_name")) if config.is_file() else ""
+    values = read_json(config) if config.is_file() else {}
+    listed = values.get("architectures")  # where transformers names the class
+    name = str(listed[0] if isinstance(listed, list) and listed else values.get("_class_name"))
     if name not in ALONE:
         return None
     artifact = read_artifact(folder, made_from) if is_artifact(folder) else None

@@ -1,7 +1,7 @@
 """The components of a pipeline and their interfaces, computed from their configurations. No engine here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from anamorph.config import Config
 from anamorph.errors import ConfigError
 from anamorph.image_prompts import image_ports
 from anamorph.interface import Axis, Interface, Port, Scaled
+from anamorph.lora.factors import Change, Layers
+from anamorph.lora.ports import layers_of, with_factors
 from anamorph.native import HINTING, split, splits
 from anamorph.safety import CONCEPTS, SPECIAL
 
@@ -55,6 +57,10 @@ class Component:
     """Whether it belongs to SDXL's refiner, whose denoiser's configuration does not tell."""
     rewrites: tuple[str, ...] = ()
     """By which an engine that runs models shall compute it."""
+    adapted: Layers = field(default_factory=dict, compare=False)
+    """The layers that shall take factors with each call; see `anamorph.lora.ports`."""
+    fused: Change = field(default_factory=dict, compare=False)
+    """What shall be added to its weights before it runs."""
 
     @property
     def artifact(self) -> Artifact | None:
@@ -77,12 +83,6 @@ class Component:
         return tuple(self._split(declared))
 
     @property
-    def unexported(self) -> bool:
-        """Whether no exporter writes it, because of its class or because it lies in a folder of its own."""
-        apart = self.checkpoint is None and self.module is None
-        return self.class_name in UNEXPORTED or apart
-
-    @property
     def stored(self) -> Path:
         """Its folder; raises ConfigError where it was built by hand and never stored."""
         if self.folder is None:
@@ -95,11 +95,17 @@ class Component:
         return "model" if self.class_name in TRANSFORMERS else "diffusion_pytorch_model"
 
     def interface(self, part: str) -> Interface:
-        """Inputs and outputs of one part; an exported one may take fewer sizes than the model."""
+        """Inputs and outputs of one part; an exported one may take fewer sizes than the model.
+
+        The factors of adapted layers come last.
+        """
         if self.artifact is not None and part in self.artifact.parts:
-            return self.artifact.parts[part].interface
+            exported = self.artifact.parts[part]
+            here = layers_of(exported) if self.adapted else {}
+            return with_factors(exported.interface, {name: self.adapted[name] for name in self.adapted if name in here})
         declared = interfaces(self.class_name, self.name, self.refining)
-        return self._split(declared)[part] if splits(self.rewrites) else declared[part](self.config)
+        plain = self._split(declared)[part] if splits(self.rewrites) else declared[part](self.config)
+        return with_factors(plain, self.adapted)
 
     def _split(self, declared: "Declared") -> dict[str, Interface]:
         """The interfaces by rewrites that share out between parts what a denoiser takes."""

@@ -85,7 +85,8 @@ def stored(checkpoint: Checkpoint, precision: str) -> Profile | None:
 
 def _place(checkpoint: Checkpoint, precision: str) -> Path:
     total = hashlib.sha256()
-    for path in (checkpoint.folder / "model_index.json", *sorted(checkpoint.folder.rglob("config.json"))):
+    index = checkpoint.folder / "model_index.json"  # which a model in a folder of its own has not
+    for path in (*([index] if index.is_file() else []), *sorted(checkpoint.folder.rglob("config.json"))):
         total.update(path.relative_to(checkpoint.folder).as_posix().encode() + path.read_bytes())
     for path in sorted(path for path in checkpoint.folder.rglob("*") if path.suffix in WEIGHTS):
         total.update(f"{path.relative_to(checkpoint.folder).as_posix()} {path.stat().st_size}".encode())

@@ -46,6 +46,27 @@ def safetensors_entries(path: Path) -> dict[str, Entry]:
     Format: 8 bytes little-endian header length, JSON header, data (github.com/huggingface/safetensors).
     Raises CheckpointError: the file is truncated, corrupt, or its header lies about sizes.
     """
+    header, base, size = _header(path)
+    try:
+        return dict(_entries(path, header, base, size))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _corrupt(path, error) from None
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file holds beside its tensors; raises CheckpointError as `safetensors_entries`."""
+    metadata = _header(path)[0].get("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise _corrupt(path, "its metadata is no mapping")
+    return {str(key): str(value) for key, value in metadata.items()}
+
+
+def _corrupt(path: Path, what: object) -> CheckpointError:
+    return CheckpointError(f"{path} has a corrupt safetensors header ({what}); download it again")
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header of a safetensors file, where its data begins, and where the file ends."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -54,13 +75,15 @@ def safetensors_entries(path: Path) -> dict[str, Entry]:
             if length > min(LARGEST_HEADER, size - 8):
                 raise CheckpointError(f"{path} is no complete safetensors file: its header is cut off or corrupt")
             header = json.loads(file.read(length))
-        return dict(_entries(path, header, 8 + length, size))
+        if not isinstance(header, dict):
+            raise _corrupt(path, "it is no mapping")
+        return header, 8 + length, size
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; download the checkpoint again") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} has a corrupt safetensors header ({error}); download it again") from None
+    except ValueError as error:
+        raise _corrupt(path, error) from None
 
 
 def _entries(path: Path, header: dict[str, dict[str, object]], base: int, size: int) -> Iterator[tuple[str, Entry]]:
@@ -93,6 +116,14 @@ def floats(stored: Stored, where: Path) -> NDArray[np.float32]:
     if not np.issubdtype(stored.values.dtype, np.floating):
         raise CheckpointError(f"{where} holds a tensor of type {stored.dtype}, expected floating point")
     return stored.values.astype(np.float32, copy=False)
+
+
+def as_stored(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """The inverse of `floats`, rounded to the nearest value of the type, to the even one where two are as near."""
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return values.astype(NUMPY[dtype])
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Stored]) -> None:

@@ -89,7 +89,7 @@ def train(data: Path, work: Path, out: Path, steps: int) -> None:
         optimizer.step()
         average.update(net, step)
         log.add(step, loss.item())
-        if (step + 1) % 100 == 0:
+        if (step + 1) % 50 == 0:
             save_checkpoint(work / "control.pt", step + 1, net, average, optimizer, log)
     net.load_state_dict(average.state)
     net.half().save_pretrained(out)

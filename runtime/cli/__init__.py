@@ -18,6 +18,7 @@ examples:
   anamorph generate "red apple" --out apple.png
   anamorph generate "rocket" "sunflower" --seed 7 --backend compile
   anamorph generate "a lighthouse at dusk" --model ./stable-diffusion-v1-5 --size 512x512 --dtype bf16
+  anamorph generate "a lighthouse" --model ./stable-diffusion-v1-5 --lora etching.safetensors:0.8 --lora-mode fused
   anamorph generate "make it night" --task edit --model ./instruct-pix2pix --image lighthouse.png
   anamorph control canny photo.png --out edges.png
   anamorph generate "a castle" --model ./sd15 --controlnet canny=./sd-canny --control canny=edges.png:0.8
@@ -143,6 +144,14 @@ def _generate(commands: "Commands[argparse.ArgumentParser]") -> None:
         "others take the last layer alone (needs the rewrite step-caching)",
     )
     _sources(command)
+    _loras(command)
+    command.add_argument(
+        "--lora-mode",
+        choices=("hot", "fused"),
+        default="hot",
+        help="hot: factors come with each call, which costs some time per step; fused: they are added to the weights "
+        "first, and the engine compiles these anew (default: hot)",
+    )
     command.add_argument(
         "--strength", type=float, help="how much of the picture is drawn anew, 0 to 1 (default: 0.8; 1 with a mask)"
     )
@@ -205,6 +214,17 @@ def _sources(command: argparse.ArgumentParser) -> None:
         metavar="[NET=]FILE[:SCALE]",
         help="the picture that NET follows, and how strongly, such as canny=edges.png:0.8; `anamorph control` makes "
         "such pictures",
+    )
+
+
+def _loras(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--lora",
+        metavar="FILE[:WEIGHT]",
+        action="append",
+        default=[],
+        help="adapter (LoRA, LoCon, LoHa of diffusers, PEFT or Kohya), and how much it counts, such as "
+        "style.safetensors:0.8 (default: 1); may be given several times",
     )
 
 
@@ -329,6 +349,7 @@ def _replay(commands: "Commands[argparse.ArgumentParser]") -> None:
     )
     command.add_argument("picture", help="PNG written by `anamorph generate`")
     _sources(command)
+    _loras(command)
     command.add_argument("--model", help="where the checkpoint lies now (default: where it was)")
     _engine(command)
     command.add_argument("--out", help="PNG to write (default: NAME-replay.png beside the picture)")

@@ -3,7 +3,7 @@
 import argparse
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -128,15 +128,20 @@ def single(request: Request, index: int) -> Request:
 
 
 def record(
-    pipe: DiffusionPipeline, request: Request, digest: str, inputs: Mapping[str, Any] | None = None
+    pipe: DiffusionPipeline,
+    request: Request,
+    digest: str,
+    inputs: Mapping[str, Any] | None = None,
+    loras: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What the PNG carries: request, task, model with its hash, scheduler, engines, versions, and the pictures used."""
+    """What the PNG carries: request, task, model with its hash, scheduler, engines, versions, pictures and adapters."""
     checkpoint = pipe.origin
     return {
         "schema": SCHEMA,
         "request": request.to_dict(),
         "pipeline": type(pipe).__name__,
         "inputs": dict(inputs or {}),
+        **({"loras": [dict(one) for one in loras]} if loras else {}),
         "model": {"name": model_name(checkpoint), "sha256": digest},
         "scheduler": dict(pipe.scheduler.config),
         "engines": {part: str(placed) for part, placed in pipe.placement.items()},

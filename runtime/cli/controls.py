@@ -14,6 +14,9 @@ from anamorph.pipelines import DiffusionPipeline
 from anamorph.pipelines.auto import with_nets
 from anamorph.pipelines.followed import Followed
 
+FOLLOWED = tuple(kind for kind, place in ALONE.items() if place != "image_encoder")
+"""Classes of nets that follow pictures."""
+
 CONTROL = re.compile(r"(?:(?P<net>[\w.-]+)=)?(?P<file>.+?)(?::(?P<scale>\d+(?:\.\d+)?))?")
 """[NET=]FILE[:SCALE]"""
 
@@ -57,8 +60,8 @@ def nets_of(options: argparse.Namespace, recorded: Mapping[str, Any] | None = No
         if name in opened:
             raise InputError(f"--controlnet names {name} twice; give each a name of its own, as in NET=FOLDER")
         opened[name] = open_checkpoint(Source(folder))
-        if opened[name].class_name not in ALONE:
-            known = ", ".join(ALONE)
+        if opened[name].class_name not in FOLLOWED:
+            known = ", ".join(FOLLOWED)
             raise InputError(f"--controlnet {folder} is a {opened[name].class_name}, expected one of {known}")
     if recorded and {name: one.digest() for name, one in opened.items()} != {
         name: entry.get("sha256") for name, entry in recorded.items()

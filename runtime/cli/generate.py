@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
-from anamorph.cli import OK, ip_adapters
+from anamorph.cli import OK, ip_adapters, loras
 from anamorph.cli.common import folder_of, numbered, open_pipeline, record, scale_of, scheduler_class, single
 from anamorph.cli.controls import controls_of, nets_of
 from anamorph.cli.sources import FILES, check_sources, class_for, read_sources, spelled
@@ -108,6 +108,7 @@ def run(options: argparse.Namespace) -> int:
     check_sources(options)
     pictures, inputs = read_sources(options)
     looks, looked = ip_adapters.read(options)
+    chosen = loras.named(options.lora)
     started = time.perf_counter()
     folder = folder_of(options.model)
     checkpoint = open_checkpoint(Source(str(BUNDLED if folder is None else folder), variant=options.variant))
@@ -115,6 +116,7 @@ def run(options: argparse.Namespace) -> int:
     kind = nets.pipeline(class_for(checkpoint.class_name, options), checkpoint.class_name)
     pipe = open_pipeline(kind, folder, options, options.variant, **nets.components)
     followed, controls = controls_of(pipe, nets, options)
+    changed = loras.load(pipe, chosen, options.lora_mode)
     ip_adapters.load(pipe, options)
     loaded = time.perf_counter()
     if options.scheduler:
@@ -128,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
     for index, image in enumerate(images):
         request = single(job.request, index)
         path = numbered(out, index, len(images))
-        write_png(image, path, record(pipe, request, digest, recorded))
+        write_png(image, path, record(pipe, request, digest, recorded, changed))
         made.append({"file": str(path), "prompt": subject(pipe, request), "seed": (request.seeds or (None,))[0]})
     placement = [str(placed) for placed in pipe.placement.values()]
     history = {part: list(placed.history) for part, placed in pipe.placement.items()} if options.explain else None

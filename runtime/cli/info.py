@@ -14,11 +14,13 @@ from anamorph.capabilities import Needs, needs_of
 from anamorph.checkpoint import BUNDLED, Checkpoint, Source, component_config, open_checkpoint
 from anamorph.cli import OK
 from anamorph.config import Config
-from anamorph.errors import CheckpointError, ConfigError
+from anamorph.errors import BackendError, CheckpointError, ConfigError
 from anamorph.guard import missing
+from anamorph.lora.ports import adaptable
 from anamorph.pipelines import DiffusionPipeline, LatentDiffusion
 from anamorph.pipelines.auto import tasks_of_class
 from anamorph.pipelines.loading import CHECKPOINT
+from anamorph.pipelines.lora import CHANGED
 from anamorph.pipelines.slots import parts_of
 from anamorph.plugins import installed
 from anamorph.weights import WIDTH, find_weights
@@ -45,7 +47,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; `tasks` maps what the model does to the class for it, `engines` each to how or why not."""
+    """What was found; `tasks` maps what the model does to the class for it, `engines` each to how or why not.
+
+    `adapters` says of each component that adapters (LoRA) are made for how it takes them, or why not.
+    """
 
     model: str
     pipeline: str
@@ -54,6 +59,7 @@ class Report:
     variants: list[str]
     tasks: dict[str, str]
     engines: dict[str, str]
+    adapters: dict[str, str]
 
 
 def inspect(model: str, variant: str | None = None) -> Report:
@@ -85,7 +91,22 @@ def inspect(model: str, variant: str | None = None) -> Report:
         _variants(checkpoint.folder),
         tasks,
         engines_for(form),
+        adapters_for([row.name for row in rows if row.name in configs], artifact),
     )
+
+
+def adapters_for(names: Iterable[str], artifact: Artifact | None) -> dict[str, str]:
+    """Component -> how it takes adapters."""
+    found = {}
+    for name in (name for name in CHANGED if name in names):
+        parts = {} if artifact is None else {n: p for n, p in artifact.parts.items() if p.component == name}
+        try:
+            layers = {layer for part in parts.items() for layer in adaptable(*part)}
+        except BackendError as error:
+            found[name] = f"takes none: {error}"
+        else:
+            found[name] = "takes them hot or fused" + (f", in {len(layers)} layers" if parts else "")
+    return found
 
 
 def needs(model: str, variant: str | None = None) -> Needs:
@@ -189,7 +210,8 @@ def _file(model: str) -> Report:
     ]
     rows.append(Row("scheduler", str(kind.scheduler["_class_name"])))
     tasks = tasks_of(kind.class_name, {found.slot: found.config for found in kind.models}, None)
-    return Report(str(path), kind.class_name, "single file", rows, [], tasks, engines_for("checkpoint"))
+    adapters = adapters_for([found.slot for found in kind.models], None)
+    return Report(str(path), kind.class_name, "single file", rows, [], tasks, engines_for("checkpoint"), adapters)
 
 
 def _recognised(model: str) -> "Kind":
@@ -269,6 +291,10 @@ def run(options: argparse.Namespace) -> int:
         print(f"  none in this version, which has {', '.join(DiffusionPipeline.registry)}")
     print("\nengines")
     for name, how in report.engines.items():
+        print(f"  {name:<14}  {how}")
+    if report.adapters:
+        print("\nadapters (LoRA)")
+    for name, how in report.adapters.items():
         print(f"  {name:<14}  {how}")
     return OK
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from anamorph.cli import DIFFERENT, OK, ip_adapters
+from anamorph.cli import DIFFERENT, OK, ip_adapters, loras
 from anamorph.cli.common import SCHEMA, open_pipeline, record
 from anamorph.cli.controls import check_same, controls_of, nets_of
 from anamorph.cli.sources import same_sources
@@ -78,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
     pictures = same_sources(recorded_inputs, options, path)
     looks, looked = ip_adapters.read(options)
     ip_adapters.check_same(recorded_inputs, looked, path)
+    chosen, mode = loras.recorded(values, options, path)
     kind = DiffusionPipeline.registry[values["pipeline"]]
     pipe = open_pipeline(kind, options.model or values["model"].get("name"), options, **nets.components)
     followed, found = controls_of(pipe, nets, options)
@@ -89,11 +90,12 @@ def run(options: argparse.Namespace) -> int:
             f"{pipe.origin.folder if pipe.origin else 'this one'} has {digest[:12]}...); name it with --model"
         )
     pipe.scheduler = load_scheduler(values["scheduler"])
+    changed = loras.load(pipe, chosen, mode)
     ip_adapters.load(pipe, options)
     job = job_of(pipe, {**values["request"]}, {**pictures, **followed, **looks})
     image = pipe.generate(job)[0]
     out = Path(options.out) if options.out else path.with_name(f"{path.stem}-replay.png")
-    write_png(image, out, record(pipe, job.request, digest, values["inputs"]))
+    write_png(image, out, record(pipe, job.request, digest, values["inputs"], changed))
     with Image.open(path) as original:
         before = np.asarray(original.convert("RGB"), np.float32) / 255
     after = np.asarray(image.convert("RGB"), np.float32) / 255

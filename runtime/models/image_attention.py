@@ -13,12 +13,16 @@ def image_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
     """sum_g (1 + m_g) softmax(Q K_g^T / sqrt(d) + b_g) V_g for each head: Q [B, heads, S, d] -> the same shape.
 
     Keys and values are [B, G, T, heads d], b [B, G, T], m [B, G, h, w] with h w = S. All groups enter both products at
-    once. Source: Ye et al. 2023 (arXiv:2308.06721), equation 5, with diffusers' masks.
+    once. TorchScript reads this function, too. Source: Ye et al. 2023 (arXiv:2308.06721), equation 5, with diffusers'
+    masks.
     """
     heads, width = q.shape[1], q.shape[3]
-    k, v = (torch.unflatten(x.flatten(1, 2), -1, (heads, -1)).transpose(1, 2) for x in (keys, values))
+    k = torch.unflatten(keys.flatten(1, 2), -1, [heads, -1]).transpose(1, 2)
+    v = torch.unflatten(values.flatten(1, 2), -1, [heads, -1]).transpose(1, 2)
     scores = torch.unflatten((q @ (k * width**-0.5).transpose(-1, -2)).float(), -1, keys.shape[1:3])
-    shares = (scores if bias is None else scores + bias[:, None, None]).softmax(-1)
+    if bias is not None:
+        scores = scores + bias[:, None, None]
+    shares = scores.softmax(-1)
     if mask is not None:
         shares = shares * (1 + mask.flatten(2).transpose(1, 2))[:, None, :, :, None]
     mixed: Tensor = shares.flatten(3).to(v.dtype) @ v

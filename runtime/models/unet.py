@@ -174,7 +174,7 @@ class UNet2DConditionModel(Trunk):
             del skips[len(skips) - count :]
         last = self.up_blocks[-1]
         if CACHING not in self.rewrites:
-            return (self._out(last(x, skips, time, text)),)
+            return (self._out(last(x, skips[len(skips) - self.taken[-1] :], time, text)),)
         deep = last(x, skips[1:], time, text, some=slice(None, -1))
         return self._leave(deep, skips[0], time, text), deep
 

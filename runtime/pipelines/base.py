@@ -14,6 +14,7 @@ from anamorph.checkpoint import Checkpoint
 from anamorph.clip_image import CLIPImageProcessor
 from anamorph.engine import Placement, Program
 from anamorph.errors import ConfigError, InputError
+from anamorph.lora.adapting import Open, adapting_of, moved, scaled
 from anamorph.native import preparing, shallow
 from anamorph.pipelines.arguments import Job
 from anamorph.pipelines.cropping import put_back
@@ -122,14 +123,24 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         return cls.registry[class_name]
 
     def _open(self, name: str, value: Any) -> Loaded:
-        slot, parts = self.slots[name], parts_of(self.slots)
+        slot = self.slots[name]
         refining = bool(self.options.get("requires_aesthetics_score"))
         component = as_component(name, value, slot.classes, refining, self._models.get(name))
-        wanted = [part for part, owner in parts.items() if owner == name]
-        wishes = Wishes.of(self._given, [*models(self.slots), *parts])
         if isinstance(component, Loaded):
-            return completed(component.placed(name), wanted, wishes)
-        return open_component(component, wanted, wishes, slot.wide, name)
+            return completed(component.placed(name), self._parts(name), self._wishes)
+        return open_component(component, self._parts(name), self._wishes, slot.wide, name)
+
+    def _parts(self, name: str) -> list[str]:
+        return [part for part, owner in parts_of(self.slots).items() if owner == name]
+
+    @property
+    def _wishes(self) -> Wishes:
+        return Wishes.of(self._given, [*models(self.slots), *parts_of(self.slots)])
+
+    def _opener(self, name: str) -> Open:
+        """How a component is opened as this pipeline does now, for other adapters."""
+        parts, wishes, wide = self._parts(name), self._wishes, self.slots[name].wide
+        return lambda component: open_component(component, parts, wishes, wide, name).programs
 
     def _check_rewrites(self) -> None:
         """Raise InputError where a rewrite that was wished for by its name is not in force."""
@@ -255,15 +266,16 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         """How many pictures the argument `name` of `needs` holds for each that is drawn."""
         return 1
 
-    def program(self, part: str) -> Program:
-        """The opened part of that name."""
-        return next(loaded.programs[part] for loaded in self._models.values() if part in loaded.programs)
+    def program(self, part: str, scale: float = 1.0) -> Program:
+        """The opened part of that name, in whose calls adapters count `scale` times."""
+        found = next(loaded.programs[part] for loaded in self._models.values() if part in loaded.programs)
+        return scaled(found, scale)
 
-    def denoiser(self, slot: str | None = None) -> Denoiser:
+    def denoiser(self, slot: str | None = None, scale: float = 1.0) -> Denoiser:
         """What predicts in the loop, for one thread: the model of that slot, or of the one that denoises."""
         slot = slot or self.DENOISER
-        programs = self._models[slot].programs
-        return Opened.of(self.program(slot), programs.get(preparing(slot)), programs.get(shallow(slot)))
+        every = {part: scaled(program, scale) for part, program in self._models[slot].programs.items()}
+        return Opened.of(every[slot], every.get(preparing(slot)), every.get(shallow(slot)))
 
     @property
     def rewrites(self) -> Wish:
@@ -286,11 +298,13 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         self._given = replace(old, device=device or old.device, torch_dtype=torch_dtype or old.torch_dtype)
         check_resident(list(self._models.values()))
         self._move_registered(device, torch_dtype)
-        self._models = {
-            name: replace(self._open(name, loaded.component), sparing=loaded.sparing, adapters=loaded.adapters)
-            for name, loaded in self._models.items()
-        }
+        self._models = {name: self._moved(name, loaded) for name, loaded in self._models.items()}
         return self
+
+    def _moved(self, name: str, loaded: Loaded) -> Loaded:
+        opened = replace(self._open(name, loaded.component), sparing=loaded.sparing, adapters=loaded.adapters)
+        adapting = adapting_of(loaded)
+        return opened if adapting is None else moved(opened, adapting, self._opener(name))
 
     @property
     def components(self) -> dict[str, Any]:

@@ -104,10 +104,7 @@ def check_net(name: str, net: Config, unet: Config, factor: int) -> None:
 
 
 LATER = "controlnet_conditioning_scale guess_mode control_guidance_start control_guidance_end"
-SD = (
-    "guidance_scale negative_prompt num_images_per_prompt eta generator latents prompt_embeds negative_prompt_embeds "
-    f"output_type return_dict {LATER} {sd.WATCHED}"
-)
+SD = f"guidance_scale negative_prompt num_images_per_prompt eta generator latents {sd.LOOKING} {LATER} {sd.WATCHED}"
 
 
 class StableDiffusionControlNetPipeline(Controlled):
@@ -153,7 +150,9 @@ XL = (
     "guidance_scale negative_prompt negative_prompt_2 num_images_per_prompt eta generator latents prompt_embeds "
     "negative_prompt_embeds"
 )
-POOLED = "pooled_prompt_embeds negative_pooled_prompt_embeds output_type return_dict"
+POOLED = "pooled_prompt_embeds negative_pooled_prompt_embeds"
+CALLED = f"{sd.RETURNED} cross_attention_kwargs"
+SHOWN = f"{POOLED} {sd.SHOWN} {CALLED}"
 SIZES = "original_size crops_coords_top_left target_size"
 NEGATIVE = "negative_original_size negative_crops_coords_top_left negative_target_size"
 OURS = f"{sd.WHEN} {sd.OURS}"
@@ -166,8 +165,8 @@ class StableDiffusionXLControlNetPipeline(Controlled):
     OPTIONS: ClassVar[Mapping[str, Any]] = xl.BASE
     FAMILY: ClassVar[Family] = xl.FAMILY
     TAKES = Signature.of(
-        f"prompt prompt_2 image height width {xl.STEPS} denoising_end {XL} {POOLED} {LATER} {SIZES} {NEGATIVE} "
-        f"{sd.WATCHED} * guidance_rescale {OURS}",
+        f"prompt prompt_2 image height width {xl.STEPS} denoising_end {XL} {SHOWN} {LATER} {SIZES} "
+        f"{NEGATIVE} {sd.WATCHED} * guidance_rescale {OURS}",
         guidance_scale=5.0,
     )
     TASK = Task(from_noise)
@@ -180,8 +179,8 @@ class StableDiffusionXLControlNetImg2ImgPipeline(Controlled):
     OPTIONS: ClassVar[Mapping[str, Any]] = xl.REFINING
     FAMILY: ClassVar[Family] = xl.FAMILY
     TAKES = Signature.of(
-        f"prompt prompt_2 image control_image height width strength num_inference_steps {XL} {POOLED} {LATER} {SIZES} "
-        f"{NEGATIVE} {xl.SCORED} {sd.WATCHED} * timesteps sigmas guidance_rescale {OURS}",
+        f"prompt prompt_2 image control_image height width strength num_inference_steps {XL} {SHOWN} "
+        f"{LATER} {SIZES} {NEGATIVE} {xl.SCORED} {sd.WATCHED} * timesteps sigmas guidance_rescale {OURS}",
         strength=0.8, guidance_scale=5.0, controlnet_conditioning_scale=0.8,
     )  # fmt: skip
     FOLLOWS = "control_image"
@@ -196,8 +195,8 @@ class StableDiffusionXLControlNetInpaintPipeline(Controlled):
     FAMILY: ClassVar[Family] = xl.FAMILY
     TAKES = Signature.of(
         f"prompt prompt_2 image mask_image control_image height width padding_mask_crop strength num_inference_steps "
-        f"denoising_start denoising_end {XL} {POOLED} {LATER} guidance_rescale {SIZES} {xl.SCORED} {sd.WATCHED} * "
-        f"timesteps sigmas {NEGATIVE} {OURS}",
+        f"denoising_start denoising_end {XL} {sd.SHOWN} {POOLED} {CALLED} {LATER} guidance_rescale {SIZES} {xl.SCORED} "
+        f"{sd.WATCHED} * timesteps sigmas {NEGATIVE} {OURS}",
         strength=0.9999, guidance_scale=5.0,
     )  # fmt: skip
     FOLLOWS = "control_image"

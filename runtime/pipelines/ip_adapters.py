@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anamorph.checkpoint import component_config
+from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.clip_image import CLIPImageProcessor
 from anamorph.components import VISION, Component
 from anamorph.conditions import IMAGE_KEYS
@@ -14,6 +14,7 @@ from anamorph.ip_adapter import LAYERS, PROJECTION, Adapter, adapter_of
 from anamorph.original.reading import open_original
 from anamorph.pickles import load_pickle, tensors
 from anamorph.pipelines.image_scales import shares
+from anamorph.pipelines.loading import read_component
 from anamorph.weights import floats
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _encoder(source: Any, subfolder: str | None, folder: str, hub: HubOptions) -
     inside = folder if "/" in folder or not subfolder else f"{subfolder}/{folder}"
     try:
         place = find_component(path.parent if path.is_file() else source, inside, ENCODER_FILES, **hub)
-        return Component(ENCODER, ENCODER_CLASS, component_config(place), place)
+        return read_component(open_checkpoint(Source(str(place))), ENCODER, (ENCODER_CLASS,))
     except CheckpointError as error:
         raise CheckpointError(f"the IP-Adapter comes without its image encoder ({error}); {remedy}") from None
 

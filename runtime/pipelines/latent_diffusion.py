@@ -18,6 +18,7 @@ from anamorph.pipelines.controlling import Following
 from anamorph.pipelines.decoding import decoded
 from anamorph.pipelines.learned_words import forget, teach
 from anamorph.pipelines.loaded import divided
+from anamorph.pipelines.lora import LoraLoading
 from anamorph.pipelines.prompts import Asking, Family, guidance_embedding, texts
 from anamorph.pipelines.request import as_texts
 from anamorph.pipelines.sampling import FiniteCheck, Guidance, Plan, check_axes
@@ -33,7 +34,7 @@ from anamorph.tiling import autoencoder_tiles
 from anamorph.tokenizer import ClipTokenizer
 
 
-class LatentDiffusion(DiffusionPipeline, public=False):
+class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
     """Latent diffusion with CLIP text encoders (Rombach et al. 2022).
 
     A subclass declares its `TASK`, and the `FAMILY` that says how texts are encoded and what the denoiser is told.

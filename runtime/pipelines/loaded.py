@@ -48,7 +48,7 @@ class Loaded:
     """
 
     component: Component
-    programs: Mapping[str, Program]
+    programs: dict[str, Program]
     notes: Mapping[str, str] = field(default_factory=dict)
     sparing: Sparing = field(default_factory=Sparing)
     adapters: Adapters = field(default_factory=Adapters)

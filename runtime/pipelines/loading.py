@@ -146,7 +146,7 @@ def open_component(
     for part in parts:
         backend = wishes.backend_of(asking, part)
         target = wishes.target_of(asking, part, backend)
-        if component.unexported and CHECKPOINT not in backend.formats:
+        if component.class_name in UNEXPORTED and CHECKPOINT not in backend.formats:
             if {part, place} & set(wishes.backend):
                 raise BackendError(
                     f"{part} cannot be exported for engine {backend.name}; name one that opens checkpoints"
@@ -183,8 +183,7 @@ def _tuned(component: Component, profile: Profile | None) -> Component | None:
     if profile is None or not profile.folder or component.class_name in UNEXPORTED:
         return None
     assert component.checkpoint is not None
-    opened = open_checkpoint(Source(profile.folder), made_from=component.checkpoint.folder)
-    return read_component(opened, component.name, (component.class_name,))
+    return _exported(component, open_checkpoint(Source(profile.folder), made_from=component.checkpoint.folder))
 
 
 def completed(loaded: Loaded, parts: Sequence[str], wishes: Wishes) -> Loaded:
@@ -221,7 +220,13 @@ def _readable(component: Component, backend: Backend, rewrites: Wish) -> Compone
             "save_pretrained and load that folder"
         )
     exported = cached_export(component.checkpoint, get_exporter(backend.formats), rewrites)
-    return read_component(exported, component.name, (component.class_name,))
+    return _exported(component, exported)
+
+
+def _exported(component: Component, exported: Checkpoint) -> Component:
+    """The component out of its export, for the same adapters."""
+    found = read_component(exported, component.name, (component.class_name,))
+    return replace(found, adapted=component.adapted, fused=component.fused)
 
 
 def _rewritten(component: Component, backend: Backend, rewrites: Wish) -> Component:

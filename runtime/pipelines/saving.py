@@ -8,6 +8,7 @@ from anamorph.checkpoint import VERSION_WRITTEN
 from anamorph.engine import Placement
 from anamorph.errors import InputError
 from anamorph.files import replacing
+from anamorph.lora.adapting import adapting_of
 from anamorph.pipelines.loaded import Loaded, Shown
 from anamorph.pipelines.nets import place_of
 from anamorph.pipelines.slots import library
@@ -28,6 +29,8 @@ def save(pipe: "DiffusionPipeline", place: Path, variant: str | None) -> None:
     for name, value in components.items():
         if isinstance(value, Loaded) and value.component.artifact:
             raise InputError(f"{name} comes from an exported folder, which holds no weights to save; copy it")
+        if isinstance(value, Loaded):
+            _check_fused(name, value)
     index: dict[str, Any] = {"_class_name": type(pipe).__name__, "_diffusers_version": VERSION_WRITTEN}
     index |= {name: value for name, value in pipe.options.items() if value is not None}
     for name, value in components.items():
@@ -56,9 +59,25 @@ def _model(loaded: Loaded) -> Any:
     component = loaded.component
     if component.module is not None:
         return component.module
-    if isinstance(loaded.shown, Shown) and all(_at_rest(placed) for placed in loaded.placement.values()):
+    if _draws(loaded):
         return loaded.shown.model
     return MODELS[component.class_name].from_pretrained(component.stored, variant=component.variant)
+
+
+def _check_fused(name: str, loaded: Loaded) -> None:
+    """Raise InputError where fused adapters would not be among the weights that are written."""
+    adapting = adapting_of(loaded)
+    if adapting is not None and adapting.fused and not _draws(loaded):
+        raise InputError(
+            f"{name} has fused adapters, which are saved where engine eager runs a checkpoint in float32; call "
+            "unfuse_lora, or open the pipeline so"
+        )
+
+
+def _draws(loaded: Loaded) -> bool:
+    """Whether the model that draws is the one to save."""
+    at_rest = all(_at_rest(placed) for placed in loaded.placement.values())
+    return loaded.component.module is None and isinstance(loaded.shown, Shown) and at_rest
 
 
 def _at_rest(placed: Placement) -> bool:
