@@ -32,6 +32,7 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> Faked:
     def fake(machine: Machine) -> None:
         monkeypatch.setattr(Mps, "unavailable", lambda _: None)
         monkeypatch.setattr(Mps, "devices", lambda _: ("cpu",))
+        monkeypatch.setattr(Mps, "places", {"cpu": Mps.places.get("mps", Mps.places.get("cpu"))})
         monkeypatch.setattr(mps_quirks, "machine", lambda: machine)
 
     return fake
