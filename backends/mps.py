@@ -3,7 +3,6 @@
 import importlib.util
 import platform
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from anamorph.backends.rows import BATCH, batch_axis, rows_of
 from anamorph.backends.torch_arrays import TorchArrays
 from anamorph.components import Component
 from anamorph.engine import Backend, Placement, Program, Target
+from anamorph.errors import BackendError
 from anamorph.memory import AttentionSlices, Offload, Saving
 from anamorph.plugins import hookimpl
 
@@ -122,11 +122,11 @@ class Mps(Eager):
 
         here = self.met()
         if target.precision == "float16" and quirks.PICTURES in here and any(part.startswith("vae") for part in parts):
-            quirk = quirks.QUIRKS[quirks.PICTURES]
-            warnings.warn(
-                f"{component.name} computes in float32 on mps: {quirk.problem} ({quirk.source})", stacklevel=2
+            known = quirks.QUIRKS[quirks.PICTURES]
+            raise BackendError(
+                f"on mps {known.problem} ({known.source}); let {component.name} be in float32: "
+                f"torch_dtype={{'{component.name}': 'float32', 'default': 'float16'}}"
             )
-            target = replace(target, precision="float32")
         module = load_module(component, target)
         if quirks.LAYOUT in here:
             module.to(memory_format=torch.contiguous_format)

@@ -44,7 +44,7 @@ QUIRKS: Mapping[str, Quirk] = MappingProxyType(
         ),
         PICTURES: Quirk(
             "autoencoders overflow in float16, and pictures come out black",
-            "autoencoders in float32 where float16 is asked for",
+            "float16 is refused for autoencoders, which compute in float32 beside it",
             "AUTOMATIC1111/stable-diffusion-webui, webui-macos-env.sh: --no-half-vae",
         ),
         SLICES: Quirk(

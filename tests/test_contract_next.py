@@ -249,7 +249,7 @@ def two_experts() -> Iterator[type[DiffusionPipeline]]:
         SLOTS: ClassVar[Slots] = {**StableDiffusionPipeline.SLOTS, "unet_2": model("UNet2DConditionModel")}
         OPTIONS: ClassVar[Mapping[str, Any]] = {**StableDiffusionPipeline.OPTIONS, "boundary_ratio": None}
 
-        def denoiser(self, slot: str | None = None) -> Denoiser:  # noqa: ARG002
+        def denoiser(self, slot: str | None = None, scale: float = 1.0) -> Denoiser:  # noqa: ARG002
             first, second = (super(TwoExpertsPipeline, self).denoiser(slot) for slot in ("unet", "unet_2"))
             return Experts(first, second, 1000 * self.options["boundary_ratio"])
 

@@ -18,7 +18,7 @@ from PIL import Image
 import anamorph
 from anamorph import DiffusionPipeline, StableDiffusionImg2ImgPipeline
 from anamorph.cli import OK, USAGE, main
-from anamorph.errors import BackendError
+from anamorph.errors import BackendError, InputError
 from anamorph.image import read_request
 
 ENGINES = ["eager", *FORMATS]
@@ -115,23 +115,27 @@ def test_adapters_are_named_chosen_and_forgotten(sd1: Path, files: list[Path]) -
 
 @pytest.fixture(scope="module")
 def wide(sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
-    """An adapter of SDXL's UNet and both text encoders, and diffusers' pictures without and with it."""
+    """An adapter of SDXL's UNet and both text encoders, and diffusers' pictures with it at two scales."""
     place, pipe = tmp_path_factory.mktemp("wide"), theirs(sdxl)
     parts = {"unet": factors(pipe, "unet", ATTENTION)}
     parts |= {name: factors(pipe, name, TEXT, seed=2) for name in ("text_encoder", "text_encoder_2")}
     file, other = stored(place, parts), theirs(sdxl)
-    plain = drawn(other)
     other.load_lora_weights(file)
-    return file, plain, drawn(other)
+    return file, drawn(other), drawn(other, cross_attention_kwargs={"scale": 0.3})
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_sdxl_with_both_text_encoders(sdxl: Path, wide: tuple[Path, Any, Any], engine: str) -> None:
-    file, plain, whole = wide
+def test_sdxl_with_both_text_encoders_and_scales_of_a_call(
+    sdxl: Path, wide: tuple[Path, Any, Any], engine: str
+) -> None:
+    file, whole, part = wide
     pipe: Any = DiffusionPipeline.from_pretrained(sdxl, backend=engine)
     pipe.load_lora_weights(file)
     assert np.abs(drawn(pipe) - whole).max() <= IMAGE_BOUND
-    assert np.abs(whole - plain).max() > 10 * IMAGE_BOUND
+    assert np.abs(drawn(pipe, cross_attention_kwargs={"scale": 0.3}) - part).max() <= IMAGE_BOUND
+    assert np.abs(whole - part).max() > 10 * IMAGE_BOUND
+    with pytest.raises(InputError, match=r"cross_attention_kwargs\['scale'\] is 'much', expected a finite number"):
+        pipe("a cat", cross_attention_kwargs={"scale": "much"})
     pipe.fuse_lora()
     assert np.abs(drawn(pipe) - whole).max() <= IMAGE_BOUND
 

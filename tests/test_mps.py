@@ -32,6 +32,7 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> Faked:
     def fake(machine: Machine) -> None:
         monkeypatch.setattr(Mps, "unavailable", lambda _: None)
         monkeypatch.setattr(Mps, "devices", lambda _: ("cpu",))
+        monkeypatch.setattr(Mps, "places", {"cpu": Mps.places.get("mps", Mps.places.get("cpu"))})
         monkeypatch.setattr(mps_quirks, "machine", lambda: machine)
 
     return fake
@@ -92,10 +93,12 @@ def test_old_versions_are_warmed_up_and_get_no_bfloat16(
 
 def test_autoencoders_stay_in_float32(sd1: Path, faked: Faked) -> None:
     faked(LARGE)
-    with pytest.warns(UserWarning, match=r"vae computes in float32 on mps: .*black .*--no-half-vae"):
-        pipe = DiffusionPipeline.from_pretrained(sd1, backend="mps", torch_dtype="float16")
+    with pytest.raises(BackendError, match=r"black .*--no-half-vae\); let vae be in float32"):
+        DiffusionPipeline.from_pretrained(sd1, backend="mps", torch_dtype="float16")
+    types = {"vae": "float32", "default": "float16"}
+    pipe = DiffusionPipeline.from_pretrained(sd1, backend="mps", torch_dtype=types)
     assert {part: placed.precision for part, placed in pipe.placement.items()} == {
-        "text_encoder": "float16", "unet": "float16", "vae_encoder": "float32", "vae_decoder": "float32",
+        "text_encoder": "float16", "unet": "float16", "vae_decoder": "float32",
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from anamorph.arrays import Array
 from anamorph.components import latent_channels, vae_scale_factor
 from anamorph.errors import ConfigError
 from anamorph.hub import HubOptions
+from anamorph.lora.adapting import scaled
 from anamorph.pipelines import ip_adapters, looking, watermark
 from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
@@ -18,7 +19,7 @@ from anamorph.pipelines.controlling import Following
 from anamorph.pipelines.decoding import decoded
 from anamorph.pipelines.learned_words import forget, teach
 from anamorph.pipelines.loaded import divided
-from anamorph.pipelines.lora import LoraLoading
+from anamorph.pipelines.lora import SCALE, LoraLoading, scale_of
 from anamorph.pipelines.prompts import Asking, Family, guidance_embedding, texts
 from anamorph.pipelines.request import as_texts
 from anamorph.pipelines.sampling import FiniteCheck, Guidance, Plan, check_axes
@@ -138,7 +139,8 @@ class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
         job = job_of(call, self._limits(), self.TASK.needs, self._more)
         if self.options.get("add_watermarker"):
             watermark.check(job.request.width)
-        return replace(job, looks=looking.looks_of(self, call))
+        request = replace(job.request, cross_attention_kwargs=scale_of(call["cross_attention_kwargs"]))
+        return replace(job, request=request, looks=looking.looks_of(self, call))
 
     def _more(self, call: Arguments, prompts: int) -> dict[str, Any]:
         """Further fields of a call's request; raises InputError."""
@@ -158,7 +160,9 @@ class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
             check_axes(self.program("unet"), branches, request.images, sides, what, self.ALIKE)
         noise, arrays = job.noise, self.program("unet").arrays
         wording = Wording(bool(request.prompt_weighting), bool(request.long_prompts))
-        asking = Asking(job, guidance, partial(self._encode, wording=wording), len(self.encoders), unet, self.options)
+        scale = (request.cross_attention_kwargs or {}).get(SCALE, 1.0)
+        encode = partial(self._encode, wording=wording, scale=scale)
+        asking = Asking(job, guidance, encode, len(self.encoders), unet, self.options)
         told = {name: value for condition in self.FAMILY.conditions for name, value in condition(asking).items()}
         told |= looking.told(self, job.looks, guidance, request.images, sides)
         vae = self._config(self.VAE)
@@ -182,6 +186,7 @@ class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
             start.after,
             self.ALIKE,
             refresh=request.step_caching,
+            scale=scale,
         )
 
     plan.__doc__ = DiffusionPipeline.plan.__doc__
@@ -190,8 +195,10 @@ class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
     def _schedulers(self) -> dict[str, Scheduler]:
         return {name: value for name, value in self.components.items() if isinstance(value, Scheduler)}
 
-    def _encode(self, prompts: Sequence[Sequence[str]], clip_skip: int | None, wording: Wording = PLAIN) -> Embeds:
-        encoders = [replace(encoder, wording=wording) for encoder in self.encoders]
+    def _encode(
+        self, prompts: Sequence[Sequence[str]], clip_skip: int | None, wording: Wording = PLAIN, scale: float = 1.0
+    ) -> Embeds:
+        encoders = [replace(one, wording=wording, program=scaled(one.program, scale)) for one in self.encoders]
         return self.FAMILY.encode(encoders, prompts, clip_skip)
 
     def encode(self, prompts: Sequence[str], clip_skip: int | None = None) -> NDArray[Any]:

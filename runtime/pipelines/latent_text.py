@@ -52,8 +52,10 @@ class LDMTextToImagePipeline(LatentDiffusion):
 
     encoders.__doc__ = LatentDiffusion.encoders.__doc__
 
-    def _encode(self, prompts: Sequence[Sequence[str]], clip_skip: int | None, wording: Wording = PLAIN) -> Embeds:
-        del clip_skip, wording  # no call of this pipeline takes them
+    def _encode(
+        self, prompts: Sequence[Sequence[str]], clip_skip: int | None, wording: Wording = PLAIN, scale: float = 1.0
+    ) -> Embeds:
+        del clip_skip, wording, scale  # no call of this pipeline takes them
         encoding, program = self.tokenizer(prompts[0]), self.program("bert")
         for lost in filter(None, encoding.truncated):
             limit = self.tokenizer.model_max_length

@@ -14,6 +14,7 @@ from anamorph.errors import InputError
 from anamorph.ip_adapter import Adapter
 from anamorph.pipelines.image_prompts import Looks, groups_of, inputs_of
 from anamorph.pipelines.ip_adapters import ENCODER, check_takes
+from anamorph.pipelines.lora import SCALE
 from anamorph.pipelines.sampling import FiniteCheck, Guidance
 from anamorph.pipelines.signature import Arguments
 
@@ -59,8 +60,8 @@ def looks_of(pipe: "LatentDiffusion", call: Arguments) -> Looks:
 
 
 def _known(kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    if strange := [name for name in kwargs or {} if name != MASKS]:
-        raise InputError(f"no attention here takes cross_attention_kwargs {strange[0]!r}; it takes {MASKS}")
+    if strange := [name for name in kwargs or {} if name not in (MASKS, SCALE)]:
+        raise InputError(f"no attention here takes cross_attention_kwargs {strange[0]!r}; it takes {MASKS} and {SCALE}")
     return kwargs or {}
 
 

@@ -25,6 +25,8 @@ from anamorph.weights import Stored, write_safetensors
 
 CHANGED = ("unet", "text_encoder", "text_encoder_2")
 """The components that adapters change."""
+SCALE = "scale"
+"""What `cross_attention_kwargs` call the weight of all adapters in a call."""
 Names = str | Sequence[str]
 
 
@@ -295,6 +297,13 @@ class LoraLoading:
 
 def _stored(values: NDArray[Any]) -> Stored:
     return Stored(values, "F16") if values.dtype == np.float16 else Stored(values.astype(np.float32), "F32")
+
+
+def scale_of(kwargs: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """How much adapters count in a call, where it says so; raises InputError: that is no finite number."""
+    if kwargs is None or SCALE not in kwargs:
+        return None
+    return {SCALE: number(kwargs[SCALE], f"cross_attention_kwargs[{SCALE!r}]")}
 
 
 def number(value: Any, what: str) -> float:

@@ -1,7 +1,7 @@
 """A generation as data: what was asked for, checked, serialisable, and enough to make the picture again."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,6 +62,8 @@ class Request:
     adapter_conditioning_scale: tuple[float, ...] | None = None
     adapter_conditioning_factor: float | None = None
     step_caching: int | float | None = None
+    cross_attention_kwargs: Mapping[str, float] | None = None
+    """How much adapters count in this call, as "scale"."""
 
     @property
     def images(self) -> int:

@@ -60,7 +60,7 @@ class State:
 
 def states(pipe: "DiffusionPipeline", plan: Plan) -> Generator[State, Changes | None, Array]:
     """Run a plan; yields after each call of the denoiser and takes `Changes` by `send`. Returns the last latents."""
-    with closing(denoise(plan, pipe.denoiser())) as loop:
+    with closing(denoise(plan, pipe.denoiser(scale=plan.scale))) as loop:
         changes: Changes | None = None
         while True:
             started = time.perf_counter()

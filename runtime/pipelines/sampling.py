@@ -91,7 +91,8 @@ class Plan:
     Conditions, and the arrays `beside` them, are there for every branch, [branches * N, ...]. Those that are named in
     `joined` are further channels of the latents that the denoiser sees; `after` has the last word on the latents of a
     step, and looks at others. `alike` says whether all branches see the same samples. `controls` add to the denoiser's
-    states. `refresh`, where it is given, says when steps are computed in full.
+    states. `refresh`, where it is given, says when steps are computed in full; `scale` is how
+    much adapters (LoRA) count.
     """
 
     table: Table
@@ -105,6 +106,7 @@ class Plan:
     alike: bool = True
     controls: tuple[Control, ...] = ()
     refresh: Refresh | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ class Arguments(TypedDict, total=False):
                                             "guidance [2, pictures, E], the negative ones first"]  # fmt: skip
     output_type: Annotated[str, '"pil", "np" [N, H, W, C] or "pt" [N, C, H, W] in 0..1, or "latent" [N, c, h, w]']
     return_dict: Annotated[bool, "False: a tuple instead of an object with `.images`"]
-    cross_attention_kwargs: Annotated[Mapping[str, Any] | None, "ip_adapter_masks: for each adapter where its pictures "
+    cross_attention_kwargs: Annotated[Mapping[str, Any] | None, "scale: how much adapters (LoRA) count in this call; "
+                                                                "ip_adapter_masks: for each adapter where its pictures "
                                                                 "count, [1, pictures, H, W] of 0 and 1"]  # fmt: skip
     guidance_rescale: Annotated[float, "0..1: how much of the guided output gets the unguided one's deviation"]
     guidance_interval: Annotated[Sequence[float] | None, "start and end, 0..1 of the steps: no other branch is "
