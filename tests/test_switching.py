@@ -30,7 +30,7 @@ def addresses(pipe: DiffusionPipeline) -> set[int]:
         value.data_ptr()
         for loaded in pipe.components.values()
         for program in getattr(loaded, "programs", {}).values()
-        for value in program.function.__self__.state_dict().values()
+        for value in program.program.function.__self__.state_dict().values()
     }
 
 
