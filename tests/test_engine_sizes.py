@@ -33,8 +33,8 @@ PROMPTS = ("a red apple", "a rocket")
 def test_ten_sizes_are_served_as_eager_does_or_refused(sd2: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One pipeline for all, beginning with the smallest: neither a served nor a refused size may disturb the next."""
     module = importlib.import_module(f"anamorph.backends.{engine}")
-    checked, ran = module.checked, []
-    monkeypatch.setattr(module, "checked", lambda interface, *rest: ran.append(interface) or checked(interface, *rest))
+    prepared, ran = module.prepared, []
+    monkeypatch.setattr(module, "prepared", lambda interface, *one: ran.append(interface) or prepared(interface, *one))
     eager, pipe = load(sd2, backend="eager"), load(exported(sd2, engine))
     assert len(SIZES) == 10
     assert len(SERVED) == 5

@@ -254,7 +254,7 @@ def test_verify_refuses_another_checkpoint(sd1: Path, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["export", "{sd1}", "{out}", "--to", "nothing"], 1, "known are onnx, openvino"),
+        (["export", "{sd1}", "{out}", "--to", "nothing"], 1, "known are aotinductor, coreml, onnx"),
         (["export", "{sd1}", "{out}", "--to", "onnx", "--static", "64"], 2, "form HxW"),
         (["export", "{sd1}", "{out}", "--to", "onnx", "--static", "40x64"], 2, "multiple of 4"),
         (["export", "{sd1}", "{out}", "--to", "onnx", "--batch", "0"], 2, "batch is 0"),
@@ -281,7 +281,9 @@ def test_wrong_arguments_are_one_sentence(
 def test_doctor_knows_engines_and_exporters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {row["format"]: row["available"] for row in found["exporters"]} == {"onnx": True, "openvino": True}
+    assert {row["format"]: row["available"] for row in found["exporters"]} == dict.fromkeys(
+        ("aotinductor", "coreml", "onnx", "openvino", "torchscript"), True
+    )
     assert {"eager", "onnxruntime", "openvino"} <= {row["name"] for row in found["engines"]}
     assert found["packages"]["onnxruntime"]
 

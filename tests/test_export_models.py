@@ -21,6 +21,7 @@ from anamorph.engine import Target
 from anamorph.errors import InputError
 from anamorph.exporters.trace import part_interface
 from anamorph.exporting import ExportOptions
+from anamorph.guard import open_parts
 from anamorph.models import MODELS
 from anamorph.probes import probe, probe_sizes
 
@@ -85,7 +86,7 @@ def test_a_number_outside_its_range_never_reaches_an_engine(engine: str, tmp_pat
     put: Any = torch.from_numpy if engine == "eager" else np.asarray
     if engine == "eager":
         described = Component("text_encoder", "LDMBertModel", model.config, module=model)
-        session = Eager().open(described, ["text_encoder"], Target())["text_encoder"].session()
+        session = open_parts(Eager(), described, ["text_encoder"], Target())["text_encoder"].session()
     else:
         session = opened(engine, tmp_path, trace_once(model, "states", interface), interface)
     with pytest.raises(InputError, match="input_ids holds 50, expected 0 to 49"):
