@@ -20,6 +20,7 @@ from anamorph.cli.export import table
 from anamorph.cli.verify import divergence
 from anamorph.errors import ArtifactError
 from anamorph.exporters import certificate, folder
+from anamorph.exporters.certificate import UNTRUSTED
 from anamorph.exporters.children import run_child
 from anamorph.exporters.folder import read_components
 from anamorph.exporters.references import load, write_picture, write_probes
@@ -189,7 +190,7 @@ def test_the_reference_picture_is_drawn_elsewhere_and_is_eager_s(
 
 @pytest.mark.parametrize(("module", "arguments", "reason"), [
     ("references", ("{place}", "", "{place}", "none"), "model_index.json"),
-    ("certificate", ("{place}", "{place}", "{place}", "float32"), "model_index.json"),
+    ("certificate", ("{place}", "{place}", "{place}", "float32", UNTRUSTED), "model_index.json"),
     ("nothing", (), "No module named"),
 ])  # fmt: skip
 def test_a_process_that_fails_is_one_sentence(
@@ -206,7 +207,7 @@ def test_a_stranger_s_file_in_the_working_folder_is_not_imported(
     (tmp_path / "json.py").write_text("raise SystemExit('imported')")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match=r"model_index\.json"):
-        run_child("it failed", "certificate", tmp_path, tmp_path, tmp_path, "float32")
+        run_child("it failed", "certificate", tmp_path, tmp_path, tmp_path, "float32", UNTRUSTED)
 
 
 def test_a_certificate_shows_the_worst_layer_and_each_that_differs() -> None:
