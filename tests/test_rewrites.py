@@ -24,7 +24,7 @@ from anamorph.errors import ArtifactError, InputError
 from anamorph.exporting import LINKED, ExportOptions, cached_export
 from anamorph.models import MODELS, blocks, phases
 from anamorph.models.blocks import Upsample2D
-from anamorph.rewrites import MERGING, PHASES, REWRITES, Wish, fitting, wanted
+from anamorph.rewrites import MERGING, PHASES, REWRITES, SPLIT_EINSUM, Wish, fitting, wanted
 
 BOUND = 1e-5
 """Largest relative L2 difference of an exact rewrite (float32)."""
@@ -153,7 +153,9 @@ def test_preconditions() -> None:
 
 def test_what_a_wish_means() -> None:
     assert wanted("none", "onnx") == ()
-    assert wanted("all", "eager") == tuple(name for name, rewrite in REWRITES.items() if rewrite.exact)
+    exact = tuple(name for name, rewrite in REWRITES.items() if rewrite.exact)
+    assert wanted("all", "coreml") == exact
+    assert wanted("all", "eager") == tuple(name for name in exact if name != SPLIT_EINSUM)  # slower elsewhere
     assert wanted(None, "null") == ()
     assert wanted("default,token-merging", "eager") == (*wanted(None, "eager"), MERGING)
     assert wanted(f" {PHASES} ", "eager") == wanted([PHASES], "eager") == (PHASES,)
@@ -183,6 +185,7 @@ class Copying:
     """An exporter that copies a finished export and remembers what was asked for."""
 
     format = "onnx"
+    storages = ("float32", LINKED)
 
     def __init__(self, finished: Path) -> None:
         self.finished, self.asked = finished, list[Wish]()

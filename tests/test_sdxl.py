@@ -295,7 +295,9 @@ def test_a_refiner_is_no_base_and_a_base_no_refiner(sdxl: Path, refiner: Path) -
 
 
 def test_the_autoencoder_stays_out_of_float16_unless_it_is_named(sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Null, "precisions", lambda *_: ("float32", "float16", "bfloat16"))
+    every = ("float32", "float16", "bfloat16")
+    monkeypatch.setattr(Null, "places", {"cpu": every})
+    monkeypatch.setattr(Null, "precisions", lambda *_: every)
     plain = StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", torch_dtype="float16")
     assert {part: placed.precision for part, placed in plain.placement.items()} == {
         "vae_decoder": "float32", "text_encoder": "float16", "text_encoder_2": "float16", "unet": "float16",

@@ -64,7 +64,7 @@ def test_without_guidance_no_other_branch_is_computed(sdxl: Path, engine: str, m
         pipe(["a", "b"], num_inference_steps=1, guidance_scale=scale, output_type="latent")  # compiles for its size
         seen.clear()
         pipe(["a", "b"], num_inference_steps=2, guidance_scale=scale, output_type="latent")
-        assert seen == [2 * count] * 2
+        assert set(seen) == {2 * count}
 
 
 def test_openvino_knows_a_late_timestep_and_large_sizes_in_bfloat16(sdxl: Path) -> None:

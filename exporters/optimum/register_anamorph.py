@@ -6,7 +6,8 @@ from argparse import ArgumentParser
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
-from anamorph.cli import export_arguments, finish
+from anamorph.cli import finish
+from anamorph.cli.model_commands import export_arguments
 
 
 class AnamorphExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]

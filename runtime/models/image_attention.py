@@ -13,8 +13,7 @@ def image_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
     """sum_g (1 + m_g) softmax(Q K_g^T / sqrt(d) + b_g) V_g for each head: Q [B, heads, S, d] -> the same shape.
 
     Keys and values are [B, G, T, heads d], b [B, G, T], m [B, G, h, w] with h w = S. All groups enter both products at
-    once. TorchScript reads this function, too. Source: Ye et al. 2023 (arXiv:2308.06721), equation 5, with diffusers'
-    masks.
+    once. Source: Ye et al. 2023 (arXiv:2308.06721), equation 5, with diffusers' masks.
     """
     heads, width = q.shape[1], q.shape[3]
     k = torch.unflatten(keys.flatten(1, 2), -1, [heads, -1]).transpose(1, 2)

@@ -72,4 +72,4 @@ def unavailable() -> str | None:
 
 @hookimpl
 def anamorph_exporters() -> list[Exporter]:
-    return [FolderExporter(Format(FORMAT, ("torch", "anamorph-tape"), for_all_sizes(write), unavailable))]
+    return [FolderExporter(Format(FORMAT, ("torch", "anamorph-tape"), for_all_sizes(write), unavailable, images=False))]
