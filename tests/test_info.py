@@ -41,6 +41,7 @@ def test_a_checkpoint_is_described_from_its_headers(sd1: Path, capsys: pytest.Ca
     assert report["engines"]["eager"] == "opens it as it is"
     assert report["engines"]["onnxruntime"] == "opens its export to onnx, made at first use"
     assert "null" not in report["engines"]
+    assert report["adapters"] == dict.fromkeys(("unet", "text_encoder"), "takes them hot or fused")
 
 
 def test_a_model_for_inpainting_serves_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
