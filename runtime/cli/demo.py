@@ -42,17 +42,25 @@ class Arm:
     psnr: float
 
 
+LEFT_OUT = {
+    "aotinductor": "a C++ compiler takes minutes for its export; `anamorph export bundled OUT --to aotinductor`"
+}
+"""Engine -> why it is not shown, though it could be."""
+
+
 def arms() -> list[tuple[Backend, str]]:
     """Every available engine in each precision that it serves on its first device, the reference first."""
-    real = [b for b in list_backends().values() if not b.double and missing(b) is None]
+    real = [b for b in list_backends().values() if not b.double and unable(b) is None]
     pairs = [(b, precision) for b in real for precision in next(iter(places_here(b).values()))]
     return sorted(pairs, key=lambda pair: (pair[0].name, pair[1]) != REFERENCE)
 
 
 def unable(backend: Backend) -> str | None:
-    """None, or why this engine cannot run a checkpoint here: itself or the exporter that it needs is not there."""
+    """None, or why this engine is not shown here: itself or its exporter is not there, or it takes too long."""
     if (reason := missing(backend)) is not None or "checkpoint" in backend.formats:
         return reason
+    if backend.name in LEFT_OUT:
+        return LEFT_OUT[backend.name]
     try:
         get_exporter(backend.formats)
     except BackendError as error:
