@@ -51,6 +51,12 @@ def _opened(kind: str, folder: Path) -> tuple[Any, Any]:
     return pipe, pipe.scheduler
 
 
+def original(kind: str, folder: Path) -> Any:
+    """diffusers' pipeline with its own scheduler, whatever an earlier comparison put in its place."""
+    pipe, pipe.scheduler = _opened(kind, folder)
+    return pipe
+
+
 def generator(seeds: Sequence[int] | int) -> Any:
     """One generator for all pictures, or one for each."""
     return generators([seeds])[0] if isinstance(seeds, int) else generators(seeds)
@@ -65,10 +71,9 @@ def reference(
     **call: Any,
 ) -> Trace:
     """diffusers' pictures; `options` replace entries of the scheduler's configuration."""
-    pipe, original = _opened(kind, folder)
-    pipe.scheduler = original
+    pipe = original(kind, folder)
     if scheduler is not None:
-        pipe.scheduler = getattr(diffusers, scheduler.__name__).from_config(original.config, **(options or {}))
+        pipe.scheduler = getattr(diffusers, scheduler.__name__).from_config(pipe.scheduler.config, **(options or {}))
     latents: list[NDArray[Any]] = []
 
     def keep(_pipe: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anamorph.backends.openvino import core
+from anamorph.backends.openvino_devices import core
 from anamorph.errors import BackendError
 from anamorph.exporters.emit import emit
 from anamorph.exporters.storing import Storing

@@ -14,7 +14,7 @@ import pytest
 import torch
 from exported import once, shared_place
 from ip_adapters import adapters, image_encoder, state, write
-from parity import Agrees, Trace, _opened, generator, ours, worst
+from parity import Agrees, Trace, generator, original, ours, worst
 from pictures import load, mask, picture
 from PIL import Image
 
@@ -50,7 +50,7 @@ def scaled(scale: Any) -> Setup:
 
 def theirs(kind: str, checkpoint: Path, names: Any, setup: Setup, **call: Any) -> Trace:
     """diffusers' pictures with these adapters."""
-    pipe, _ = _opened(kind, checkpoint)
+    pipe = original(kind, checkpoint)
     pipe.load_ip_adapter(folder(checkpoint), subfolder="models", weight_name=names)
     setup(pipe)
     latents: list[Any] = []
@@ -151,7 +151,7 @@ def test_masks_are_made_as_diffusers_makes_them() -> None:
 
 def prepared(checkpoint: Path, name: str, guided: bool) -> tuple[Any, Any]:
     """Encoded pictures of diffusers and of ours."""
-    pipe, _ = _opened("StableDiffusionPipeline", checkpoint)
+    pipe = original("StableDiffusionPipeline", checkpoint)
     own = load(anamorph.StableDiffusionPipeline, checkpoint)
     found = []
     for one in (pipe, own):

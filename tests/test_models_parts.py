@@ -116,6 +116,7 @@ EVERY: dict[str, dict[str, Any]] = {
     "ControlNetModel": {
         "block_out_channels": (32, 64), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "attention_head_dim": 2, "cross_attention_dim": 32, "conditioning_embedding_out_channels": (16, 32),
+        "norm_num_groups": 16,
     },
     "T2IAdapter": {"channels": (32, 64), "downscale_factor": 2},
 }  # fmt: skip
