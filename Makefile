@@ -5,7 +5,7 @@ PYTEST := $(BIN)/pytest -n auto --dist worksteal --durations=15
 STAMP := .venv/installed
 PEERS := diffusers optimum-onnx optimum-intel openvino-genai
 
-.PHONY: demo test coverage compiled types peers interop clean
+.PHONY: demo test coverage compiled adapters types peers interop clean
 
 demo: $(STAMP)
 	$(BIN)/anamorph demo --out out/demo.png
@@ -23,7 +23,11 @@ coverage: $(STAMP)
 # Every pipeline by torch.compile, too: each takes its C++ compiler a minute.
 compiled: $(STAMP)
 	ANAMORPH_COMPILED=1 $(BIN)/pytest -k compile tests/test_tasks_exported.py tests/test_sdxl_exported.py \
-		tests/test_conditioned.py tests/test_unconditional.py tests/test_lora.py
+		tests/test_conditioned.py tests/test_unconditional.py tests/test_lora.py tests/test_compiled_nets.py
+
+# The table of tasks, adapters and engines: most of the hour is spent in C++ compilers. Stopped, it goes on from there.
+adapters: $(STAMP)
+	$(BIN)/python tests/adapter_table.py
 
 # Type checkers cannot follow the editable finder, so what ships is installed into a folder and checked there.
 types: $(STAMP)
