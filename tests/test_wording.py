@@ -16,7 +16,7 @@ from anamorph import DiffusionPipeline, StableDiffusionPipeline
 from anamorph.errors import InputError
 from anamorph.pipelines.wording import MORE, Wording, emphases, read
 
-LONG = "a red cat, " * 12 + "a photo of dogs, " * 12 + "the end"
+LONG = "a red cat of " * 12 + "a photo of dogs of " * 12 + "the end"
 WEIGHED = "a (red:1.5) cat, [photo] of ((dogs))"
 
 
@@ -98,7 +98,8 @@ def test_states_are_those_of_the_definition(sd1: Path, engine: str) -> None:
 
 BREAKS: list[tuple[str, list[list[tuple[str, float]]]]] = [
     ("a cat BREAK red dog", [[("a cat", 1.0)], [("red dog", 1.0)]]),
-    ("a cat\nBREAK\n", [[("a cat", 1.0)], [("", 1.0)]]),
+    ("a cat\nBREAK\n", [[("a cat", 1.0)]]),
+    ("a cat BREAK BREAK", [[("a cat", 1.0)], [("", 1.0)]]),
     ("BREAK a (red BREAK dog:1.3)", [[("", 1.0)], [("a ", 1.0), ("red", 1.3)], [("dog", 1.3)]]),
     ("a BREAKING cat, break", [[("a BREAKING cat, break", 1.0)]]),
 ]
@@ -113,6 +114,46 @@ def test_a_break_fills_a_chunk_up(sd1: Path, prompt: str, chunks: list[list[tupl
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     assert encoded(pipe, prompt, prompt_weighting=True).shape[1] == 77  # a word like others, where there is one chunk
+
+
+COMMA = (1, ",")
+COMMAS: list[tuple[list[tuple[int, str]], list[int]]] = [
+    ([(60, "a"), COMMA, (20, "cat")], [61, 20]),
+    ([(55, "a"), COMMA, (20, "cat")], [56, 20]),  # the comma is the first of twenty
+    ([(54, "a"), COMMA, (30, "cat")], [75, 10]),  # it is one too far
+    ([(74, "a"), COMMA, (5, "cat")], [75, 5]),
+    ([(70, "a"), COMMA, (4, "cat"), COMMA, (5, "dog")], [75, 6]),  # a comma comes next, and begins the next chunk
+    ([(58, "a"), COMMA, (9, "dog"), COMMA, (10, "cat")], [69, 10]),  # the last one counts
+    ([(60, "a"), COMMA, (60, "cat"), COMMA, (30, "dog")], [61, 61, 30]),
+    ([(60, "a"), COMMA, (14, "cat")], [75]),
+    ([(75, "a"), (75, "cat"), (1, "dog")], [75, 75, 1]),
+    ([(60, "a"), COMMA, (5, "BREAK"), (20, "cat")], [61, 0, 0, 0, 0, 20]),
+]
+"""Words, each so often, and how many tokens each chunk gets."""
+
+
+@pytest.mark.parametrize(("runs", "counts"), COMMAS)
+def test_full_chunks_end_behind_a_comma(sd1: Path, runs: list[tuple[int, str]], counts: list[int]) -> None:
+    tokenizer = DiffusionPipeline.from_pretrained(sd1, backend="null").tokenizer
+    words = [word for count, text in runs for word in [text] * count]
+    tokens = read(tokenizer, [" ".join(words)], Wording(long=True))
+    expected = iter(tokenizer.words(word)[0][0] for word in words if word != "BREAK")
+    assert tokens.ids.shape[1] == len(counts)
+    for ids, count in zip(tokens.ids[0], counts, strict=True):
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids[1 : 1 + count].tolist() == [next(expected) for _ in range(count)]
+        assert ids[1 + count] == tokenizer.eos_token_id
+    assert next(expected, None) is None
+
+
+def test_weights_move_on_with_their_words(sd1: Path) -> None:
+    tokenizer = DiffusionPipeline.from_pretrained(sd1, backend="null").tokenizer
+    prompt = "a " * 60 + "(dog, " + "cat " * 10 + "red:1.5) " + "of " * 10
+    tokens = read(tokenizer, [prompt], Wording(weighted=True, long=True))
+    assert tokens.weights[0, 0].tolist() == [1.0] * 61 + [1.5] * 2 + [1.0] * 14
+    assert tokens.weights[0, 1].tolist() == [1.0] + [1.5] * 11 + [1.0] * 65
+    cut = read(tokenizer, [prompt], Wording(weighted=True))  # one chunk is as full as it can be
+    assert cut.weights[0, 0].tolist() == [1.0] * 61 + [1.5] * 13 + [1.0] * 3
 
 
 @pytest.mark.parametrize(("prompt", "negative"), [(LONG, "blue"), ("blue", LONG), (LONG, LONG + LONG)])

@@ -2,7 +2,8 @@
 
 The notation is that of AUTOMATIC1111's web interface: `(words)` weighs 1.1 times more, `[words]` 1.1 times less,
 `(words:1.3)` 1.3 times more, brackets nest, and a backslash takes a bracket as it is. In prompts that may be long, the
-word BREAK in capitals fills a chunk up, so that what follows begins the next one.
+word BREAK in capitals fills a chunk up, so that what follows begins the next one, and a chunk that is full ends behind
+its last comma, where that is among its last twenty tokens and the next token is none.
 """
 
 import re
@@ -18,6 +19,8 @@ MORE = 1.1
 """What a pair of round brackets multiplies a weight with, and a pair of square ones divides it by."""
 PIECE = re.compile(r"\\[()\[\]\\]|[()\[\]]|[^()\[\]\\]+|\\")
 BREAK = re.compile(r"\s*\bBREAK\b\s*")
+TAIL = 20
+"""So many tokens at the end of a full chunk are looked through for a comma; what follows it moves on."""
 NUMBER = re.compile(r"^(.*):\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*$", re.DOTALL)
 
 
@@ -121,14 +124,31 @@ def _empty(tokenizer: ClipTokenizer, prompts: int, chunks: int) -> NDArray[np.in
     return ids
 
 
-def _chunks(tokenizer: ClipTokenizer, prompt: str, wording: Wording, room: int) -> list[list[tuple[int, float, str]]]:
-    """Token, weight and the text that it stands for, as many as have `room` in each chunk; at least one chunk."""
-    sections: list[list[tuple[int, float, str]]] = [[]]
+Word = tuple[int, float, str]
+"""A token, its weight, and the text that it stands for."""
+
+
+def _chunks(tokenizer: ClipTokenizer, prompt: str, wording: Wording, room: int) -> list[list[Word]]:
+    """As many words as have `room` in each chunk; at least one chunk."""
+    sections: list[list[Word]] = [[]]
     for text, weight in emphases(prompt) if wording.weighted else [(prompt, 1.0)]:
         for number, part in enumerate(BREAK.split(text) if wording.long else [text]):
             sections += [[]] if number else []
             sections[-1] += [(index, weight, word) for index, word in tokenizer.words(part)]
-    return [words[first : first + room] for words in sections for first in range(0, max(len(words), 1), room)]
+    if len(sections) > 1 and not sections[-1]:  # nothing follows the last BREAK
+        sections.pop()
+    comma = tokenizer.words(",")[0][0] if wording.long else None
+    return [chunk for words in sections for chunk in _divided(words, room, comma)]
+
+
+def _divided(words: list[Word], room: int, comma: int | None) -> Iterator[list[Word]]:
+    """Words in chunks that end where there is no more room, or behind a comma shortly before."""
+    while len(words) > room:
+        near = () if words[room][0] == comma else range(room - 1, room - 1 - TAIL, -1)
+        end = next((place + 1 for place in near if words[place][0] == comma), room)
+        yield words[:end]
+        words = words[end:]
+    yield words
 
 
 def emphasised(states: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
