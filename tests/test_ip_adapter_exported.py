@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from exported import FORMATS, export, exported, once, shared_place
 from ip_adapters import VISION, image_encoder
 from parity import Agrees, Trace, ours, worst
@@ -18,7 +17,6 @@ from anamorph import CLIPImageProcessor, DiffusionPipeline
 from anamorph.artifact import NATIVE, read_artifact
 from anamorph.errors import InputError
 
-ENGINES = ("compile", "eager")
 CALLS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "base": (NAMES["base"], 0.8, {"ip_adapter_image": LOOK}),
     "full": (NAMES["full"], BLOCKS, {"ip_adapter_image": LOOK, "num_images_per_prompt": 2}),
@@ -100,19 +98,6 @@ def test_a_picture_encoder_of_the_checkpoint_is_exported_with_it(sdxl: Path, eng
         agrees(f"IP-Adapter {case}, SDXL", found, engine)
         assert pipeline(checkpoint, engine).image_encoder is None  # it leaves with the adapter, as in diffusers
         pipeline.cache_clear()
-
-
-def test_compilers_meet_pictures(sd2: Path, monkeypatch: pytest.MonkeyPatch, agrees: Agrees) -> None:
-    # What captures the whole step is at stake here; Inductor would take minutes over it.
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    pipes = [DiffusionPipeline.from_pretrained(sd2, backend={"default": "eager", "unet": one}) for one in ENGINES]
-    found = []
-    for pipe in pipes:
-        pipe.load_ip_adapter(folder(sd2), subfolder="models", weight_name=NAMES["plus"])  # type: ignore[attr-defined]
-        found.append(ours(pipe, 3, **CALL, height=16, width=16, ip_adapter_image=LOOK))
-        pipe.unload_ip_adapter()  # type: ignore[attr-defined]
-    assert pipes[0].placement["unet"].engine == "compile"
-    agrees("IP-Adapter plus, SD2", worst(*found), "compile")
 
 
 @pytest.mark.parametrize("engine", FORMATS)
