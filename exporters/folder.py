@@ -35,7 +35,7 @@ from anamorph.exporting import (
 )
 from anamorph.interface import Interface
 from anamorph.machine import processor
-from anamorph.native import is_preparing, native_of
+from anamorph.native import CONTROLNETS, is_preparing, native_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.followed import Followed
 from anamorph.pipelines.loading import settle_variant
@@ -327,7 +327,7 @@ def _factor(components: Iterable[Component]) -> int:
     for component in components:
         if "vae_decoder" in component.parts:
             return vae_scale_factor(component.config)
-        if component.class_name == "ControlNetModel":
+        if component.class_name in CONTROLNETS:
             return hint_factor(component.config)
     return 1
 

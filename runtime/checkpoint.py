@@ -29,10 +29,14 @@ LATER_KEYS: Mapping[str, Mapping[str, Any]] = {
                         "transformer_layers_per_block": 1, "addition_embed_type": None, "encoder_hid_dim": None},
 }  # fmt: skip
 """Class -> keys that its first files lack, which the first Stable Diffusion's checkpoints are, and their defaults."""
-SEVERAL: Mapping[str, str] = {"MultiControlNetModel": "ControlNetModel", "MultiAdapter": "T2IAdapter"}
+SEVERAL: Mapping[str, str] = {
+    "MultiControlNetModel": "ControlNetModel", "MultiControlNetUnionModel": "ControlNetUnionModel",
+    "MultiAdapter": "T2IAdapter",
+}  # fmt: skip
 """What an index calls several models in one place, which lie in folders with numbers behind its name -> their class."""
 ALONE: Mapping[str, str] = {
-    "ControlNetModel": "controlnet", "T2IAdapter": "adapter", "CLIPVisionModelWithProjection": "image_encoder",
+    "ControlNetModel": "controlnet", "ControlNetUnionModel": "controlnet", "T2IAdapter": "adapter",
+    "CLIPVisionModelWithProjection": "image_encoder",
 }  # fmt: skip
 """Classes of models that come in folders of their own -> their place in a pipeline."""
 BUNDLED = Path(__file__).parent / "data" / "emoji"

@@ -9,6 +9,8 @@ from typing import Any
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint
 from anamorph.conditions import (
+    CONTROL_KIND,
+    CONTROL_WEIGHT,
     HINT,
     INTRABLOCK,
     PICTURE,
@@ -274,6 +276,13 @@ def hint_interface(config: Config) -> Interface:
     return Interface("controlnet_hint", (picture,), (Port(HINT, hint),))
 
 
+def union_hint_interface(config: Config) -> Interface:
+    """The same for a net that knows several kinds of pictures: with the number of each one's kind, and its weight."""
+    plain = hint_interface(config)
+    kind = Port(CONTROL_KIND, (BATCH,), "int64", below=config["num_control_type"])
+    return replace(plain, inputs=(*plain.inputs, kind, Port(CONTROL_WEIGHT, (BATCH,))))
+
+
 LIGHT = "light_adapter"
 """The kind of T2I-Adapter that computes with a quarter of the channels, and halves once more."""
 
@@ -377,6 +386,7 @@ _INTERFACES: dict[str, Declared] = {
     "UNet2DConditionModel": {"{slot}": unet_interface},
     "T2IAdapter": {"{slot}": adapter_interface},
     "ControlNetModel": {"{slot}": controlnet_interface, "{slot}" + HINTING: hint_interface},
+    "ControlNetUnionModel": {"{slot}": controlnet_interface, "{slot}" + HINTING: union_hint_interface},
     "UNet2DModel": {"{slot}": plain_unet_interface},
     "DiTTransformer2DModel": {"{slot}": transformer_interface},
     "Transformer2DModel": {"{slot}": transformer_interface},

@@ -24,6 +24,9 @@ PROJECTED: Mapping[str | None, tuple[str, ...]] = MappingProxyType(
 
 HINT = "hint"
 """What a ControlNet's encoder makes of its picture, the same for every branch of guidance."""
+CONTROL_TYPE, CONTROL_KIND, CONTROL_WEIGHT = "control_type", "control_kind", "control_weight"
+"""What a ControlNet for several kinds of pictures takes: those that it looks at, 0 or 1 for each kind, and what its
+encoder is told of a picture, the number of its kind and how much it counts."""
 RESIDUALS = "down_block_additional_residuals"
 INTRABLOCK = "down_intrablock_additional_residuals"
 PICTURE = "control_picture"
@@ -78,6 +81,8 @@ def condition_ports(config: Mapping[str, Any], time_ids: int = 6) -> tuple[Port,
         ports.append(Port("timestep_cond", (batch, guidance)))
     times = 2 if config.get("time_embedding_type") == "fourier" else 4
     width = config.get("time_embedding_dim") or times * config["block_out_channels"][0]
+    if (kinds := config.get("num_control_type")) is not None:
+        ports.append(Port(CONTROL_TYPE, (batch, kinds)))
     return (*ports, *class_ports(config, width))
 
 

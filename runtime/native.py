@@ -16,6 +16,7 @@ from typing import Any
 
 from anamorph.conditions import (
     ADDED,
+    CONTROL_TYPE,
     HINT,
     IMAGE_BIAS,
     IMAGE_KEYS,
@@ -35,6 +36,9 @@ BATCH, BRANCHES, SEQUENCE, STEPS = (Axis(name) for name in ("batch", "branches",
 TEXT_KEYS, TEXT_VALUES, TIME_ROW, DEEP = "text_keys", "text_values", "time_projections", "deep_state"
 PREPARE, SHALLOW, HINTING = "_prepare", "_shallow", "_hint"
 
+CONTROLNETS = ("ControlNetModel", "ControlNetUnionModel")
+LOOKERS = ("UNet2DConditionModel", *CONTROLNETS)
+"""Classes of models that look at a text on the way down."""
 LOOKING = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
 """Blocks with a transformer behind each residual block (in the middle: behind each but the last)."""
 PLAIN = ("DownBlock2D", "UpBlock2D", "UNetMidBlock2D")
@@ -165,6 +169,7 @@ def _time_conditions(config: Mapping[str, Any]) -> tuple[str, ...]:
         *(("encoder_hidden_states",) if kind == "text" else ()),
         *(("timestep_cond",) if config.get("time_cond_proj_dim") is not None else ()),
         *(("class_labels",) if classes else ()),
+        *((CONTROL_TYPE,) if config.get("num_control_type") is not None else ()),
     )
 
 
@@ -234,7 +239,7 @@ def text_width(config: Mapping[str, Any]) -> int:
 
 def unshaped(class_name: str, config: Mapping[str, Any]) -> str | None:
     """Why a model has no native signature of its own, or None."""
-    if class_name not in ("UNet2DConditionModel", "ControlNetModel"):
+    if class_name not in LOOKERS:
         return "it is no UNet that looks at a text"
     middle = config.get("mid_block_type", PLAIN[0]) or PLAIN[0]
     kinds = (*config["down_block_types"], *config.get("up_block_types", ()), middle)
@@ -262,7 +267,7 @@ def times_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
 
 def caching_unmet(class_name: str, config: Mapping[str, Any]) -> str | None:
     """Why the last layer of the way up cannot be computed alone, or None."""
-    if class_name == "ControlNetModel":
+    if class_name in CONTROLNETS:
         return "it has no way up"
     return unshaped(class_name, config)
 

@@ -93,7 +93,7 @@ def merging_level(config: Mapping[str, Any]) -> int | None:
 
 def _split_unmet(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
     apart = native.is_preparing(part) or native.is_hinting(part)
-    if class_name not in ("UNet2DConditionModel", "ControlNetModel") or apart:
+    if class_name not in native.LOOKERS or apart:
         return "it has no transformers over pixels"
     blocks = (*config["down_block_types"], config.get("mid_block_type"), *config.get("up_block_types", ()))
     return None if set(blocks) & set(TRANSFORMING) else "it has no transformers over pixels"

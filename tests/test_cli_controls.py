@@ -55,7 +55,7 @@ def test_nets_and_pictures_are_named_recorded_and_replayed(
     (["--controlnet", "a=NET", "--controlnet", "b=NET", "--control", "EDGES"], "says not which of a, b"),
     (["--controlnet", "a=NET", "--controlnet", "a=NET"], "names a twice"),
     (["--controlnet", "NET", "--control", "none.png"], "there is no file none.png"),
-    (["--controlnet", "SD2", "--control", "EDGES"], "expected one of ControlNetModel, T2IAdapter"),
+    (["--controlnet", "SD2", "--control", "EDGES"], "ControlNetModel, ControlNetUnionModel, T2IAdapter"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_said_in_a_sentence(
     more: list[str], said: str, sd2: Path, controlled_sd2: Path, edges: Path, tmp_path: Path,

@@ -12,6 +12,7 @@ from anamorph.cli.sources import file_record, read_picture
 from anamorph.errors import InputError
 from anamorph.pipelines import DiffusionPipeline
 from anamorph.pipelines.auto import with_nets
+from anamorph.pipelines.controlnet_union import United
 from anamorph.pipelines.followed import Followed
 
 FOLLOWED = tuple(kind for kind, place in ALONE.items() if place != "image_encoder")
@@ -23,23 +24,24 @@ CONTROL = re.compile(r"(?:(?P<net>[\w.-]+)=)?(?P<file>.+?)(?::(?P<scale>\d+(?:\.
 
 @dataclass(frozen=True)
 class Nets:
-    """Nets that a command names, by what it calls them, and their place in a pipeline."""
+    """Nets that a command names, by what it calls them."""
 
     opened: Mapping[str, Checkpoint]
-    place: str | None = None
+    kind: str | None = None
+    """Their class, which is one for all."""
 
     @property
     def components(self) -> dict[str, Any]:
         """As `from_pretrained` takes them."""
         folders = [str(checkpoint.folder) for checkpoint in self.opened.values()]
-        return {} if self.place is None else {self.place: folders}
+        return {} if self.kind is None else {ALONE[self.kind]: folders}
 
     def pipeline(self, kind: type[DiffusionPipeline], class_name: str) -> type[DiffusionPipeline]:
         """The class that follows them, in the place of `kind`, or of the checkpoint's own class."""
-        if self.place is None:
+        if self.kind is None:
             return kind
         name = class_name if kind is DiffusionPipeline else kind.__name__
-        return DiffusionPipeline.registry[with_nets(name, self.place)]
+        return DiffusionPipeline.registry[with_nets(name, self.kind)]
 
     def record(self) -> dict[str, dict[str, str]]:
         """Folder and SHA-256 of the weights of each."""
@@ -67,10 +69,12 @@ def nets_of(options: argparse.Namespace, recorded: Mapping[str, Any] | None = No
         name: entry.get("sha256") for name, entry in recorded.items()
     }:
         raise InputError(f"the picture was made along other nets: {', '.join(recorded)}; name them with --controlnet")
-    places = {ALONE[one.class_name] for one in opened.values()}
-    if len(places) > 1:
-        raise InputError("--controlnet names ControlNets and T2I-Adapters; take one kind at a time")
-    return Nets(opened, next(iter(places), None))
+    kinds = {one.class_name for one in opened.values()}
+    if len(kinds) > 1:
+        raise InputError(
+            f"--controlnet names nets of several kinds ({', '.join(sorted(kinds))}); take one kind at a time"
+        )
+    return Nets(opened, next(iter(kinds), None))
 
 
 def controls_of(
@@ -84,23 +88,47 @@ def controls_of(
         if options.control:
             raise InputError(f"--control is for nets, but {type(pipe).__name__} has none; name one with --controlnet")
         return {}, []
-    names = list(nets.opened) or pipe.nets
-    parsed = _parsed(options.control or (), names)
-    if missing := [name for name in names if name not in parsed]:
-        raise InputError(f"the picture for {missing[0]} is missing; give it with --control {missing[0]}=FILE")
+    parsed, modes = _followed(pipe, list(nets.opened) or pipe.nets, options.control or ())
+    names = list(parsed)
     files = [Path(parsed[name][0]) for name in names]
     pictures = [read_picture(file, "control") for file in files]
     scale = f"{pipe.PLACE}_conditioning_scale"
-    given: dict[str, Any] = {pipe.FOLLOWS: pictures if len(names) > 1 else pictures[0]}
+    given: dict[str, Any] = {**modes, pipe.FOLLOWS: pictures if len(names) > 1 else pictures[0]}
     wished = [parsed[name][1] for name in names]
     if any(one is not None for one in wished):  # else the default counts, or what a picture records
         given[scale] = [pipe.TAKES.default(scale) if one is None else one for one in wished]
     return given, [{"net": name, **file_record(file)} for name, file in zip(names, files, strict=True)]
 
 
-def _parsed(wishes: Sequence[str], names: Sequence[str]) -> dict[str, tuple[str, float | None]]:
-    """Net -> file and scale."""
-    found: dict[str, tuple[str, float | None]] = {}
+Parsed = dict[str, tuple[str, float | None]]
+"""What a wish names -> file and scale."""
+
+
+def _followed(pipe: Followed, nets: Sequence[str], wishes: Sequence[str]) -> tuple[Parsed, dict[str, Any]]:
+    """The wishes in the order of the nets, and the kinds of their pictures where nets know several.
+
+    Such a net is named with a kind, as NET.KIND, a net alone as KIND; it may follow several pictures.
+    """
+    if not isinstance(pipe, United):
+        parsed = _parsed(wishes, nets)
+        if missing := [name for name in nets if name not in parsed]:
+            raise InputError(f"the picture for {missing[0]} is missing; give it with --control {missing[0]}=FILE")
+        return {name: parsed[name] for name in nets}, {}
+    several = len(nets) > 1
+    every = {f"{net}.{kind}" if several else str(kind): (net, kind)
+             for net, kinds in zip(nets, pipe.kinds, strict=True) for kind in range(kinds)}  # fmt: skip
+    found = _parsed(wishes, list(every))
+    for net in nets:
+        own = [name for name in found if every[name][0] == net]
+        if not own or (several and len(own) > 1):
+            example = f"{net}.0" if several else "0"
+            raise InputError(f"{net} has {len(own)} pictures; give one for a kind, as in --control {example}=FILE")
+    ordered = sorted(found, key=lambda name: nets.index(every[name][0]))
+    return {name: found[name] for name in ordered}, {"control_mode": [every[name][1] for name in ordered]}
+
+
+def _parsed(wishes: Sequence[str], names: Sequence[str]) -> Parsed:
+    found: Parsed = {}
     for wish in wishes:
         match = CONTROL.fullmatch(wish)
         assert match is not None

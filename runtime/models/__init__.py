@@ -8,6 +8,7 @@ from anamorph.models.base import Model
 from anamorph.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from anamorph.models.clip_vision import CLIPVisionModel, CLIPVisionModelWithProjection
 from anamorph.models.controlnet import ControlNetModel
+from anamorph.models.controlnet_union import ControlNetUnionModel
 from anamorph.models.dit import DiTTransformer2DModel
 from anamorph.models.dpt import DPTForDepthEstimation
 from anamorph.models.ldm_bert import LDMBertModel
@@ -25,6 +26,7 @@ MODELS: Mapping[str, type[Model]] = MappingProxyType(
             for model in (
                 UNet2DConditionModel,
                 ControlNetModel,
+                ControlNetUnionModel,
                 T2IAdapter,
                 UNet2DModel,
                 DiTTransformer2DModel,
@@ -55,6 +57,7 @@ __all__ = [
     "CLIPVisionModel",
     "CLIPVisionModelWithProjection",
     "ControlNetModel",
+    "ControlNetUnionModel",
     "DPTForDepthEstimation",
     "DiTTransformer2DModel",
     "LDMBertModel",

@@ -6,7 +6,7 @@ Source: Zhang, Rao and Agrawala 2023 (arXiv:2302.05543), section 3.
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self, SupportsFloat, overload
+from typing import Any, ClassVar, Literal, Self, SupportsFloat, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ SHARED = (
 """Keys that a ControlNet's configuration has in common with its UNet's."""
 CHANNELS = (16, 32, 96, 256)
 """Of the hint's encoder, which halves the resolution between them."""
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class HintEncoder(nn.Module):
@@ -52,7 +53,7 @@ class HintEncoder(nn.Module):
         self.blocks = nn.ModuleList()
         for before, after in pairwise(channels):
             self.blocks += [same_size(before, before, 3), nn.Conv2d(before, after, 3, padding=1, stride=2)]
-        self.conv_out = _zero(same_size(channels[-1], hints, 3))
+        self.conv_out = zero(same_size(channels[-1], hints, 3))
 
     def forward(self, picture: Tensor) -> Tensor:
         x = F.silu(self.conv_in(picture))
@@ -62,14 +63,78 @@ class HintEncoder(nn.Module):
         return hint
 
 
-def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+def zero(layer: Layer) -> Layer:
     """A layer that adds nothing before it is trained."""
     for weight in layer.parameters():
         nn.init.zeros_(weight)
     return layer
 
 
-class ControlNetModel(Alone, Trunk):
+class Net(Alone, Trunk):
+    """What ControlNets for one kind of picture and for several share."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        full, widths = self.config, self.config.block_out_channels
+        self.controlnet_cond_embedding = HintEncoder(
+            full.conditioning_channels, full.conditioning_embedding_out_channels, widths[0]
+        )
+        states = [port.axes[1] for port in self._interface().outputs[:-1]]
+        self.controlnet_down_blocks = nn.ModuleList(zero(nn.Conv2d(width, width, 1)) for width in states)  # type: ignore[arg-type]
+        self.controlnet_mid_block = zero(nn.Conv2d(widths[-1], widths[-1], 1))
+        self._place()
+
+    def _layout(self) -> Config:
+        return Config({**UNET, **self.config})
+
+    def _interface(self) -> Interface:
+        return controlnet_interface(self.config)
+
+    @classmethod
+    def complete(cls, config: Mapping[str, Any]) -> Config:
+        full = super().complete(config)
+        layout = Config({**UNET, **full})
+        served = {name: DOWN_BLOCKS[name] for name in ("CrossAttnDownBlock2D", "DownBlock2D")}
+        down = kinds(cls.__name__, layout, "down_block_types", served)
+        for kind, level in zip(down, down_levels(layout), strict=True):
+            check_level(cls.__name__, kind, level)
+        return full
+
+    @classmethod
+    def _beside(cls, unet: Any, load_weights_from_unet: bool, **own: Any) -> Self:
+        """A net for a UNet, with these keys of its own; perhaps with the UNet's weights where both have them."""
+        net = cls(**{key: unet.config[key] for key in SHARED if key in cls.DEFAULTS}, **own)
+        if load_weights_from_unet:
+            known = unet.state_dict()
+            net.load_state_dict({name: known[name] for name in net.state_dict() if name in known}, strict=False)
+        return net
+
+    def method(self, part: str) -> str:
+        return "hint" if is_hinting(part) else super().method(part)
+
+    method.__doc__ = Trunk.method.__doc__
+
+    def _results(self, sample: Tensor, time: Time, text: Text, extra: Conditions) -> tuple[Tensor, ...]:
+        x, states = self._descend(sample, time, text, extra)
+        residuals = [layer(state) for layer, state in zip(self.controlnet_down_blocks, states, strict=True)]
+        if self.config.global_pool_conditions:
+            residuals = [_pooled(residual).expand_as(residual) for residual in residuals]
+        early = [dealt(residual, text.branches) for residual in residuals[: self.before]]
+        mid = self.controlnet_mid_block(x)
+        mid = _pooled(mid).expand_as(mid) if self.config.global_pool_conditions else mid
+        return (*early, *residuals[self.before :], mid)
+
+    def _weighed(self, results: Sequence[Tensor], scale: float, guess_mode: bool) -> ControlNetOutput:
+        """Residuals times `scale`, with `guess_mode` also times 0.1 (the first) to 1 (the middle)."""
+        pooled = self.config.global_pool_conditions
+        weights = guess_scales(len(results)) if guess_mode and not pooled else (1.0,) * len(results)
+        *down, mid = (
+            (_pooled(one) if pooled else one) * (scale * weight) for one, weight in zip(results, weights, strict=True)
+        )
+        return ControlNetOutput(tuple(down), mid)
+
+
+class ControlNetModel(Net):
     """Residuals for a UNet from x_t, t, a text and a picture: [B, C, h, w], t, [B, S, D], [B, 3, H, W]."""
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = MappingProxyType(
@@ -91,33 +156,6 @@ class ControlNetModel(Alone, Trunk):
         }
     )
 
-    def __init__(self, **config: Any) -> None:
-        super().__init__(**config)
-        full, widths = self.config, self.config.block_out_channels
-        self.controlnet_cond_embedding = HintEncoder(
-            full.conditioning_channels, full.conditioning_embedding_out_channels, widths[0]
-        )
-        states = [port.axes[1] for port in self._interface().outputs[:-1]]
-        self.controlnet_down_blocks = nn.ModuleList(_zero(nn.Conv2d(width, width, 1)) for width in states)  # type: ignore[arg-type]
-        self.controlnet_mid_block = _zero(nn.Conv2d(widths[-1], widths[-1], 1))
-        self._place()
-
-    def _layout(self) -> Config:
-        return Config({**UNET, **self.config})
-
-    def _interface(self) -> Interface:
-        return controlnet_interface(self.config)
-
-    @classmethod
-    def complete(cls, config: Mapping[str, Any]) -> Config:
-        full = super().complete(config)
-        layout = Config({**UNET, **full})
-        served = {name: DOWN_BLOCKS[name] for name in ("CrossAttnDownBlock2D", "DownBlock2D")}
-        down = kinds(cls.__name__, layout, "down_block_types", served)
-        for kind, level in zip(down, down_levels(layout), strict=True):
-            check_level(cls.__name__, kind, level)
-        return full
-
     @classmethod
     def from_unet(
         cls,
@@ -132,38 +170,18 @@ class ControlNetModel(Alone, Trunk):
         `conditioning_embedding_out_channels`: one channel count more than the autoencoder halves the resolution.
         Raises ConfigError: the UNet is of a kind that has none.
         """
-        net = cls(
-            **{key: unet.config[key] for key in SHARED},
+        return cls._beside(
+            unet, load_weights_from_unet,
             controlnet_conditioning_channel_order=controlnet_conditioning_channel_order,
             conditioning_embedding_out_channels=tuple(conditioning_embedding_out_channels),
             conditioning_channels=conditioning_channels,
-        )
-        if load_weights_from_unet:
-            known = unet.state_dict()
-            own = {name: value for name, value in net.state_dict().items() if not name.startswith("controlnet_")}
-            net.load_state_dict({name: known[name] for name in own}, strict=False)
-        return net
-
-    def method(self, part: str) -> str:
-        return "hint" if is_hinting(part) else super().method(part)
-
-    method.__doc__ = Trunk.method.__doc__
+        )  # fmt: skip
 
     def hint(self, picture: Tensor) -> tuple[Tensor]:
         """What the picture adds to the first state: [B, C, H, W] in 0..1 -> [B, C_0, h, w]."""
         if self.config.controlnet_conditioning_channel_order == "bgr":
             picture = torch.cat([picture[:, channel, None] for channel in (2, 1, 0)], dim=1)
         return (self.controlnet_cond_embedding(picture),)
-
-    def _results(self, sample: Tensor, time: Time, text: Text, extra: Conditions) -> tuple[Tensor, ...]:
-        x, states = self._descend(sample, time, text, extra)
-        residuals = [layer(state) for layer, state in zip(self.controlnet_down_blocks, states, strict=True)]
-        if self.config.global_pool_conditions:
-            residuals = [_pooled(residual).expand_as(residual) for residual in residuals]
-        early = [dealt(residual, text.branches) for residual in residuals[: self.before]]
-        mid = self.controlnet_mid_block(x)
-        mid = _pooled(mid).expand_as(mid) if self.config.global_pool_conditions else mid
-        return (*early, *residuals[self.before :], mid)
 
     @overload
     def forward(
@@ -219,13 +237,8 @@ class ControlNetModel(Alone, Trunk):
         time = self._time(timesteps(timestep, sample), encoder_hidden_states, extra, sample.dtype)
         mask = mask_bias(attention_mask, sample.dtype)
         results = self._results(sample, time, self._text(encoder_hidden_states, extra, mask), extra)
-        pooled = self.config.global_pool_conditions
-        scales = guess_scales(len(results)) if guess_mode and not pooled else (1.0,) * len(results)
-        *down, mid = (
-            (_pooled(one) if pooled else one) * (conditioning_scale * scale)
-            for one, scale in zip(results, scales, strict=True)
-        )
-        return ControlNetOutput(tuple(down), mid) if return_dict else (tuple(down), mid)
+        weighed = self._weighed(results, conditioning_scale, guess_mode)
+        return weighed if return_dict else (weighed.down_block_res_samples, weighed.mid_block_res_sample)
 
 
 def _pooled(x: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ class Conditions:
     mid: Tensor | None = None
     inside: Sequence[Tensor | None] = ()
     hint: Tensor | None = None
+    control_type: Tensor | None = None
 
     def check(self, config: Config, text: Tensor | None) -> None:
         """Raise InputError where a condition is missing, or given to a model that does not take it."""

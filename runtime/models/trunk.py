@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anamorph.conditions import HINT, added_names, intrablock_ports, residual_ports
+from anamorph.conditions import CONTROL_TYPE, HINT, added_names, intrablock_ports, residual_ports
 from anamorph.config import Config
 from anamorph.interface import Interface
 from anamorph.models.activations import ACTIVATIONS
@@ -188,6 +188,7 @@ class Trunk(Model):
             residuals[-1] if controlled else None,
             inside,
             given.get(HINT),
+            given.get(CONTROL_TYPE),
         )
 
     def _images(self, given: Mapping[str, Tensor]) -> Images | None:
@@ -218,6 +219,10 @@ class Trunk(Model):
         x = x if inside[-1] is None else Joint(inside[-1], text.branches).added(x)
         return x, skips
 
+    def _addition(self, text: Tensor | None, extra: Conditions) -> Tensor | None:
+        """What is added to the time besides the classes, [B, time_width]."""
+        return None if self.add_embedding is None else addition(self.add_embedding, self.layout, text, extra.added)
+
     def _time(self, t: Tensor, text: Tensor | None, extra: Conditions, dtype: torch.dtype) -> Tensor:
         """t_emb of [1 or B] with all that is added to it, [1 or B, time_width]; of [T, 1] for [T, 1 or B, time_width].
 
@@ -235,8 +240,8 @@ class Trunk(Model):
                 time = torch.cat((time.expand(*shape), vector.expand(*shape)), dim=-1)
             else:
                 time = time + vector
-        if self.add_embedding is not None:
-            time = time + addition(self.add_embedding, self.layout, text, extra.added)
+        if (told := self._addition(text, extra)) is not None:
+            time = time + told
         if self.layout.time_embedding_act_fn is not None:
             time = ACTIVATIONS[self.layout.time_embedding_act_fn](time)
         return time if self.raw_time else ACTIVATIONS[self.layout.act_fn](time)

@@ -12,13 +12,18 @@ from anamorph.pipelines.controlnet import (
     StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
 )
+from anamorph.pipelines.controlnet_union import (
+    StableDiffusionXLControlNetUnionImg2ImgPipeline,
+    StableDiffusionXLControlNetUnionInpaintPipeline,
+    StableDiffusionXLControlNetUnionPipeline,
+)
 from anamorph.pipelines.latent_consistency import (
     LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
 )
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.latent_text import LDMTextToImagePipeline
-from anamorph.pipelines.nets import MultiAdapter, MultiControlNetModel
+from anamorph.pipelines.nets import MultiAdapter, MultiControlNetModel, MultiControlNetUnionModel
 from anamorph.pipelines.outputs import PipelineOutput
 from anamorph.pipelines.stable_diffusion import (
     StableDiffusionImg2ImgPipeline,
@@ -47,6 +52,7 @@ __all__ = [
     "LatentDiffusion",
     "MultiAdapter",
     "MultiControlNetModel",
+    "MultiControlNetUnionModel",
     "PipelineOutput",
     "StableDiffusionAdapterPipeline",
     "StableDiffusionControlNetImg2ImgPipeline",
@@ -63,6 +69,9 @@ __all__ = [
     "StableDiffusionXLControlNetImg2ImgPipeline",
     "StableDiffusionXLControlNetInpaintPipeline",
     "StableDiffusionXLControlNetPipeline",
+    "StableDiffusionXLControlNetUnionImg2ImgPipeline",
+    "StableDiffusionXLControlNetUnionInpaintPipeline",
+    "StableDiffusionXLControlNetUnionPipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLPipeline",

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
+from anamorph.checkpoint import ALONE as ALONE_AT
 from anamorph.errors import ConfigError
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.nets import class_of
 
 TASKS = ("text to image", "image to image", "inpainting")
 FAMILIES: tuple[tuple[str | None, str | None, str | None], ...] = (
@@ -20,6 +22,11 @@ FAMILIES: tuple[tuple[str | None, str | None, str | None], ...] = (
         "StableDiffusionXLControlNetPipeline",
         "StableDiffusionXLControlNetImg2ImgPipeline",
         "StableDiffusionXLControlNetInpaintPipeline",
+    ),
+    (
+        "StableDiffusionXLControlNetUnionPipeline",
+        "StableDiffusionXLControlNetUnionImg2ImgPipeline",
+        "StableDiffusionXLControlNetUnionInpaintPipeline",
     ),
     ("StableDiffusionAdapterPipeline", None, None),
     ("StableDiffusionXLAdapterPipeline", None, None),
@@ -46,25 +53,30 @@ def tasks_of_class(class_name: str) -> dict[str, str]:
     return {ALONE[class_name]: class_name} if class_name in ALONE else {}
 
 
-WITH: Mapping[str, str] = {"controlnet": "ControlNet", "adapter": "Adapter"}
-"""Place of nets in a pipeline -> what stands for them in the name of its class."""
+WITH: Mapping[str, str] = {
+    "ControlNetModel": "ControlNet", "ControlNetUnionModel": "ControlNetUnion", "T2IAdapter": "Adapter",
+}  # fmt: skip
+"""Class of nets -> what stands for them in the name of a pipeline's class."""
 
 
-def with_nets(class_name: str, place: str) -> str:
-    """The class that does the same along pictures; raises ConfigError: there is none."""
+def with_nets(class_name: str, net: str) -> str:
+    """The class that does the same along pictures, by nets of the class `net`; raises ConfigError: there is none."""
+    plain = without_nets(class_name)
     base, task = next(
-        ((class_name.removesuffix(ending), ending) for ending in ("Img2ImgPipeline", "InpaintPipeline", "Pipeline")
-         if class_name.endswith(ending)), (class_name, ""),
+        ((plain.removesuffix(ending), ending) for ending in ("Img2ImgPipeline", "InpaintPipeline", "Pipeline")
+         if plain.endswith(ending)), (plain, ""),
     )  # fmt: skip
-    name = class_name if base.endswith(WITH[place]) else f"{base}{WITH[place]}{task}"
+    name = f"{base}{WITH.get(net, net)}{task}"
     if name in DiffusionPipeline.registry:
         return name
-    raise ConfigError(f"there is no pipeline that does what {class_name} does with {place}")
+    raise ConfigError(f"there is no pipeline that does what {class_name} does with a {net}")
 
 
 def without_nets(class_name: str) -> str:
     """The class that does the same along no picture."""
-    name = class_name.replace("ControlNet", "").replace("Adapter", "")
+    name = class_name
+    for stands in ("ControlNetUnion", "ControlNet", "Adapter"):
+        name = name.replace(stands, "")
     return name if name in DiffusionPipeline.registry else class_name
 
 
@@ -80,8 +92,9 @@ class AutoPipeline(DiffusionPipeline, public=False):
     def _class_for(cls, class_name: str, where: str, given: Mapping[str, Any] | None = None) -> type[DiffusionPipeline]:
         name = tasks_of_class(class_name).get(TASKS[cls.WHICH]) if class_name not in ALONE else None
         if name is not None:
-            for place in set(WITH) & set(given or {}):
-                name = without_nets(name) if (given or {})[place] is None else with_nets(name, place)
+            for place in {ALONE_AT[net] for net in WITH} & set(given or {}):
+                net = (given or {})[place]
+                name = without_nets(name) if net is None else with_nets(name, class_of(net))
             return cls.registry[name]
         raise ConfigError(f"{where} is a {class_name}, for which there is no pipeline for {TASKS[cls.WHICH]}")
 

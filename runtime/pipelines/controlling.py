@@ -18,13 +18,15 @@ F32 = NDArray[np.float32]
 class Following:
     """What a pipeline follows: the `argument` that holds the pictures, and for each net the `channels` of its own.
 
-    `what` is how errors call a net; pictures without a wished size are cut to a `multiple` of pixels.
+    `what` is how errors call a net; pictures without a wished size are cut to a `multiple` of pixels. Where they are
+    `open`, a single net follows any number of pictures, and each entry of the argument is one, or one for each prompt.
     """
 
     argument: str
     channels: tuple[int, ...]
     what: str
     multiple: int
+    open: bool = False
 
 
 def brought_controls(call: Arguments, following: Following) -> tuple[Given, ...]:
@@ -33,13 +35,19 @@ def brought_controls(call: Arguments, following: Following) -> tuple[Given, ...]
     value, count = given[following.argument], len(following.channels)
     if value is None:
         raise InputError(f"{following.argument} is missing; give the picture that the {following.what} follows")
-    every = _per_net(value, count)
+    channels = following.channels
+    if following.open:
+        every: list[Any] | None = list(value) if isinstance(value, list | tuple) else [value]
+        channels = channels * len(every or ()) if count == 1 else channels
+        count = max(1, len(channels))
+    else:
+        every = _per_net(value, count)
     if every is None or len(every) != count:
         found = "no list" if every is None else f"{len(every)} pictures"
         raise InputError(
             f"{following.argument} holds {found} for {count} {following.what}s; give a list with one for each"
         )
-    pairs = zip(every, following.channels, strict=True)
+    pairs = zip(every, channels, strict=True)
     return tuple(read_controls(one, following.argument, channels) for one, channels in pairs)
 
 
@@ -111,6 +119,22 @@ def controlnet_fields(call: Arguments, nets: int) -> dict[str, Any]:
         "controlnet_conditioning_scale": scales, "control_guidance_start": starts, "control_guidance_end": ends,
         "guess_mode": call["guess_mode"],
     }  # fmt: skip
+
+
+def union_fields(call: Arguments, kinds: Sequence[int]) -> dict[str, Any]:
+    """What a request remembers of nets that look at so many `kinds` of pictures each: also the kind of each picture.
+
+    Raises InputError: there are not as many kinds as pictures, or one is of no net, or what `controlnet_fields` says.
+    """
+    given, pictures = call["control_mode"], call["control_image"]
+    modes = tuple(given) if isinstance(given, list | tuple) else (given,)
+    count = len(pictures) if isinstance(pictures, list | tuple) else 1
+    if len(modes) != count:
+        raise InputError(f"control_mode holds {len(modes)} kinds for {count} pictures; give one for each")
+    for mode, most in zip(modes, kinds if len(kinds) > 1 else [*kinds] * count, strict=False):
+        if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode < most:
+            raise InputError(f"control_mode is {given!r}, expected a kind of picture from 0 to {most - 1} for each")
+    return {**controlnet_fields(call, count), "control_mode": modes}
 
 
 def adapter_fields(call: Arguments, nets: int) -> dict[str, Any]:

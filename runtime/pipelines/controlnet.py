@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from anamorph.arrays import Array
 from anamorph.components import hint_factor
 from anamorph.conditions import HINT, RESIDUALS, residual_ports
 from anamorph.config import Config
@@ -17,6 +18,7 @@ from anamorph.pipelines.controls import ControlNet
 from anamorph.pipelines.denoiser import Opened
 from anamorph.pipelines.followed import Followed, beside
 from anamorph.pipelines.prompts import Family
+from anamorph.pipelines.request import Request
 from anamorph.pipelines.sampling import Plan, check_axes
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import Slots, model
@@ -24,6 +26,9 @@ from anamorph.pipelines.spans import table_of
 from anamorph.pipelines.tasks import Task, from_noise, from_picture, inpaint, plain_or_inpainting
 
 NETS = model("ControlNetModel", parts=("{slot}", "{slot}" + HINTING), several="MultiControlNetModel")
+
+Followings = tuple[tuple[Array, ...], tuple[float, ...], Mapping[str, Array]]
+"""See `ControlNet.hints`, `scales` and `told`."""
 
 
 class Controlled(Followed, public=False):
@@ -41,7 +46,11 @@ class Controlled(Followed, public=False):
     __init__.__doc__ = Followed.__init__.__doc__
 
     def _more(self, call: Arguments, prompts: int) -> dict[str, Any]:
-        return {**super()._more(call, prompts), **controlnet_fields(call, len(self.nets))}
+        return {**super()._more(call, prompts), **self._fields(call)}
+
+    def _fields(self, call: Arguments) -> dict[str, Any]:
+        """What a request remembers of the nets."""
+        return controlnet_fields(call, len(self.nets))
 
     def plan(self, job: Job) -> Plan:
         plan = super().plan(job)
@@ -56,8 +65,6 @@ class Controlled(Followed, public=False):
     def _control(self, index: int, job: Job, plan: Plan, rows: int) -> ControlNet:
         """One net with its picture, and its weight in each of so many rows."""
         name, request = self.nets[index], job.request
-        scales, starts, ends = (getattr(request, field) for field in FIELDS)
-        inside = [starts[index] <= row / rows and (row + 1) / rows <= ends[index] for row in range(rows)]
         pooled = [bool(self._config(each).get("global_pool_conditions")) for each in self.nets]
         alone = bool(request.guess_mode) or pooled[0]
         programs = self._models[name].programs
@@ -68,17 +75,26 @@ class Controlled(Followed, public=False):
         for branches in (1,) if alone else plan.guidance.counts:
             what = f"{request.images} of {request.height}x{request.width} pixels in {branches} branches"
             check_axes(programs[name], branches, request.images, sides, what)
+        hints, scales, told = self._followed(index, job, rows)
         return ControlNet(
-            Opened.of(programs[name], programs.get(preparing(name))),
-            self._seen(programs[name + HINTING], job, job.controls[index])[HINT],
-            tuple(scales[index] * counts for counts in inside),
-            alone=alone,
-            gradual=alone and not pooled[index],
-        )
+            Opened.of(programs[name], programs.get(preparing(name))), hints, scales, alone=alone,
+            gradual=alone and not pooled[index], told=told,
+        )  # fmt: skip
+
+    def _followed(self, index: int, job: Job, rows: int) -> Followings:
+        """What a net sees in each row, how much it counts there, and what else it is told."""
+        name, scales = self.nets[index], job.request.controlnet_conditioning_scale
+        assert scales is not None
+        hint = self._seen(self._models[name].programs[name + HINTING], job, job.controls[index])[HINT]
+        return (hint,) * rows, tuple(scales[index] * counts for counts in inside(job.request, index, rows)), {}
 
 
-FIELDS = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
-"""What a request holds for each net."""
+def inside(request: Request, index: int, rows: int) -> list[bool]:
+    """Whether the picture of that number counts in each of so many rows."""
+    starts, ends = request.control_guidance_start, request.control_guidance_end
+    assert starts is not None
+    assert ends is not None
+    return [starts[index] <= row / rows and (row + 1) / rows <= ends[index] for row in range(rows)]
 
 
 def check_net(name: str, net: Config, unet: Config, factor: int) -> None:

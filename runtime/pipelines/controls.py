@@ -1,7 +1,7 @@
 """What adds to the states of a denoiser: ControlNets, called at each step, and adapters, called once per picture."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
 
@@ -42,23 +42,24 @@ def moved(value: Array, source: Arrays, target: Arrays) -> Array:
 
 @dataclass(frozen=True)
 class ControlNet:
-    """A ControlNet and what its encoder made of its picture, `hint` [N, C_0, h, w].
+    """A ControlNet and what its encoder made of its pictures, `hints` [N, C_0, h, w] for each row of the table.
 
-    `scales` are its weights in each row of the table; where one is 0, the net is not called. `alone`: it sees the most
-    conditioned branch only, and adds to no other. `gradual`: it adds little to early states.
+    `scales` are its weights in each row; where one is 0, the net is not called. `alone`: it sees the most conditioned
+    branch only, and adds to no other. `gradual`: it adds little to early states. `told` [1, ...]: what else it is told.
     """
 
     opened: Opened
-    hint: Array
+    hints: tuple[Array, ...]
     scales: tuple[float, ...]
     alone: bool = False
     gradual: bool = False
+    told: Mapping[str, Array] = field(default_factory=dict)
 
     def prepare(
         self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int, arrays: Arrays
     ) -> Added:
         """See `Control.prepare`."""
-        own, count = self.opened.arrays, len(self.hint)
+        own, count = self.opened.arrays, len(self.hints[0])
         asked = 1 if self.alone else branches
         shared = asked if self.opened.shares else 1
         names = [port.name for port in self.opened.interface.outputs]
@@ -71,15 +72,17 @@ class ControlNet:
                 for name, value in conditions.items()
                 if name in self.opened.takes
             }
-            told[HINT] = own.concat([self.hint] * (asked // shared)) if asked > shared else self.hint
+            told |= {name: own.concat([value] * (asked * count)) for name, value in self.told.items()}
             return self.opened.calls(timesteps, told, shared)
 
         def added(n: int, sample: Array) -> Mapping[str, Array]:
             if not self.scales[n]:
                 return NOTHING
-            seen = moved(sample, arrays, own)
-            seen = own.concat([seen] * (asked // shared)) if asked > shared else seen
-            residuals = call()(n, seen, NOTHING)
+            seen, hint = (
+                own.concat([one] * (asked // shared)) if asked > shared else one
+                for one in (moved(sample, arrays, own), self.hints[n])
+            )
+            residuals = call()(n, seen, {HINT: hint})
             result = {}
             for name, value in residuals.items():
                 weight = self.scales[n] * weights[name]

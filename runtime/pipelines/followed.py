@@ -1,6 +1,8 @@
 """What pipelines that follow pictures share: nets in one of their places, and the argument that holds the pictures."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from anamorph.pipelines.nets import filled
 from anamorph.pipelines.sampling import FiniteCheck
 from anamorph.pipelines.slots import Slot, Slots
 
+NOTHING: Mapping[str, NDArray[Any]] = MappingProxyType({})
 LAST = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that diffusers has behind all others where there are nets."""
 
@@ -70,10 +73,16 @@ class Followed(LatentDiffusion, public=False):
                 "(--signature native)"
             )
 
-    def _seen(self, program: Program, job: Job, pictures: NDArray[np.float32]) -> dict[str, Array]:
-        """What a net's program makes of its pictures, each of them once, for all that are drawn: [N, ...]."""
+    def _seen(
+        self, program: Program, job: Job, pictures: NDArray[np.float32], told: Mapping[str, NDArray[Any]] = NOTHING
+    ) -> dict[str, Array]:
+        """What a net's program makes of its pictures, each of them once, for all that are drawn: [N, ...].
+
+        `told` are numbers beside every picture.
+        """
         arrays, request = program.arrays, job.request
-        outputs = program.session()({PICTURE: arrays.put(pictures)})
+        beside = {name: arrays.put(np.full(len(pictures), value)) for name, value in told.items()}
+        outputs = program.session()({PICTURE: arrays.put(pictures), **beside})
         each = request.images if len(pictures) == 1 else request.num_images_per_prompt
         check = FiniteCheck.of(program)
         for value in outputs.values():

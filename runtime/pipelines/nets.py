@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from anamorph.checkpoint import SEVERAL, numbered
+from anamorph.checkpoint import SEVERAL, Source, numbered, open_checkpoint
+from anamorph.components import Component
 from anamorph.errors import InputError
+from anamorph.pipelines.loaded import Loaded, Shown
 from anamorph.pipelines.slots import Slot, Slots
 
 
@@ -35,6 +37,10 @@ class MultiControlNetModel(Several):
     """Several ControlNets, each with a picture and a weight of its own."""
 
 
+class MultiControlNetUnionModel(Several):
+    """Several ControlNets for many kinds of pictures, each with a picture and a weight of its own."""
+
+
 class MultiAdapter(Several):
     """Several T2I-Adapters, each with a picture and a weight of its own."""
 
@@ -44,17 +50,37 @@ class MultiAdapter(Several):
         return self.nets
 
 
+def class_of(value: Any) -> str:
+    """The class of a model as callers give it, or of the first of several; raises CheckpointError: it is not there."""
+    if (nets := _listed("the list of nets", value)) is not None:
+        return class_of(nets[0])
+    if isinstance(value, str | Path):
+        return open_checkpoint(Source(str(value))).class_name
+    if isinstance(value, Shown):
+        value = value.loaded
+    if isinstance(value, Loaded):
+        value = value.component
+    return value.class_name if isinstance(value, Component) else type(value).__name__
+
+
+def _listed(name: str, value: Any) -> Sequence[Any] | None:
+    """Several models of one place, or None; raises InputError: the list is empty."""
+    nets = value.nets if isinstance(value, Several) else value
+    if not isinstance(nets, list | tuple):
+        return None
+    if not nets:
+        raise InputError(f"{name} is an empty list; give at least one model")
+    return nets
+
+
 def unpacked(slots: Slots, given: Mapping[str, Any]) -> dict[str, Any]:
     """Components by name, lists of models in one place as `name`, `name`_1, ..."""
     result: dict[str, Any] = {}
     for name, value in given.items():
-        several = value.nets if isinstance(value, Several) else value
-        if name in slots and slots[name].several is not None and isinstance(several, list | tuple):
-            if not several:
-                raise InputError(f"{name} is an empty list; give at least one model")
-            result |= {f"{name}_{index}" if index else name: each for index, each in enumerate(several)}
-        else:
-            result[name] = value
+        nets = _listed(name, value) if name in slots and slots[name].several is not None else None
+        result |= {name: value} if nets is None else {
+            f"{name}_{index}" if index else name: each for index, each in enumerate(nets)
+        }  # fmt: skip
     return result
 
 

@@ -59,6 +59,7 @@ class Request:
     control_guidance_start: tuple[float, ...] | None = None
     control_guidance_end: tuple[float, ...] | None = None
     guess_mode: bool | None = None
+    control_mode: tuple[int, ...] | None = None
     adapter_conditioning_scale: tuple[float, ...] | None = None
     adapter_conditioning_factor: float | None = None
     step_caching: int | float | None = None

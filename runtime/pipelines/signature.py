@@ -23,6 +23,8 @@ class Arguments(TypedDict, total=False):
     control_image: Annotated[Any, "the picture that a ControlNet follows, in the same forms; a list for several nets"]
     controlnet_conditioning_scale: Annotated[float | Sequence[float], "weight of what a ControlNet adds; one for all, "
                                                                       "or one for each"]  # fmt: skip
+    control_mode: Annotated[int | Sequence[int] | None, "the number of each control picture's kind, as the net counts "
+                                                        "them"]  # fmt: skip
     guess_mode: Annotated[bool, "whether ControlNets see the prompt's branch alone and add little to early states"]
     adapter_conditioning_scale: Annotated[float | Sequence[float], "weight of what a T2I-Adapter adds; one for all, or "
                                                                    "one for each"]  # fmt: skip
