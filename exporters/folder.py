@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anamorph.artifact import DRAFT, MANIFEST, NATIVE, UNVERIFIED, VERIFIED, Artifact, FileRecord, Part
+from anamorph.autoencoder_interfaces import vae_scale_factor
 from anamorph.backends.memory import release_memory
 from anamorph.checkpoint import ALONE, Checkpoint
-from anamorph.components import UNEXPORTED, Component, hint_factor, vae_scale_factor
+from anamorph.components import UNEXPORTED, Component
+from anamorph.denoiser_interfaces import hint_factor
 from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, BackendUnavailable, ConfigError, InputError
 from anamorph.exporters import calibration, certificate, quantization
@@ -37,8 +39,8 @@ from anamorph.interface import Interface
 from anamorph.machine import processor
 from anamorph.native import is_preparing, native_of
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.describing import settle_variant
 from anamorph.pipelines.followed import Followed
-from anamorph.pipelines.loading import settle_variant
 from anamorph.pipelines.nets import spread
 from anamorph.pipelines.slots import KINDS, Slots, Tokenizer, model, models, read_slot
 from anamorph.rewrites import check_met, fitting, inexact

@@ -43,6 +43,8 @@ class Scaled:
 
 
 Dimension = Axis | Scaled | int
+BATCH = Axis("batch")
+"""How many pictures (or texts) a call of a model is about."""
 
 
 def size_of(dimension: Dimension, sizes: Mapping[str, int]) -> int:

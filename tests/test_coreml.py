@@ -24,7 +24,8 @@ from anamorph.backends.coreml import CoreMl as Engine
 from anamorph.backends.coreml import CoreMlProgram, open_part
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.cli import main
-from anamorph.components import Component, even
+from anamorph.components import Component
+from anamorph.denoiser_interfaces import even
 from anamorph.errors import ArtifactError, BackendError, BackendUnavailable, InputError
 from anamorph.exporters import coreml as exporter
 from anamorph.exporters.folder import read_components

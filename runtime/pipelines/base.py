@@ -16,12 +16,13 @@ from anamorph.engine import Placement, Program
 from anamorph.errors import ConfigError, InputError
 from anamorph.lora.adapting import Open, adapting_of, moved, scaled
 from anamorph.native import preparing, shallow
+from anamorph.pipelines.adopting import as_component
 from anamorph.pipelines.arguments import Job
 from anamorph.pipelines.cropping import put_back
 from anamorph.pipelines.decoding import held_back
 from anamorph.pipelines.denoiser import Denoiser, Opened
 from anamorph.pipelines.loaded import Loaded
-from anamorph.pipelines.loading import Given, Wishes, as_component, completed, open_component
+from anamorph.pipelines.loading import completed, open_component
 from anamorph.pipelines.nets import filled, several_of, spread, unpacked
 from anamorph.pipelines.opening import Opening
 from anamorph.pipelines.outputs import PipelineOutput, check_output_type, finish_images
@@ -32,6 +33,7 @@ from anamorph.pipelines.saving import save
 from anamorph.pipelines.saving_memory import SavingMemory, check_resident
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import Slots, check_given, models, parts_of
+from anamorph.pipelines.wishes import Given, Wishes
 from anamorph.rewrites import NOTE, Wish, check_met
 from anamorph.schedulers import Scheduler
 

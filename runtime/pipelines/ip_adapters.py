@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.clip_image import CLIPImageProcessor
-from anamorph.components import VISION, Component
+from anamorph.components import Component
 from anamorph.conditions import IMAGE_KEYS
+from anamorph.encoder_interfaces import VISION
 from anamorph.errors import CheckpointError, InputError
 from anamorph.hub import HubOptions, find_component
 from anamorph.ip_adapter import LAYERS, PROJECTION, Adapter, adapter_of
 from anamorph.original.reading import open_original
 from anamorph.pickles import load_pickle, tensors
+from anamorph.pipelines.describing import read_component
 from anamorph.pipelines.image_scales import shares
-from anamorph.pipelines.loading import read_component
 from anamorph.weights import floats
 
 if TYPE_CHECKING:

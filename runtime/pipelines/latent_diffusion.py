@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Unpack
 from numpy.typing import NDArray
 
 from anamorph.arrays import Array
-from anamorph.components import latent_channels, vae_scale_factor
+from anamorph.autoencoder_interfaces import latent_channels, vae_scale_factor
 from anamorph.errors import ConfigError
 from anamorph.hub import HubOptions
 from anamorph.lora.adapting import scaled

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anamorph.arrays import Array, to_numpy
-from anamorph.components import VISION
+from anamorph.encoder_interfaces import VISION
 from anamorph.errors import InputError
 from anamorph.ip_adapter import Adapter
 from anamorph.pipelines.image_prompts import Looks, groups_of, inputs_of
