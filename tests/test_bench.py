@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anamorph.benchmarks import environment, parity, peers, plots, report, runner, scenarios
+from anamorph.benchmarks import environment, parity, peers, plots, report, runner, scenarios, turns
 from anamorph.benchmarks.comparing import broken, changes
 from anamorph.benchmarks.peers.serve import Clock
 from anamorph.benchmarks.process import Process
@@ -40,10 +40,10 @@ def fake(behaviour: str) -> list[str]:
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fakes for arms, peaks and the watch over the machine, which is busy with tests."""
     monkeypatch.setattr(
-        runner, "command", lambda cell: fake({"eager": "good", "openvino": "good"}.get(cell.engine, cell.engine))
+        turns, "command", lambda cell: fake({"eager": "good", "openvino": "good"}.get(cell.engine, cell.engine))
     )
     monkeypatch.setattr(runner, "run_python", lambda *_: {"peak": PEAK, "torch_build": []})
-    monkeypatch.setattr(runner, "disturbed", lambda _: None)
+    monkeypatch.setattr(turns, "disturbed", lambda _: None)
     monkeypatch.setattr(environment.Sentinel, "measure", lambda _: 1.0)
 
 
@@ -173,20 +173,20 @@ def test_a_batch_that_does_not_fit_ends_the_larger_ones(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quiet")
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.jsonl"
-    whole = runner.Group._turn
-    turns: list[str] = []
+    whole = turns.Group._turn
+    taken: list[str] = []
 
-    def stopping(group: runner.Group, cells: Sequence[Cell]) -> None:
-        if len(turns) == 4:
+    def stopping(group: turns.Group, cells: Sequence[Cell]) -> None:
+        if len(taken) == 4:
             raise KeyboardInterrupt
-        turns.extend(cell.engine for cell in cells)
+        taken.extend(cell.engine for cell in cells)
         whole(group, cells)
 
-    monkeypatch.setattr(runner.Group, "_turn", stopping)
+    monkeypatch.setattr(turns.Group, "_turn", stopping)
     with pytest.raises(KeyboardInterrupt):
         measured(path, "eager", "good")
     path.write_text(path.read_text() + '{"schema": 1, "kind": "bu')  # killed while it wrote
-    monkeypatch.setattr(runner.Group, "_turn", whole)
+    monkeypatch.setattr(turns.Group, "_turn", whole)
     result = measured(path, "eager", "good")
     assert [one.processes for one in lines(result)] == [3, 3]
     before = path.read_text()

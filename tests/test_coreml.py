@@ -28,9 +28,9 @@ from anamorph.components import Component
 from anamorph.denoiser_interfaces import even
 from anamorph.errors import ArtifactError, BackendError, BackendUnavailable, InputError
 from anamorph.exporters import coreml as exporter
-from anamorph.exporters.folder import read_components
 from anamorph.exporters.formats import Writing
 from anamorph.exporters.references import check_rewritten, load
+from anamorph.exporters.settling import read_components
 from anamorph.exporters.static import fixed, joined
 from anamorph.exporters.storing import Storing
 from anamorph.exporters.trace import trace as plain_trace

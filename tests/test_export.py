@@ -27,9 +27,9 @@ from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.cli import main
 from anamorph.drafts import drafted
 from anamorph.errors import AnamorphError, ArtifactError, InputError
-from anamorph.exporters import fitting
-from anamorph.exporters import folder as folders
-from anamorph.exporters.folder import read_components
+from anamorph.exporters import certifying, fitting
+from anamorph.exporters.plain_files import copy_rest
+from anamorph.exporters.settling import read_components
 from anamorph.exporting import ExportOptions
 from anamorph.image import psnr
 from anamorph.plugins import get_exporter
@@ -91,7 +91,7 @@ def test_a_vocabulary_without_tokenizer_json_gets_one(sd1: Path, tmp_path: Path)
     shutil.copytree(sd1, copy)
     (copy / "tokenizer" / "tokenizer.json").unlink()
     checkpoint = open_checkpoint(Source(str(copy)))
-    folders._copy_rest(checkpoint, folders.read_components(checkpoint), tmp_path)
+    copy_rest(checkpoint, read_components(checkpoint), tmp_path)
     from tokenizers import Tokenizer
 
     ids = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json")).encode("a photo of a cat").ids
@@ -204,7 +204,7 @@ def test_bad_artifacts_are_refused(sd1: Path, tmp_path: Path, change: Callable[[
 def test_an_export_beyond_its_tolerance_leaves_nothing(
     sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "TOLERANCE", {"float32": (1e-12, 1e-12)})
+    monkeypatch.setattr(certifying, "TOLERANCE", {"float32": (1e-12, 1e-12)})
     with pytest.raises(ArtifactError, match="differs from PyTorch"):
         export(sd1, "onnxruntime", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -20,9 +20,9 @@ from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.cli import main
 from anamorph.drafts import drafted
 from anamorph.errors import ArtifactError, BackendUnavailable, InputError, OutputError
-from anamorph.exporters.folder import read_components
 from anamorph.exporters.openvino import write
 from anamorph.exporters.references import load
+from anamorph.exporters.settling import read_components
 from anamorph.exporters.storing import Storing
 from anamorph.exporting import cached_export
 
