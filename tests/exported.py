@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,11 +133,3 @@ def opened(engine: str, place: Path, program: Any, interface: Interface) -> Sess
     artifact = Artifact(place, FORMATS[engine], NATIVE, {"part": part}, {}, {}, {})
     adapter = onnxruntime if engine == "onnxruntime" else openvino
     return Held(adapter._open(artifact, "part", Target()), engine).session()
-
-
-def manifest(place: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change what an artifact says of itself."""
-    path = place / "anamorph.json"
-    values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))

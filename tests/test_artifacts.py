@@ -1,4 +1,4 @@
-"""Artifacts that are damaged, incomplete or reach outside their folder are refused."""
+"""Artifacts in ONNX format that are damaged, incomplete or reach outside their folder are refused."""
 
 import os
 import shutil
@@ -8,15 +8,15 @@ from typing import Any
 
 import onnx
 import pytest
-from exported import exported, manifest
+from exported import exported
+from perturbed import record_again, rewrite_manifest
 
 from anamorph import StableDiffusionPipeline
-from anamorph.artifact import FileRecord
 from anamorph.errors import ArtifactError
 
 
 def _newer(place: Path) -> None:
-    manifest(place, lambda values: values.update(schema=2))
+    rewrite_manifest(place, lambda values: values.update(schema=2))
 
 
 def _damaged(place: Path) -> None:
@@ -24,7 +24,7 @@ def _damaged(place: Path) -> None:
 
 
 def _incomplete(place: Path) -> None:
-    manifest(place, lambda values: values["parts"]["unet"].pop("interface"))
+    rewrite_manifest(place, lambda values: values["parts"]["unet"].pop("interface"))
 
 
 def _missing(place: Path) -> None:
@@ -47,7 +47,7 @@ def _foreign(place: Path) -> None:
     def change(values: dict[str, Any]) -> None:
         values["parts"]["unet"]["files"]["../secret"] = values["parts"]["unet"]["files"].popitem()[1]
 
-    manifest(place, change)
+    rewrite_manifest(place, change)
 
 
 def _escaping(location: str) -> Callable[[Path], None]:
@@ -60,14 +60,13 @@ def _escaping(location: str) -> Callable[[Path], None]:
                 if entry.key == "location":
                     entry.value = location
         path.write_bytes(model.SerializeToString())
-        record = vars(FileRecord.of(path))
-        manifest(place, lambda values: values["parts"]["unet"]["files"].update({"unet/model.onnx": record}))
+        record_again(place, "unet")
 
     return change
 
 
 def _no_part(place: Path) -> None:
-    manifest(place, lambda values: values["parts"].pop("unet"))
+    rewrite_manifest(place, lambda values: values["parts"].pop("unet"))
 
 
 @pytest.mark.parametrize(

@@ -70,3 +70,30 @@ def test_a_draft_that_fails_is_removed(tmp_path: Path) -> None:
     with pytest.raises(AnamorphError, match="boom"):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+WITHOUT_FCNTL = """
+import sys, warnings
+sys.modules["fcntl"] = None
+warnings.simplefilter("ignore")
+from pathlib import Path
+from anamorph.drafts import drafted
+with drafted(Path(sys.argv[1])) as draft:
+    (draft / "file").write_text("written")
+with drafted(Path(sys.argv[1])) as draft:
+    assert draft is None
+"""
+
+
+def test_drafts_need_no_fcntl(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path / "out")], check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "file").read_text() == "written"
+
+
+def test_a_name_full_of_wildcards_removes_no_other_draft(tmp_path: Path) -> None:
+    other = tmp_path / ".out1.77.partial"
+    other.mkdir()
+    with drafted(tmp_path / "out[1]") as draft:
+        assert draft is not None
+    assert other.is_dir()

@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import openvino
 import pytest
-from exported import FORMATS, export, exported, manifest
+from exported import FORMATS, export, exported
+from perturbed import record_again
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 
 import anamorph
 from anamorph import StableDiffusionPipeline
-from anamorph.artifact import FileRecord, interface_from_dict, interface_to_dict, read_artifact
+from anamorph.artifact import interface_from_dict, interface_to_dict, read_artifact
 from anamorph.backends.openvino import OpenVino
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.cli import main
@@ -143,8 +144,7 @@ def test_verify_names_the_part_that_differs(sd1: Path, tmp_path: Path, capsys: p
     assert json.loads(capsys.readouterr().out)["first_difference"] is None
     path = place / "vae_decoder" / "model.onnx_data"
     np.memmap(path, np.float32, mode="r+")[:] *= 1.01
-    record = vars(FileRecord.of(path))
-    manifest(place, lambda v: v["parts"]["vae_decoder"]["files"].update({"vae_decoder/model.onnx_data": record}))
+    record_again(place, "vae_decoder")
     assert main(["verify", str(place), "--model", str(sd1)]) == 3
     assert "the first to differ is vae_decoder" in capsys.readouterr().out
 

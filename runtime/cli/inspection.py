@@ -13,11 +13,11 @@ from anamorph.checkpoint import Checkpoint, Source, component_config, open_check
 from anamorph.config import Config
 from anamorph.errors import BackendError, CheckpointError, ConfigError
 from anamorph.guard import missing
+from anamorph.lora.names import CHANGED
 from anamorph.lora.ports import adaptable
 from anamorph.pipelines import DiffusionPipeline, LatentDiffusion
 from anamorph.pipelines.auto import tasks_of_class
 from anamorph.pipelines.loading import CHECKPOINT
-from anamorph.pipelines.lora import CHANGED
 from anamorph.pipelines.slots import parts_of
 from anamorph.plugins import installed
 from anamorph.weights import WIDTH, find_weights
