@@ -6,15 +6,19 @@ from pathlib import Path
 import pytest
 
 from anamorph.benchmarks import scenarios
+from anamorph.cli import main
 from anamorph.errors import InputError
 
 ENGINES = {"eager": ["float32", "bfloat16"], "onnxruntime": ["float32"]}
 
 
-def test_every_named_set_expands_and_says_what_it_holds() -> None:
+def test_every_named_set_expands_and_says_what_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
     for name in scenarios.named():
         cells = scenarios.read(name, ENGINES, {}).cells
         assert len({cell.key for cell in cells}) == len(cells) > 0
+    with pytest.raises(SystemExit):
+        main(["bench", "run", "--help"])
+    assert f"{', '.join(scenarios.named())}, or a TOML file" in " ".join(capsys.readouterr().out.split())
     quick = scenarios.read("quick", ENGINES, {}).cells
     assert [cell.arm for cell in quick] == ["eager float32", "eager bfloat16", "onnxruntime float32"]
 
