@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from anamorph.arrays import Array
-from anamorph.components import hint_factor
 from anamorph.conditions import HINT, RESIDUALS, residual_ports
 from anamorph.config import Config
+from anamorph.denoiser_interfaces import hint_factor
 from anamorph.errors import ConfigError
 from anamorph.native import HINTING, preparing
 from anamorph.pipelines import stable_diffusion as sd
