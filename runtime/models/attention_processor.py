@@ -1,5 +1,7 @@
 """How a model's attention is computed, chosen under diffusers' names; the results are the same."""
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from anamorph.errors import InputError
@@ -15,14 +17,38 @@ class AttnProcessor2_0:  # noqa: N801 - diffusers' name
     """PyTorch's fused function, which models use unless told otherwise."""
 
 
-def process_attention(module: nn.Module, processor: AttnProcessor | AttnProcessor2_0) -> None:
-    """Let all attention of a model be computed so; raises InputError where it is none of these classes."""
-    if not isinstance(processor, AttnProcessor | AttnProcessor2_0):
-        kind = type(processor).__name__
-        raise InputError(f"the attention processor is a {kind}, expected AttnProcessor() or AttnProcessor2_0()")
-    for layer in module.modules():
-        if isinstance(layer, Sliceable):
-            layer.fused = isinstance(processor, AttnProcessor2_0)
+Processor = AttnProcessor | AttnProcessor2_0
+
+
+def attention_layers(module: nn.Module) -> dict[str, Sliceable]:
+    """The attentions of a model, by the names of their processors in diffusers."""
+    return {f"{name}.processor": one for name, one in module.named_modules() if isinstance(one, Sliceable)}
+
+
+def processors(module: nn.Module) -> dict[str, Processor]:
+    """How each attention of a model is computed."""
+    return {
+        name: AttnProcessor2_0() if one.fused else AttnProcessor() for name, one in attention_layers(module).items()
+    }
+
+
+def process_attention(module: nn.Module, processor: Processor | Mapping[str, Processor]) -> None:
+    """Let all attention of a model be computed so, or each as its name says.
+
+    Raises InputError: something is none of these classes, or names are not those of the model's attentions.
+    """
+    layers = attention_layers(module)
+    given = dict(processor) if isinstance(processor, Mapping) else dict.fromkeys(layers, processor)
+    if given.keys() != layers.keys():
+        odd = next(iter(given.keys() ^ layers.keys()))
+        raise InputError(
+            f"{len(given)} processors are given for {len(layers)} attentions, and {odd} is on one side only"
+        )
+    for name, each in given.items():
+        if not isinstance(each, Processor):
+            kind = type(each).__name__
+            raise InputError(f"the attention processor is a {kind}, expected AttnProcessor() or AttnProcessor2_0()")
+        layers[name].fused = isinstance(each, AttnProcessor2_0)
 
 
 WAYS: dict[str, bool | str] = {"sdpa": True, "plain": False, **{name: name for name in NAMES}}

@@ -16,7 +16,7 @@ from anamorph.errors import CheckpointError, ConfigError
 from anamorph.files import replacing
 from anamorph.hub import HubOptions, find_component
 from anamorph.models.attention import slice_attention
-from anamorph.models.attention_processor import AttnProcessor, AttnProcessor2_0, process_attention
+from anamorph.models.attention_processor import AttnProcessor2_0, Processor, process_attention, processors
 from anamorph.pickles import load_pickle, tensors
 from anamorph.weights import Stored, WeightFiles, check_form, find_weights
 
@@ -243,7 +243,12 @@ class Model(nn.Module):
         """See `slice_attention`."""
         slice_attention(self, slice_size)
 
-    def set_attn_processor(self, processor: AttnProcessor | AttnProcessor2_0) -> None:
+    @property
+    def attn_processors(self) -> dict[str, Processor]:
+        """How each attention is computed, by diffusers' names."""
+        return processors(self)
+
+    def set_attn_processor(self, processor: Processor | Mapping[str, Processor]) -> None:
         """See `process_attention`."""
         process_attention(self, processor)
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from anamorph.arrays import Array
 from anamorph.components import Component
@@ -20,7 +20,7 @@ from anamorph.tiling import Operations, Tiles, sparing
 FORMATS = {"torch.channels_last": True, "torch.contiguous_format": False}
 """Name of a memory format of PyTorch -> whether the channels of one pixel lie side by side."""
 SWITCHES = ("component", "programs", "placement", "spare", "enable_slicing", "disable_slicing", "enable_tiling",
-            "disable_tiling", "set_attention_slice", "enable_group_offload")  # fmt: skip
+            "disable_tiling", "set_attention_slice", "load_attn_procs", "enable_group_offload")  # fmt: skip
 """What a model that a pipeline shows takes from its `Loaded` rather than from itself."""
 
 
@@ -117,6 +117,10 @@ class Loaded:
         Warns where the engine's attention is fused. Raises InputError: another size.
         """
         noted(self.spare(AttentionSlices(slice_size)))
+
+    def load_attn_procs(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuses, as adapters change several models at once; raises InputError."""
+        raise InputError(f"adapters of {self.component.name} are loaded by the pipeline; call pipe.load_lora_weights")
 
     def enable_group_offload(
         self,
