@@ -161,8 +161,8 @@ def test_attention_can_be_computed_step_by_step(pipe: Any, inputs: dict[str, Ten
         pipe.unet.set_attn_processor("sdpa")
 
 
-def test_each_attention_has_a_processor_by_the_name_that_diffusers_gives_it(sd1: Path, pipe: Any) -> None:
-    theirs = diffusers.UNet2DConditionModel.from_pretrained(sd1, subfolder="unet").attn_processors
+def test_each_attention_has_a_processor_by_the_name_that_diffusers_gives_it(sd2: Path, pipe: Any) -> None:
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(sd2, subfolder="unet").attn_processors
     mine = pipe.unet.attn_processors
     assert mine.keys() == theirs.keys()
     first = next(iter(mine))
@@ -170,9 +170,9 @@ def test_each_attention_has_a_processor_by_the_name_that_diffusers_gives_it(sd1:
     assert [name for name, one in pipe.unet.attn_processors.items() if isinstance(one, AttnProcessor)] == [first]
     pipe.unet.set_attn_processor(mine)
     assert all(isinstance(one, AttnProcessor2_0) for one in pipe.unet.attn_processors.values())
-    with pytest.raises(InputError, match="1 processors are given for 14 attentions"):
+    with pytest.raises(InputError, match=r"1 processors are given for \d+ attentions"):
         pipe.unet.set_attn_processor({first: AttnProcessor()})
-    with pytest.raises(InputError, match="adapters of unet are loaded by the pipeline; call pipe.load_lora_weights"):
+    with pytest.raises(InputError, match=r"adapters of unet are loaded by the pipeline; call pipe.load_lora_weights"):
         pipe.unet.load_attn_procs("somewhere")
 
 

@@ -27,9 +27,8 @@ def attention_layers(module: nn.Module) -> dict[str, Sliceable]:
 
 def processors(module: nn.Module) -> dict[str, Processor]:
     """How each attention of a model is computed."""
-    return {
-        name: AttnProcessor2_0() if one.fused else AttnProcessor() for name, one in attention_layers(module).items()
-    }
+    layers = attention_layers(module)
+    return {name: AttnProcessor2_0() if one.fused else AttnProcessor() for name, one in layers.items()}
 
 
 def process_attention(module: nn.Module, processor: Processor | Mapping[str, Processor]) -> None:
@@ -40,10 +39,8 @@ def process_attention(module: nn.Module, processor: Processor | Mapping[str, Pro
     layers = attention_layers(module)
     given = dict(processor) if isinstance(processor, Mapping) else dict.fromkeys(layers, processor)
     if given.keys() != layers.keys():
-        odd = next(iter(given.keys() ^ layers.keys()))
-        raise InputError(
-            f"{len(given)} processors are given for {len(layers)} attentions, and {odd} is on one side only"
-        )
+        odd = min(given.keys() ^ layers.keys())
+        raise InputError(f"{len(given)} processors are given for {len(layers)} attentions; {odd} has no counterpart")
     for name, each in given.items():
         if not isinstance(each, Processor):
             kind = type(each).__name__
