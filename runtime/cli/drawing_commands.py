@@ -112,7 +112,7 @@ def _sources(command: argparse.ArgumentParser) -> None:
         action="append",
         metavar="[NET=]FILE[:SCALE]",
         help="the picture that NET follows, and how strongly, such as canny=edges.png:0.8; `anamorph control` makes "
-        "such pictures",
+        "such pictures; a net for several kinds is named with the number of one, as NET.KIND, or KIND if it is alone",
     )
 
 
