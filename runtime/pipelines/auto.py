@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
-from anamorph.checkpoint import ALONE as ALONE_AT
+from anamorph import checkpoint
 from anamorph.errors import ConfigError
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.nets import class_of
@@ -92,7 +92,7 @@ class AutoPipeline(DiffusionPipeline, public=False):
     def _class_for(cls, class_name: str, where: str, given: Mapping[str, Any] | None = None) -> type[DiffusionPipeline]:
         name = tasks_of_class(class_name).get(TASKS[cls.WHICH]) if class_name not in ALONE else None
         if name is not None:
-            for place in {ALONE_AT[net] for net in WITH} & set(given or {}):
+            for place in {checkpoint.ALONE[net] for net in WITH} & set(given or {}):
                 net = (given or {})[place]
                 name = without_nets(name) if net is None else with_nets(name, class_of(net))
             return cls.registry[name]
