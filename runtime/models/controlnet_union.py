@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self, SupportsFloat, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from anamorph.config import Config
 from anamorph.errors import ConfigError, InputError
@@ -38,7 +39,7 @@ class BatchAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = nn.functional.linear(x[None], self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        q, k, v = functional.linear(x[None], self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         mixed: Tensor = self.out_proj(multi_head(q, k, v, self.heads))[0]
         return mixed
 
@@ -145,7 +146,7 @@ class ControlNetUnionModel(Net):
         [B, C_0, h, w].
         """  # fmt: skip
         seen = self.controlnet_cond_embedding(picture)
-        token = (seen.mean((2, 3)) + self.task_embedding[kind]) * weight[:, None]
+        token = (seen.mean((2, 3)) + functional.embedding(kind, self.task_embedding)) * weight[:, None]
         for layer in self.transformer_layes:
             token = layer(token)
         return ((seen + self.spatial_ch_projs(token)[:, :, None, None]) * weight[:, None, None, None],)
@@ -154,7 +155,7 @@ class ControlNetUnionModel(Net):
         told = super()._addition(text, extra)
         assert extra.control_type is not None
         waves = self.control_type_proj(extra.control_type.flatten()).to(extra.control_type.dtype)
-        kinds: Tensor = self.control_add_embedding(waves.reshape(len(extra.control_type), -1))
+        kinds: Tensor = self.control_add_embedding(waves.reshape(-1, self.control_add_embedding.linear_1.in_features))
         return kinds if told is None else told + kinds
 
     @overload
