@@ -64,7 +64,9 @@ def trajectory(pipe: DiffusionPipeline, folder: Path) -> Iterator[tuple[str, NDA
     """The latents after each step of the call that lies in `folder`, by name of the step, and last the picture."""
     call: Mapping[str, Any] = json.loads((folder / PICTURE_CALL).read_text(encoding="utf-8"))
     sources = {name: _sources(pipe, name, call["sources"]) for name in pipe.needs}
-    arguments: dict[str, Any] = {**call["arguments"], **sources}
+    kinds = {"control_mode": list(range(pipe.pictures_of("control_image")))}
+    known = {name: value for name, value in kinds.items() if name in pipe.TAKES.all}
+    arguments: dict[str, Any] = {**call["arguments"], **known, **sources}
     for state in pipe.steps(**arguments):
         yield f"step {state.index + 1} of {state.total}", np.asarray(state.latents)
         last = state
