@@ -148,7 +148,8 @@ class TorchSession:
         values = [value.to(dtype) if value is not None and name in casts else value for name, value in given]
         with torch.inference_mode(), nullcontext() if waits is None else waits.awake():
             results = program.function(*values)
-        return {port.name: value.float() for port, value in zip(program.interface.outputs, results, strict=True)}
+        outputs = zip(program.interface.outputs, results, strict=True)
+        return {port.name: value.to(getattr(torch, port.dtype)) for port, value in outputs}
 
 
 class Eager:

@@ -29,7 +29,7 @@ from anamorph.rewrites import noted
 
 BFLOAT16 = 16
 """ONNX's number of this type (onnx.proto, TensorProto.DataType)."""
-TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
 """ONNX Runtime's names of types -> those of an interface."""
 OPTIMISED, WEIGHTS = "model.onnx", "weights.bin"
 SAVING = {

@@ -36,7 +36,7 @@ from anamorph.lora.factors import Change, Layers
 from anamorph.lora.ports import digest_of
 from anamorph.machine import package_version
 
-TYPES = {"f32": "float32", "i64": "int64"}
+TYPES = {"f32": "float32", "i64": "int64", "u8": "uint8"}
 """OpenVINO's names of types -> those of an interface."""
 SCALAR = (1,)
 """The shape of single numbers in OpenVINO's files, as other tools feed them."""

@@ -13,13 +13,13 @@ from anamorph.conditions import unconditional_ports
 from anamorph.errors import ConfigError, InputError
 from anamorph.pipelines.arguments import Job, seeds_of
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.decoding import decoded
+from anamorph.pipelines.decoding import decoded, decoded_bytes
 from anamorph.pipelines.request import Request, as_interval, check_numbers
 from anamorph.pipelines.sampling import Guidance, Plan, check_axes
-from anamorph.pipelines.scaling import Scaling
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import SCHEDULER, Slots, model
 from anamorph.pipelines.tasks import classifier_free
+from anamorph.scaling import Scaling
 from anamorph.schedulers import DDIMScheduler, Table
 
 WATCHED = "callback_on_step_end callback_on_step_end_tensor_inputs seed"
@@ -158,6 +158,9 @@ class DiTPipeline(DiffusionPipeline):
 
     def _pixels(self, latents: Array) -> NDArray[Any]:
         return decoded(self._models["vae"], Scaling.of(self._config("vae")), latents)
+
+    def _bytes(self, latents: Array) -> NDArray[Any]:
+        return decoded_bytes(self._models["vae"], Scaling.of(self._config("vae")), latents)
 
 
 def _classes(given: Any, count: int) -> tuple[int, ...]:
