@@ -56,10 +56,13 @@ def measured(place: Path, *engines: str, **options: Any) -> Result:
     return read(place)
 
 
-def test_every_named_set_expands_and_says_what_it_holds() -> None:
+def test_every_named_set_expands_and_says_what_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
     for name in scenarios.named():
         cells = scenarios.read(name, ENGINES, {}).cells
         assert len({cell.key for cell in cells}) == len(cells) > 0
+    with pytest.raises(SystemExit):
+        main(["bench", "run", "--help"])
+    assert f"{', '.join(scenarios.named())}, or a TOML file" in " ".join(capsys.readouterr().out.split())
     quick = scenarios.read("quick", ENGINES, {}).cells
     assert [cell.arm for cell in quick] == ["eager float32", "eager bfloat16", "onnxruntime float32"]
 
