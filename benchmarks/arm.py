@@ -25,6 +25,7 @@ from anamorph.benchmarks.peers.serve import Clock, Request, serve, start_picture
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.cache import cache_folder
 from anamorph.checkpoint import Source, open_checkpoint
+from anamorph.decoders import SCALED
 from anamorph.engine import Placement, Program, Session
 from anamorph.exporting import LINKED, ExportOptions, Quantization, cached_export
 from anamorph.interface import Interface
@@ -34,6 +35,7 @@ from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForI
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.loaded import Loaded
 from anamorph.plugins import get_backend, get_exporter
+from anamorph.scaling import Scaling
 from anamorph.schedulers import load_scheduler
 
 PACKAGES = ["anamorph", "numpy", "torch", "onnxruntime", "openvino"]
@@ -195,7 +197,10 @@ class Engine:
         return lambda: arrays.get(predict(0, sample[: len(sample) // branches]))
 
     def _decoding(self, inputs: Path) -> Callable[[], Any]:
-        return self._part("vae", {"latent_sample": np.load(inputs / "decode.npy")})
+        latents, taken = np.load(inputs / "decode.npy"), self.pipe.program("vae_decoder").interface.inputs[0].name
+        if taken == SCALED:
+            latents = Scaling.of(self.pipe.vae.config).scaled(latents)
+        return self._part("vae", {taken: latents})
 
     def _part(self, name: str, given: Mapping[str, Any]) -> Callable[[], Any]:
         program = self.pipe.program(next(part for part in self.pipe.placement if NAMES[part] == name))
