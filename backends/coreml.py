@@ -118,7 +118,7 @@ class CoreMlProgram(Graph):
         return self
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        values, sizes = prepared(self.interface, inputs), self.interface.check(inputs)
+        values, sizes = prepared(self.interface, inputs), self.interface.sizes_of(inputs)
         sized = next(each for each in self.sized if each.serves(sizes))
         names, total = package_names(self.interface), sizes[BATCH]
         results = [self._run(sized, sized.told(values, first, total)) for first in range(0, total, sized.rows)]

@@ -84,7 +84,7 @@ class MpsSession(TorchSession):
 
     def _pieces(self, inputs: Mapping[str, Array]) -> Sequence[Mapping[str, Array]]:
         interface = self.program.interface
-        rows = interface.check(inputs).get(BATCH, 1)
+        rows = interface.sizes_of(inputs).get(BATCH, 1)
         most = BRANCHES if interface.outputs[0].name == "out_sample" else 1
         if quirks.BATCHES not in self.program.met or rows <= most:
             return [inputs]

@@ -89,7 +89,7 @@ class OpenVinoSession:
         values = prepared(interface, inputs)
         given = {name: value.reshape(value.shape or SCALAR) for name, value in values.items()}
         shapes = {name: value.shape for name, value in given.items() if not is_factor(name)}  # ranks stay open
-        axes = {name: size for name, size in interface.check(inputs).items() if not is_rank(name)}
+        axes = {name: size for name, size in interface.sizes_of(inputs).items() if not is_rank(name)}
         made = self.program.buckets.take(Sizes(shapes, [name for name in inputs if name in shapes], axes))
         if made not in self.requests:
             self.requests[made] = Requests.of(made)

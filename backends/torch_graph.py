@@ -28,7 +28,7 @@ class TorchGraph(Graph):
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         import torch
 
-        sizes = {} if self.broadcasts else self.interface.check(inputs)
+        sizes = {} if self.broadcasts else self.interface.sizes_of(inputs)
         values = []
         for port in self.interface.inputs:
             dtype = getattr(torch, port.dtype)

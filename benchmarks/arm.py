@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from anamorph.arrays import Array, Arrays
+from anamorph.arrays import Array
 from anamorph.artifact import NATIVE
 from anamorph.benchmarks.adapters import denoiser_layers, synthetic
 from anamorph.benchmarks.peers.serve import Clock, Request, serve, start_pictures
@@ -26,10 +26,8 @@ from anamorph.benchmarks.scenarios import Cell
 from anamorph.cache import cache_folder
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.decoders import SCALED
-from anamorph.engine import Placement, Program, Session
+from anamorph.engine import Around, Session
 from anamorph.exporting import LINKED, ExportOptions, Quantization, cached_export
-from anamorph.interface import Interface
-from anamorph.memory import Saving
 from anamorph.pipelines import LatentDiffusion
 from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting
 from anamorph.pipelines.base import DiffusionPipeline
@@ -57,36 +55,16 @@ KINDS: dict[str, type[DiffusionPipeline]] = {
 
 
 @dataclass(frozen=True)
-class Timed:
+class Timed(Around):
     """A program whose calls a clock notes."""
 
-    program: Program
     name: str
     clock: Clock
-
-    @property
-    def interface(self) -> Interface:
-        """The program's."""
-        return self.program.interface
-
-    @property
-    def placement(self) -> Placement:
-        """The program's."""
-        return self.program.placement
-
-    @property
-    def arrays(self) -> Arrays:
-        """The program's."""
-        return self.program.arrays
 
     def session(self) -> Session:
         """The program's, timed."""
         timed: Session = self.clock.timed(self.name, self.program.session())
         return timed
-
-    def spare(self, saving: Saving) -> str | None:
-        """The program's."""
-        return self.program.spare(saving)
 
     def shown(self, loaded: Loaded) -> Any:
         """The component: a model that is called directly would not be timed."""

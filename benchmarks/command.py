@@ -82,7 +82,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _best(options: argparse.Namespace) -> int:
     from anamorph.benchmarks import best
     from anamorph.checkpoint import BUNDLED
-    from anamorph.pipelines.loading import precision_name
+    from anamorph.pipelines.wishes import precision_name
 
     checkpoint = open_checkpoint(Source(options.model or str(BUNDLED)))
     out = None if options.out is None else Path(options.out)

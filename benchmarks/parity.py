@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from anamorph.autoencoder_interfaces import vae_scale_factor
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
 from anamorph.cli.common import scheduler_class
-from anamorph.components import vae_scale_factor
 from anamorph.config import read_json
 from anamorph.errors import InputError
 from anamorph.image import psnr
 from anamorph.interface import size_of
 from anamorph.noise import SeededNoise
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.loading import read_component
+from anamorph.pipelines.describing import read_component
 from anamorph.schedulers import load_scheduler
 
 PROMPTS = {"bundled": "red apple"}

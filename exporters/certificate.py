@@ -28,7 +28,7 @@ from anamorph.exporters.trial import pipeline, trajectory
 from anamorph.exporting import PICTURE
 from anamorph.guard import open_parts, places_here
 from anamorph.memory import OwnSizes
-from anamorph.pipelines.loading import read_component
+from anamorph.pipelines.describing import read_component
 from anamorph.plugins import choose_backend
 
 

@@ -15,10 +15,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from anamorph.errors import BackendError
+from anamorph.exporters import operators_layers, operators_shapes  # noqa: F401 - they enter their rules
 from anamorph.exporters.nodes import bound_arguments, leaves
 from anamorph.exporters.onnx_tensors import DATA, MODEL, TYPES, linked_tensor, stored_tensor, type_of
-from anamorph.exporters.operators import Size
-from anamorph.exporters.operators_layers import OPERATORS
+from anamorph.exporters.operators import OPERATORS, Size
 from anamorph.exporters.storing import INLINE, Origin, Storing, Weight, Written
 from anamorph.exporters.taps import block_outputs
 from anamorph.interface import Axis, Dimension, Interface, Port, Scaled

@@ -14,7 +14,8 @@ from coremltools.converters.mil.mil import Builder, Var, types
 from numpy.typing import NDArray
 
 from anamorph.errors import BackendError
-from anamorph.exporters.mil_layers import RULES
+from anamorph.exporters import mil_layers  # noqa: F401 - it enters its rules
+from anamorph.exporters.mil_operators import RULES
 from anamorph.exporters.nodes import bound_arguments, leaves
 
 MASKED = -1e4

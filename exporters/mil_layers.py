@@ -6,7 +6,6 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder, Var
 
 from anamorph.errors import BackendError
-from anamorph.exporters.mil_operators import RULES as RULES
 from anamorph.exporters.mil_operators import cast, number_like, rule, transposed
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ import numpy as np
 from onnx import TensorProto
 
 from anamorph.errors import BackendError
-from anamorph.exporters.operators import OPERATORS as OPERATORS
 from anamorph.exporters.operators import Size, rule
 from anamorph.exporters.storing import Weight
 

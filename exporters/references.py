@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from anamorph.artifact import Artifact
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
-from anamorph.components import Component, even
+from anamorph.components import Component
+from anamorph.denoiser_interfaces import even
 from anamorph.errors import ArtifactError
 from anamorph.exporters.children import answered, run_child
 from anamorph.exporters.taps import recorded

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from anamorph.artifact import PORTABLE
-from anamorph.components import Component, even
+from anamorph.components import Component
 from anamorph.conditions import IMAGE_BIAS, IMAGE_KEYS, IMAGE_MASKS, IMAGE_VALUES
+from anamorph.denoiser_interfaces import even
 from anamorph.errors import BackendError, InputError
 from anamorph.exporting import ExportOptions
 from anamorph.interface import Axis, Interface, Port, Scaled

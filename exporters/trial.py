@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.artifact import Artifact
+from anamorph.autoencoder_interfaces import vae_scale_factor
 from anamorph.checkpoint import Checkpoint, component_config
-from anamorph.components import vae_scale_factor
 from anamorph.interface import Interface, size_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.probes import probe_sizes

@@ -12,7 +12,8 @@ from anamorph.config import Config
 from anamorph.errors import CheckpointError, ConfigError
 from anamorph.files import replacing
 from anamorph.hub import HubOptions, find_component
-from anamorph.tokenizer import Encoding, encode, read_object, read_text
+from anamorph.tokenizer import Encoding, encode
+from anamorph.vocabulary import read_object, read_text
 
 CLASSES = ("BertTokenizer", "BertTokenizerFast")
 SPECIAL = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]",
@@ -37,7 +38,7 @@ class BertTokenizer:
         """
         self.config, self.vocabulary = Config(config), dict(vocabulary)
         self.model_max_length = _length(config) if length is None else length
-        self.special = {key: _content(config.get(key) or default) for key, default in SPECIAL.items()}
+        self.special = {key: content_of(config.get(key) or default) for key, default in SPECIAL.items()}
         if missing := [name for name in self.special.values() if name not in self.vocabulary]:
             raise CheckpointError(f"the vocabulary lacks the special token {missing[0]!r}; download it again")
         ids = {key: self.vocabulary[name] for key, name in self.special.items()}
@@ -69,7 +70,7 @@ class BertTokenizer:
         config = read_object(file) if file.is_file() else {}  # BERT's defaults are enough
         if (name := config.get("tokenizer_class", CLASSES[0])) not in CLASSES:
             raise ConfigError(f"{place} holds a {name}, expected a BertTokenizer; this pipeline serves no other")
-        return cls(_vocabulary(place), config)
+        return cls(read_vocabulary(place), config)
 
     def limited(self, length: int) -> "BertTokenizer":
         """The same with another `model_max_length`, such as what a text encoder takes (tokens)."""
@@ -107,14 +108,14 @@ def _length(config: Mapping[str, Any]) -> int:
     return min(length, USUAL)  # transformers writes 10^30 for none
 
 
-def _content(value: Any) -> str:
+def content_of(value: Any) -> str:
     content = value.get("content") if isinstance(value, Mapping) else value
     if not isinstance(content, str):
         raise ConfigError(f"the tokenizer names {value!r} as a special token, expected text")
     return content
 
 
-def _vocabulary(place: Path) -> dict[str, int]:
+def read_vocabulary(place: Path) -> dict[str, int]:
     """Pieces with their ids, from whichever file is there; `tokenizer.json` counts first, as in transformers."""
     whole, words = place / "tokenizer.json", place / "vocab.txt"
     if not whole.is_file():

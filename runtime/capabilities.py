@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from packaging.requirements import InvalidRequirement, Requirement
 
+from anamorph.autoencoder_interfaces import vae_scale_factor
 from anamorph.cache import cache_folder
-from anamorph.components import UNEXPORTED, Component, even, unet_multiple, vae_scale_factor
+from anamorph.components import UNEXPORTED, Component
 from anamorph.config import Config
+from anamorph.denoiser_interfaces import even, unet_multiple
 from anamorph.engine import PRECISIONS, SIZES, Backend
 from anamorph.errors import BackendError
 from anamorph.exporting import LINKED

@@ -110,6 +110,32 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class Around:
+    """What programs that stand before another one share with it: everything but its calls."""
+
+    program: Program
+
+    @property
+    def interface(self) -> Interface:
+        """See `Program.interface`."""
+        return self.program.interface
+
+    @property
+    def placement(self) -> Placement:
+        """See `Program.placement`."""
+        return self.program.placement
+
+    @property
+    def arrays(self) -> Arrays:
+        """See `Program.arrays`."""
+        return self.program.arrays
+
+    def spare(self, saving: Saving) -> str | None:
+        """See `Program.spare`."""
+        return self.program.spare(saving)
+
+
+@dataclass(frozen=True)
 class Costs:
     """What weights cost with an engine.
 

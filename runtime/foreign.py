@@ -11,10 +11,11 @@ from pathlib import Path
 
 from anamorph.artifact import DRAFT, PORTABLE, UNVERIFIED, Artifact, FileRecord, Part
 from anamorph.checkpoint import Checkpoint, component_config
-from anamorph.components import even, interfaces
 from anamorph.config import Config
+from anamorph.denoiser_interfaces import even
 from anamorph.errors import ArtifactError
 from anamorph.interface import Interface
+from anamorph.model_interfaces import interfaces
 
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
 """Format -> the graph's file in each component's folder."""

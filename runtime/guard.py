@@ -10,13 +10,12 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from anamorph.arrays import Array, Arrays
+from anamorph.arrays import Array
 from anamorph.components import Component
-from anamorph.engine import PRECISIONS, SIZES, Backend, Costs, Placement, Program, Session, Target, kind_of
+from anamorph.engine import PRECISIONS, SIZES, Around, Backend, Costs, Program, Session, Target, kind_of
 from anamorph.errors import AnamorphError, BackendError
 from anamorph.exporting import LINKED, STORAGE, Exporter
 from anamorph.interface import Interface
-from anamorph.memory import Saving
 
 if TYPE_CHECKING:
     from anamorph.pipelines.loaded import Loaded
@@ -153,35 +152,15 @@ def _said(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class Held:
+class Held(Around):
     """A program whose sessions are held to its interface."""
 
-    program: Program
     engine: str
-
-    @property
-    def interface(self) -> Interface:
-        """See `Program.interface`."""
-        return self.program.interface
-
-    @property
-    def placement(self) -> Placement:
-        """See `Program.placement`."""
-        return self.program.placement
-
-    @property
-    def arrays(self) -> Arrays:
-        """See `Program.arrays`."""
-        return self.program.arrays
 
     def session(self) -> Session:
         """See `Program.session`."""
         program = self.program
         return HeldSession(program.session(), program.interface, self.engine, program.arrays.asynchronous)
-
-    def spare(self, saving: Saving) -> str | None:
-        """See `Program.spare`."""
-        return self.program.spare(saving)
 
     def shown(self, loaded: "Loaded") -> Any:
         """See `Program.shown`."""

@@ -7,6 +7,7 @@ computed from these declarations.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from anamorph.errors import InputError
@@ -43,6 +44,8 @@ class Scaled:
 
 
 Dimension = Axis | Scaled | int
+BATCH = Axis("batch")
+"""How many pictures (or texts) a call of a model is about."""
 
 
 def size_of(dimension: Dimension, sizes: Mapping[str, int]) -> int:
@@ -111,6 +114,16 @@ class Interface:
         given = ", ".join(f"{axis} {sizes[axis]}" for axis, _ in self.sizes[0])
         raise InputError(f"{self.component} was made for {known}, but {given} is asked for; take a size of these")
 
+    def sizes_of(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+        """The size of each named axis in a call that was checked; for engines, whose calls are (`anamorph.guard`)."""
+        ports = {port.name: port for port in self.inputs}
+        return {
+            axis.name: int(size)
+            for name, value in inputs.items()
+            for axis, size in zip(ports[name].axes, value.shape, strict=True)
+            if isinstance(axis, Axis)
+        }
+
     def check_values(self, inputs: Mapping[str, Any]) -> None:
         """Compare whole numbers with the range that their port declares; engines look these up without asking.
 
@@ -127,7 +140,7 @@ class Interface:
                 )
 
     def output_shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """Shapes of all outputs for the axis sizes that `check` returned."""
+        """Shapes of all outputs for these sizes of the axes."""
         return {port.name: tuple(size_of(dimension, sizes) for dimension in port.axes) for port in self.outputs}
 
     @property
@@ -137,6 +150,11 @@ class Interface:
 
     def absent(self, port: Port) -> tuple[int, ...]:
         """Shape of the zeros that stand for a missing optional input: 1 wherever the size is open."""
+        return self._absent[port.name]
+
+    @cached_property
+    def _absent(self) -> dict[str, tuple[int, ...]]:
+        """Kept, because engines ask at each call, and adapters may bring hundreds of ports."""
         fixed = {name: axis.minimum for name, axis in self.axes.items() if axis.minimum == axis.maximum}
 
         def size(dimension: Dimension) -> int:
@@ -145,7 +163,7 @@ class Interface:
             name = dimension.name if isinstance(dimension, Axis) else dimension.axis
             return size_of(dimension, fixed) if name in fixed else 1
 
-        return tuple(size(dimension) for dimension in port.axes)
+        return {port.name: tuple(map(size, port.axes)) for port in self.inputs}
 
     @property
     def required(self) -> "Interface":

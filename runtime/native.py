@@ -26,13 +26,13 @@ from anamorph.conditions import (
     projection,
 )
 from anamorph.decoders import BYTES, is_decoding, picturing
-from anamorph.interface import Axis, Dimension, Interface, Port
+from anamorph.interface import BATCH, Axis, Dimension, Interface, Port
 
 KEYS, TIMES, PREFIX, CACHING = "keys-once", "times-once", "prefix-sharing", "step-caching"
 NATIVE_REWRITES = (KEYS, TIMES, PREFIX, CACHING, BYTES)
 """The rewrites that change what a part takes; others change how it computes."""
 
-BATCH, BRANCHES, SEQUENCE, STEPS = (Axis(name) for name in ("batch", "branches", "sequence", "steps"))
+BRANCHES, SEQUENCE, STEPS = (Axis(name) for name in ("branches", "sequence", "steps"))
 TEXT_KEYS, TEXT_VALUES, TIME_ROW, DEEP = "text_keys", "text_values", "time_projections", "deep_state"
 PREPARE, SHALLOW, HINTING = "_prepare", "_shallow", "_hint"
 

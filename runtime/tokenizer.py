@@ -1,11 +1,11 @@
 """CLIP's byte-pair tokenizer (Radford et al. 2021; byte pairs: Sennrich et al. 2016) without transformers."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,25 +16,28 @@ from anamorph.config import Config
 from anamorph.errors import CheckpointError, ConfigError, InputError
 from anamorph.files import replacing
 from anamorph.hub import HubOptions, find_component
-
-LARGEST_FILE = 64 << 20
-"""A larger file is refused before it is read (bytes); CLIP's own are below 4 MiB."""
+from anamorph.vocabulary import (
+    NAMED,
+    Vocabulary,
+    added_token,
+    as_settings,
+    content_of,
+    named_tokens,
+    read_object,
+    read_vocabulary,
+    with_special_tokens,
+)
 
 LONGEST = 1 << 16
 """A larger `model_max_length` is how transformers writes "none", which no text encoder of fixed length can take."""
 
 CLASSES = (None, "CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
-NAMED = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
-         "sep_token": None, "pad_token": "<|endoftext|>", "cls_token": None, "mask_token": None}  # fmt: skip
-"""Keys of the special tokens with CLIP's defaults, in the order in which they are added."""
 
 SERVED = {"padding_side": "right", "truncation_side": "right", "split_special_tokens": False}
 """Keys of which only one value is served."""
 
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """What counts as one word: contractions, runs of letters, single digits, runs of anything else."""
-
-Merge = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,6 @@ class Encoding:
 
     input_ids: NDArray[np.int64]
     truncated: tuple[str, ...]
-
-
-class Vocabulary(NamedTuple):
-    """What the model files hold: ids of tokens, pairs in the order in which they join, tokens added later with ids."""
-
-    source: str
-    ids: Mapping[str, int]
-    merges: Sequence[Merge]
-    added: Mapping[int, AddedToken]
 
 
 class ClipTokenizer:
@@ -80,7 +74,7 @@ class ClipTokenizer:
         for key, value in SERVED.items():
             if config.get(key, value) != value:
                 raise ConfigError(f"the tokenizer does not serve {key}={config[key]!r}; it serves {value!r}")
-        names = {key: _content(config.get(key, default)) for key, default in NAMED.items()}
+        names = {key: content_of(config.get(key, default)) for key, default in NAMED.items()}
         self.special = {key: name for key, name in names.items() if name is not None}
         for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
             if not names[key]:
@@ -118,7 +112,7 @@ class ClipTokenizer:
         config = read_object(place / "tokenizer_config.json")
         if (name := config.get("tokenizer_class")) not in CLASSES:
             raise ConfigError(f"{place} holds a {name}, expected a CLIPTokenizer; this pipeline serves no other")
-        return cls(_vocabulary(place, config), _with_special_tokens(place, config))
+        return cls(read_vocabulary(place, config), with_special_tokens(place, config))
 
     def __call__(self, prompts: Sequence[str]) -> Encoding:
         """Encode each prompt, cut to `model_max_length` (begin and end stay) or padded to it.
@@ -172,7 +166,7 @@ class ClipTokenizer:
             )
         place = Path(folder)
         words = sorted(self._tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
-        added = {str(index): _as_dict(token) for index, token in self._added.items()}
+        added = {str(index): as_settings(token) for index, token in self._added.items()}
         config = {**self.config, **self.special, "tokenizer_class": "CLIPTokenizer", "added_tokens_decoder": added}
         texts = {
             "vocab.json": json.dumps(dict(words), ensure_ascii=False),
@@ -256,17 +250,11 @@ def _special(config: Mapping[str, Any], added: Mapping[int, AddedToken]) -> list
     """
     found = {token.content: token for _, token in sorted(added.items())}
     recorded = set(found)
-    for value in _named(config):
-        content = str(_content(value))
-        settings = _as_dict(found[content]) if content in recorded else value
-        found[content] = _token(settings if isinstance(settings, Mapping) else {"content": content}, special=True)
+    for value in named_tokens(config):
+        content = str(content_of(value))
+        settings = as_settings(found[content]) if content in recorded else value
+        found[content] = added_token(settings if isinstance(settings, Mapping) else {"content": content}, special=True)
     return list(found.values())
-
-
-def _named(config: Mapping[str, Any]) -> Iterator[Any]:
-    yield from (value for key, default in NAMED.items() if (value := config.get(key, default)) is not None)
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
-    yield from extra.values() if isinstance(extra, Mapping) else extra
 
 
 def _add(tokenizer: Tokenizer, vocabulary: Vocabulary, tokens: Iterable[AddedToken]) -> dict[int, AddedToken]:
@@ -282,109 +270,3 @@ def _add(tokenizer: Tokenizer, vocabulary: Vocabulary, tokens: Iterable[AddedTok
             raise CheckpointError(f"{vocabulary.source} does not give {token.content!r} the recorded id {wanted}")
         found.setdefault(wanted, token)
     return found
-
-
-def _vocabulary(place: Path, config: Mapping[str, Any]) -> Vocabulary:
-    whole = place / "tokenizer.json"
-    complete = read_object(whole) if whole.is_file() else None
-    added = _recorded_tokens(place, config, complete)
-    if complete is not None:
-        model = complete.get("model")
-        if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
-            raise CheckpointError(f"{whole} holds no byte-pair model, expected CLIP's; download it again")
-        if model.get("end_of_word_suffix") != "</w>":
-            raise ConfigError(f"{whole} marks no ends of words with </w>, expected CLIP's tokenizer")
-        return Vocabulary(str(whole), _ids(whole, model.get("vocab")), list(_pairs(whole, model["merges"])), added)
-    words, merges = place / "vocab.json", place / "merges.txt"
-    if not words.is_file() and not merges.is_file():
-        raise CheckpointError(f"{place} has neither {whole.name} nor {words.name} and {merges.name}; download it again")
-    lines = (line.removesuffix("\r") for line in read_text(merges).rstrip().split("\n"))
-    pairs = [line for line in lines if not line.startswith("#version")]
-    return Vocabulary(
-        f"{words} with {merges.name}", _ids(words, read_object(words)), list(_pairs(merges, pairs)), added
-    )
-
-
-def _ids(path: Path, value: Any) -> dict[str, int]:
-    if not isinstance(value, dict) or not value or not all(type(index) is int for index in value.values()):
-        raise CheckpointError(f"{path} holds no vocabulary, expected tokens with their ids; download it again")
-    return value
-
-
-def _pairs(path: Path, values: Iterable[Any]) -> Iterator[Merge]:
-    """Merges as "a b" (files of transformers 4) or ["a", "b"]."""
-    for number, value in enumerate(values, 1):
-        parts = value.split(" ") if isinstance(value, str) else value
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-            raise CheckpointError(f"{path}: merge {number} is {value!r}, expected two tokens; download it again")
-        yield parts[0], parts[1]
-
-
-def _recorded_tokens(
-    place: Path, config: Mapping[str, Any], complete: Mapping[str, Any] | None
-) -> dict[int, AddedToken]:
-    """Added tokens by id, from the place where this layout keeps them: the configuration, or files of their own."""
-    source = place / "tokenizer_config.json"
-    try:
-        if "added_tokens_decoder" in config:
-            return {int(index): _token(value) for index, value in config["added_tokens_decoder"].items()}
-        found = {}
-        if (source := place / "added_tokens.json").is_file():
-            special = {_content(value) for value in _named(_with_special_tokens(place, config))}
-            for content, index in read_object(source).items():
-                found[int(index)] = AddedToken(content, special=content in special, normalized=content not in special)
-        source = place / "tokenizer.json"
-        for value in (complete or {}).get("added_tokens", ()):
-            found[int(value["id"])] = _token(value)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{source} holds damaged added tokens ({error}); download it again") from None
-    return found
-
-
-def _with_special_tokens(place: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with `special_tokens_map.json` on top, where the layout keeps special tokens there."""
-    source = place / "special_tokens_map.json"
-    separate = source.is_file() and "added_tokens_decoder" not in config
-    merged = {**config, **(read_object(source) if separate else {})}
-    for value in _named(merged):
-        content = value.get("content") if isinstance(value, Mapping) else value
-        if not isinstance(content, str):
-            raise CheckpointError(f"{place} names {value!r} as a special token, expected text; download it again")
-    return merged
-
-
-def _token(value: Mapping[str, Any], **settings: bool) -> AddedToken:
-    flags = {key: value[key] for key in ("single_word", "lstrip", "rstrip", "normalized", "special") if key in value}
-    return AddedToken(value["content"], **{**flags, **settings})
-
-
-def _content(value: Any) -> str | None:
-    """The text of a token that a file gives as a string or with its settings."""
-    content: str | None = value["content"] if isinstance(value, Mapping) else value
-    return content
-
-
-def _as_dict(token: AddedToken) -> dict[str, str | bool]:
-    return {"content": token.content, "lstrip": token.lstrip, "normalized": token.normalized, "rstrip": token.rstrip,
-            "single_word": token.single_word, "special": token.special}  # fmt: skip
-
-
-def read_text(path: Path) -> str:
-    try:
-        if (size := path.stat().st_size) > LARGEST_FILE:
-            raise CheckpointError(f"{path} has {size} bytes, expected at most {LARGEST_FILE}; it is no vocabulary")
-        return path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; is {path.parent} a complete tokenizer folder?") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object")
-    return value

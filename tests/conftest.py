@@ -128,6 +128,16 @@ def controlled_xl(sdxl: Path) -> Path:
     return once(shared_place() / "controlled-xl", lambda place: controlled(place, sdxl, kind, 1))
 
 
+@pytest.fixture
+def no_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch runs packages in Core ML's place."""
+    from mil_programs import Interpreted
+
+    from anamorph.backends import coreml
+
+    monkeypatch.setattr(coreml, "load", Interpreted)
+
+
 @pytest.fixture(autouse=True)
 def _quick_exports(request: pytest.FixtureRequest) -> Iterator[None]:
     """Exports trace each model once and start no processes, unless a test is marked to be about those."""

@@ -1,5 +1,6 @@
 """IP-Adapters with random weights, in the layout of the published files."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import diffusers
 import torch
 import transformers
 from checkpoints import noisy
+from exported import once, shared_place
+from pictures import picture
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,6 +23,12 @@ WIDTH = 64
 """Of the resampler; its heads are 64 wide in every file."""
 LAYERS = 4
 """Of the resampler, as diffusers expects."""
+CALL: dict[str, Any] = {
+    "prompt": "a red cat", "negative_prompt": "blue", "num_inference_steps": 3, "guidance_scale": 5.0,
+}  # fmt: skip
+SIZE = {"height": 64, "width": 32}
+LOOK = picture(20, 24)
+NAMES = {"base": "base.safetensors", "plus": "plus.safetensors", "full": "full.bin"}
 
 
 def image_encoder(place: Path) -> Path:
@@ -99,3 +108,8 @@ def adapters(place: Path, checkpoint: Path) -> Path:
     write(place / "models" / "plus.safetensors", state(unet, "plus", 41))
     write(place / "models" / "full.bin", state(unet, "full", 51))
     return place
+
+
+def folder(checkpoint: Path) -> Path:
+    """The adapters for a checkpoint."""
+    return once(shared_place() / f"{checkpoint.name}-ip", functools.partial(adapters, checkpoint=checkpoint))

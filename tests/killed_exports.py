@@ -27,7 +27,7 @@ from anamorph import StableDiffusionPipeline
 from anamorph.artifact import NATIVE, PORTABLE
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.errors import AnamorphError, ArtifactError
-from anamorph.exporters import certificate, folder, references
+from anamorph.exporters import certificate, certifying, folder, references
 from anamorph.exporting import cached_export
 from anamorph.plugins import get_exporter
 
@@ -78,7 +78,8 @@ def prepared(checkpoint: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as place, shared_traces():
         patch.setattr(certificate, "no_engine", lambda _: None)  # asking OpenVINO for its devices starts threads
-        patch.setattr(folder, "fitting_precision", lambda *_: ("float32", ""))
+        for module in (certifying, folder):
+            patch.setattr(module, "fitting_precision", lambda *_: ("float32", ""))
         for module in (certificate, references):
             patch.setattr(module, "run_child", stop)
         for signature in (PORTABLE, NATIVE):

@@ -78,7 +78,7 @@ def run_theirs(
     timesteps: Any,
     x: torch.Tensor,
     outs: torch.Tensor,
-    table: Table,
+    table: Table | None = None,
     noise_dtype: torch.dtype | None = None,
     **options: Any,
 ) -> Samples:
@@ -86,6 +86,7 @@ def run_theirs(
     if "generator" in takes:
         options["generator"] = torch.Generator().manual_seed(7)
     if hasattr(scheduler, "noise_sampler"):
+        assert table is not None
         scheduler.noise_sampler = PathNoise(table, x.dtype if noise_dtype is None else noise_dtype)
     samples = []
     with quiet():
@@ -124,7 +125,7 @@ def run_table(table: Table, x: Any, outs: Any, convert: Any = lambda tensor: ten
     history: tuple[Any, ...] = ()
     samples = []
     for n, (out, noise) in enumerate(
-        zip(outs, noises(table, x.dtype if convert(x) is x else torch.float32), strict=True)
+        zip(outs, noises(table, x.dtype if isinstance(x, torch.Tensor) else torch.float32), strict=True)
     ):
         x, history = advance(table, n, x, out, history, None if noise is None else convert(noise))
         samples.append(x)

@@ -18,10 +18,11 @@ from parity import relative
 from torch import Tensor, nn
 
 from anamorph import StableDiffusionPipeline, UNet2DConditionModel
-from anamorph.components import even, interfaces, unet_interface
+from anamorph.denoiser_interfaces import even, unet_interface
 from anamorph.engine import Session
 from anamorph.errors import InputError
 from anamorph.interface import Axis, Interface, Port, Scaled
+from anamorph.model_interfaces import interfaces
 from anamorph.models.dit import DiTTransformer2DModel
 from anamorph.pipelines.denoiser import Opened
 from anamorph.pipelines.sampling import Plan, denoise

@@ -16,8 +16,8 @@ from anamorph.backends.openvino import OpenVino
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.engine import Target
 from anamorph.errors import InputError
-from anamorph.exporters.folder import read_components
 from anamorph.exporters.references import load as load_model
+from anamorph.exporters.settling import read_components
 from anamorph.image import psnr
 
 BFLOAT16 = 30.0

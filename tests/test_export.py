@@ -1,13 +1,7 @@
 """Exported folders: their layout, their certificates, and what is refused."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +10,20 @@ import onnx
 import openvino
 import pytest
 from exported import FORMATS, export, exported
+from perturbed import record_again
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 
 import anamorph
 from anamorph import StableDiffusionPipeline
-from anamorph.artifact import FileRecord, interface_from_dict, interface_to_dict, read_artifact
+from anamorph.artifact import interface_from_dict, interface_to_dict, read_artifact
 from anamorph.backends.openvino import OpenVino
 from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
 from anamorph.cli import main
-from anamorph.drafts import drafted
-from anamorph.errors import AnamorphError, ArtifactError, InputError
-from anamorph.exporters import fitting
-from anamorph.exporters import folder as folders
-from anamorph.exporters.folder import read_components
+from anamorph.errors import ArtifactError, InputError
+from anamorph.exporters import certifying, fitting
+from anamorph.exporters.plain_files import copy_rest
+from anamorph.exporters.settling import read_components
 from anamorph.exporting import ExportOptions
 from anamorph.image import psnr
 from anamorph.plugins import get_exporter
@@ -91,7 +85,7 @@ def test_a_vocabulary_without_tokenizer_json_gets_one(sd1: Path, tmp_path: Path)
     shutil.copytree(sd1, copy)
     (copy / "tokenizer" / "tokenizer.json").unlink()
     checkpoint = open_checkpoint(Source(str(copy)))
-    folders._copy_rest(checkpoint, folders.read_components(checkpoint), tmp_path)
+    copy_rest(checkpoint, read_components(checkpoint), tmp_path)
     from tokenizers import Tokenizer
 
     ids = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json")).encode("a photo of a cat").ids
@@ -115,96 +109,10 @@ def test_the_manifest_says_what_was_measured(sd2: Path, engine: str) -> None:
     assert len(artifact.image["steps"]) == 4
 
 
-def manifest(place: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    path = place / "anamorph.json"
-    values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))
-
-
-def _newer(place: Path) -> None:
-    manifest(place, lambda values: values.update(schema=2))
-
-
-def _damaged(place: Path) -> None:
-    (place / "anamorph.json").write_text("{")
-
-
-def _incomplete(place: Path) -> None:
-    manifest(place, lambda values: values["parts"]["unet"].pop("interface"))
-
-
-def _missing(place: Path) -> None:
-    (place / "unet" / "model.onnx_data").unlink()
-
-
-def _truncated(place: Path) -> None:
-    path = place / "unet" / "model.onnx_data"
-    os.truncate(path, path.stat().st_size - 4096)
-
-
-def _swapped(place: Path) -> None:
-    path = place / "unet" / "model.onnx_data"
-    data = bytearray(path.read_bytes())
-    data[5000] ^= 1
-    path.write_bytes(data)
-
-
-def _foreign(place: Path) -> None:
-    def change(values: dict[str, Any]) -> None:
-        values["parts"]["unet"]["files"]["../secret"] = values["parts"]["unet"]["files"].popitem()[1]
-
-    manifest(place, change)
-
-
-def _escaping(location: str) -> Callable[[Path], None]:
-    def change(place: Path) -> None:
-        shutil.copy(place / "unet" / "model.onnx_data", place.parent / "outside")
-        path = place / "unet" / "model.onnx"
-        model = onnx.load(path, load_external_data=False)
-        for tensor in model.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = location
-        path.write_bytes(model.SerializeToString())
-        record = vars(FileRecord.of(path))
-        manifest(place, lambda values: values["parts"]["unet"]["files"].update({"unet/model.onnx": record}))
-
-    return change
-
-
-def _no_part(place: Path) -> None:
-    manifest(place, lambda values: values["parts"].pop("unet"))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        pytest.param(_newer, "schema 2", id="newer schema"),
-        pytest.param(_damaged, "cannot be read", id="no JSON"),
-        pytest.param(_incomplete, "damaged", id="incomplete manifest"),
-        pytest.param(_missing, "is missing", id="missing file"),
-        pytest.param(_truncated, "bytes", id="truncated file"),
-        pytest.param(_swapped, "SHA-256", id="swapped file"),
-        pytest.param(_foreign, "outside its folder", id="file outside"),
-        pytest.param(_escaping("../../outside"), "does not record", id="weights outside"),
-        pytest.param(_escaping("model.onnx_data/../../../outside"), "does not record", id="weights outside by detour"),
-        pytest.param(_no_part, "holds no part of unet", id="missing part"),
-    ],
-)
-def test_bad_artifacts_are_refused(sd1: Path, tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
-    place = tmp_path / "artifact"
-    shutil.copytree(exported(sd1, "onnxruntime"), place)
-    change(place)
-    with pytest.raises(ArtifactError, match=message) as caught:
-        StableDiffusionPipeline.from_pretrained(place)
-    assert "\n" not in str(caught.value)
-
-
 def test_an_export_beyond_its_tolerance_leaves_nothing(
     sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "TOLERANCE", {"float32": (1e-12, 1e-12)})
+    monkeypatch.setattr(certifying, "TOLERANCE", {"float32": (1e-12, 1e-12)})
     with pytest.raises(ArtifactError, match="differs from PyTorch"):
         export(sd1, "onnxruntime", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -236,8 +144,7 @@ def test_verify_names_the_part_that_differs(sd1: Path, tmp_path: Path, capsys: p
     assert json.loads(capsys.readouterr().out)["first_difference"] is None
     path = place / "vae_decoder" / "model.onnx_data"
     np.memmap(path, np.float32, mode="r+")[:] *= 1.01
-    record = vars(FileRecord.of(path))
-    manifest(place, lambda v: v["parts"]["vae_decoder"]["files"].update({"vae_decoder/model.onnx_data": record}))
+    record_again(place, "vae_decoder")
     assert main(["verify", str(place), "--model", str(sd1)]) == 3
     assert "the first to differ is vae_decoder" in capsys.readouterr().out
 
@@ -286,67 +193,6 @@ def test_doctor_knows_engines_and_exporters(capsys: pytest.CaptureFixture[str]) 
     )
     assert {"eager", "onnxruntime", "openvino"} <= {row["name"] for row in found["engines"]}
     assert found["packages"]["onnxruntime"]
-
-
-KILLED = """
-import sys, time
-from pathlib import Path
-from anamorph.drafts import drafted
-with drafted(Path(sys.argv[1])) as draft:
-    (draft / "anamorph.json").write_text("{}")
-    print("begun", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_killed_export_leaves_nothing_and_the_next_one_cleans_up(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    with subprocess.Popen([sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-    assert not target.exists()
-    assert len(list(tmp_path.glob(".*.partial"))) == 1
-    with drafted(target) as draft:
-        assert draft is not None
-        (draft / "file").write_text("new")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert [path.name for path in target.iterdir()] == ["file"]
-
-
-SECOND = """
-import sys
-from pathlib import Path
-from anamorph.drafts import drafted
-print("begun", flush=True)
-with drafted(Path(sys.argv[1])) as draft:
-    print("waited for" if draft is None else "wrote", flush=True)
-"""
-
-
-def test_of_two_exports_at_once_the_second_finds_the_first(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    with drafted(target) as draft:
-        assert draft is not None
-        process = subprocess.Popen([sys.executable, "-c", SECOND, str(target)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.2)
-        assert draft.is_dir()
-    assert process.communicate()[0].strip() == "waited for"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_draft_that_fails_is_removed(tmp_path: Path) -> None:
-    def fail() -> None:
-        with drafted(tmp_path / "out") as draft:
-            assert draft is not None
-            (draft / "file").write_text("half")
-            raise AnamorphError("boom")
-
-    with pytest.raises(AnamorphError, match="boom"):
-        fail()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_certificate_is_measured_in_bfloat16_where_float32_would_not_fit(

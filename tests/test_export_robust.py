@@ -1,28 +1,24 @@
 """Exports and exported folders when things go wrong: killed processes, full disks, strange files, missing engines."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from exported import FORMATS, export, exported, trace_once
-from perturbed import copied, record_again, rewrite_manifest
 from scarce import full, sealable
 
 from anamorph import StableDiffusionPipeline
 from anamorph.cache import cache_folder
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.cli import main
-from anamorph.drafts import drafted
-from anamorph.errors import ArtifactError, BackendUnavailable, InputError, OutputError
-from anamorph.exporters.folder import read_components
+from anamorph.errors import BackendUnavailable, InputError, OutputError
 from anamorph.exporters.openvino import write
 from anamorph.exporters.references import load
+from anamorph.exporters.settling import read_components
 from anamorph.exporters.storing import Storing
 from anamorph.exporting import cached_export
 
@@ -151,118 +147,6 @@ def test_an_export_that_another_process_has_just_finished_is_taken(
     opened = cached_export(open_checkpoint(Source(str(sd2))), Copying(exported(sd2, "onnxruntime"), late=True))
     assert opened.artifact is not None
     assert opened.folder.parent == cache_folder() / "exports"
-
-
-WITHOUT_FCNTL = """
-import sys, warnings
-sys.modules["fcntl"] = None
-warnings.simplefilter("ignore")
-from pathlib import Path
-from anamorph.drafts import drafted
-with drafted(Path(sys.argv[1])) as draft:
-    (draft / "file").write_text("written")
-with drafted(Path(sys.argv[1])) as draft:
-    assert draft is None
-"""
-
-
-def test_drafts_need_no_fcntl(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path / "out")], check=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "file").read_text() == "written"
-
-
-def test_a_name_full_of_wildcards_removes_no_other_draft(tmp_path: Path) -> None:
-    other = tmp_path / ".out1.77.partial"
-    other.mkdir()
-    with drafted(tmp_path / "out[1]") as draft:
-        assert draft is not None
-    assert other.is_dir()
-
-
-BIN, XML = "unet/openvino_model.bin", "unet/openvino_model.xml"
-
-
-def _remove(place: Path) -> None:
-    (place / BIN).unlink()
-
-
-def _truncate(place: Path) -> None:
-    os.truncate(place / BIN, (place / BIN).stat().st_size - 4096)
-
-
-def _swap(place: Path) -> None:
-    """The weights of another part of the same size: those of the decoder, filled up."""
-    data = (place / "vae_decoder" / "openvino_model.bin").read_bytes()
-    size = (place / BIN).stat().st_size
-    (place / BIN).write_bytes((data * (size // len(data) + 1))[:size])
-
-
-def _cut_with_its_record(place: Path) -> None:
-    os.truncate(place / BIN, (place / BIN).stat().st_size // 2)
-    record_again(place, "unet")
-
-
-def _no_xml(place: Path) -> None:
-    (place / XML).write_text("<?xml version='1.0'?><html/>")
-    record_again(place, "unet")
-
-
-def _half_xml(place: Path) -> None:
-    text = (place / XML).read_text()
-    (place / XML).write_text(text[: len(text) // 2])
-    record_again(place, "unet")
-
-
-def _named_weights(place: Path) -> None:
-    text = (place / XML).read_text()
-    (place / XML).write_text(text.replace("<rt_info>", '<rt_info><__weights_path value="/etc/passwd"/>', 1))
-    record_again(place, "unet")
-
-
-def _unrecorded_weights(place: Path) -> None:
-    rewrite_manifest(place, lambda values: values["parts"]["unet"]["files"].pop(BIN))
-
-
-def _newer(place: Path) -> None:
-    rewrite_manifest(place, lambda values: values.update(schema=99))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        pytest.param(_remove, "is missing", id="missing weights"),
-        pytest.param(_truncate, "bytes", id="truncated weights"),
-        pytest.param(_swap, "SHA-256", id="swapped weights"),
-        pytest.param(_cut_with_its_record, "cannot be opened by OpenVINO", id="truncated weights and a forged record"),
-        pytest.param(_no_xml, "no OpenVINO IR", id="another kind of XML"),
-        pytest.param(_half_xml, "cannot be opened by OpenVINO", id="half a graph"),
-        pytest.param(_named_weights, "names a file of weights", id="weights elsewhere"),
-        pytest.param(_unrecorded_weights, "does not record", id="weights without a record"),
-        pytest.param(_newer, "schema 99", id="newer schema"),
-    ],
-)
-def test_bad_openvino_folders_are_refused_by_every_command(
-    sd2: Path, tmp_path: Path, change: Callable[[Path], None], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = copied(exported(sd2, "openvino"), tmp_path / "artifact")
-    change(folder)
-    with pytest.raises(ArtifactError, match=message):
-        StableDiffusionPipeline.from_pretrained(folder)
-    assert main(["generate", "a cat", "--model", str(folder), "--out", str(tmp_path / "cat.png")]) == 1
-    said = capsys.readouterr().err.strip()
-    assert message in said
-    assert "\n" not in said
-    assert not (tmp_path / "cat.png").exists()
-
-
-def test_a_graph_of_another_format_is_not_read_under_openvino_s_name(sd2: Path, tmp_path: Path) -> None:
-    """OpenVINO would read it, and the files that it refers to."""
-    folder = copied(exported(sd2, "openvino"), tmp_path / "artifact")
-    shutil.copy(exported(sd2, "onnxruntime") / "unet" / "model.onnx", folder / XML)
-    record_again(folder, "unet")
-    with pytest.raises(ArtifactError, match="no OpenVINO IR"):
-        StableDiffusionPipeline.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from parity import IMAGE_BOUND, listened, ours
 from test_models_unconditional import UNET
 
 from anamorph import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DModel
-from anamorph.cli.info import inspect
+from anamorph.cli.inspection import inspect
 from anamorph.errors import CheckpointError, InputError
 
 CALL: dict[str, Any] = {"num_inference_steps": 3}

@@ -22,7 +22,7 @@ from anamorph.components import Component
 from anamorph.engine import Program, Session, Target
 from anamorph.errors import BackendError, BackendUnavailable, InputError, NumericalError
 from anamorph.guard import missing, open_parts, places_here
-from anamorph.pipelines.loading import read_component
+from anamorph.pipelines.describing import read_component
 
 Change = Callable[[dict[str, Array]], dict[str, Array]]
 

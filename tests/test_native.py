@@ -21,8 +21,8 @@ from anamorph.arrays import NumpyArrays
 from anamorph.artifact import NATIVE, read_artifact
 from anamorph.backends import offloading
 from anamorph.backends.eager import TorchProgram
-from anamorph.components import even, unet_interface
 from anamorph.conditions import residual_ports
+from anamorph.denoiser_interfaces import even, unet_interface
 from anamorph.errors import InputError
 from anamorph.interface import Interface
 from anamorph.memory import Offload

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from anamorph import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionXLPipeline
 from anamorph.backends import offloading
 from anamorph.backends.eager import Eager
-from anamorph.components import even, interfaces
+from anamorph.denoiser_interfaces import even
 from anamorph.errors import BackendError, InputError
 from anamorph.memory import Offload
+from anamorph.model_interfaces import interfaces
 from anamorph.models import MODELS
 from anamorph.probes import probe, probe_sizes
 

@@ -119,7 +119,7 @@ def programs(backend: Backend, component: Component, parts: Sequence[str]) -> di
 @pytest.mark.parametrize("name", ["eager", "null"])
 def test_every_engine_checks_its_inputs_and_keeps_the_declared_shapes(sd1: Path, name: str) -> None:
     from anamorph.checkpoint import Source, open_checkpoint
-    from anamorph.pipelines.loading import read_component
+    from anamorph.pipelines.describing import read_component
 
     component = read_component(open_checkpoint(Source(str(sd1))), "vae", ("AutoencoderKL",))
     opened = programs(plugins.get_backend(name), component, component.parts)

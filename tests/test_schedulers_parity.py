@@ -1,110 +1,29 @@
 """Every scheduler against diffusers: the same timesteps, and the same sample after every step."""
 
 import dataclasses
-import warnings
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
+from scheduler_configs import CONFIGS, SD, ZERO, label
+from scheduler_runs import (
+    SHAPE,
+    TOLERANCE,
+    Samples,
+    first_sample,
+    model_outputs,
+    run_face,
+    run_table,
+    run_theirs,
+    worst,
+)
+from scheduler_runs import theirs as reference
 
 from anamorph.errors import InputError
 from anamorph.schedulers import SCHEDULERS, Table, add_noise, advance
 
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-V = {"prediction_type": "v_prediction"}
-ZERO = {**SD, **V, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-SHAPE = (2, 4, 8, 8)
-TOLERANCE = 1e-5
-
-PIXEL = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5}
-
-CONFIGS: dict[str, list[dict[str, Any]]] = {
-    "DDPMScheduler": [
-        {},
-        {**SD, "clip_sample": False},
-        {**SD, **V, "clip_sample": False, "timestep_spacing": "trailing"},
-        {**SD, "prediction_type": "sample", "clip_sample_range": 2.0, "timestep_spacing": "linspace"},
-        {**SD, "variance_type": "fixed_large", "steps_offset": 1, "clip_sample": False},
-        {"variance_type": "fixed_small_log", "beta_schedule": "squaredcos_cap_v2"},
-        {"beta_schedule": "sigmoid", "clip_sample": False},
-        {"beta_schedule": "laplace", "clip_sample": False},
-        {"trained_betas": np.linspace(0.001, 0.02, 1000).tolist(), **PIXEL},
-        {**ZERO, "clip_sample": False},
-    ],
-    "DDIMScheduler": [
-        {},
-        {**SD, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
-        {**SD, **V, "clip_sample": False, "timestep_spacing": "trailing"},
-        {**SD, **V, "clip_sample_range": 1.5, "timestep_spacing": "linspace"},
-        {**SD, "prediction_type": "sample", "clip_sample": False},
-        {"beta_schedule": "squaredcos_cap_v2", **PIXEL},
-        {**ZERO, "clip_sample": False},
-        {"num_train_timesteps": 100, "beta_end": 0.1, "clip_sample": False},
-    ],
-    "PNDMScheduler": [
-        {**SD, "skip_prk_steps": True, "steps_offset": 1},
-        {**SD, **V, "skip_prk_steps": True, "set_alpha_to_one": True, "timestep_spacing": "trailing"},
-        {**SD, "skip_prk_steps": True, "timestep_spacing": "linspace"},
-        {**SD},
-        {**SD, **V, "set_alpha_to_one": True},
-        {"timestep_spacing": "trailing"},
-    ],
-    "EulerDiscreteScheduler": [
-        {},
-        {**SD, "timestep_spacing": "leading", "steps_offset": 1},
-        {**SD, **V, "timestep_spacing": "trailing"},
-        {**SD, "prediction_type": "sample"},
-        {**SD, "use_karras_sigmas": True},
-        {**SD, "use_karras_sigmas": True, "sigma_min": 0.05, "sigma_max": 12.0},
-        {**SD, "use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"},
-        {**SD, "use_beta_sigmas": True},
-        {**SD, **V, "timestep_type": "continuous", "use_karras_sigmas": True},
-        ZERO,
-    ],
-    "EulerAncestralDiscreteScheduler": [
-        {},
-        {**SD, "timestep_spacing": "leading", "steps_offset": 1},
-        {**SD, **V, "timestep_spacing": "trailing"},
-        {"beta_schedule": "squaredcos_cap_v2"},
-        ZERO,
-    ],
-    "DPMSolverMultistepScheduler": [
-        {},
-        SD,
-        {**SD, "solver_order": 1},
-        {**SD, "solver_type": "heun"},
-        {**SD, "solver_order": 3},
-        {**SD, **V, "timestep_spacing": "trailing", "euler_at_final": True},
-        {**SD, "timestep_spacing": "leading", "steps_offset": 1},
-        {**SD, "use_karras_sigmas": True, "lower_order_final": False},
-        {**SD, "lower_order_final": False, "final_sigmas_type": "sigma_min"},
-        {**SD, "euler_at_final": True, "final_sigmas_type": "sigma_min"},
-        {**SD, "use_exponential_sigmas": True},
-        {**SD, "use_beta_sigmas": True},
-        {**SD, "use_lu_lambdas": True},
-        {**SD, "prediction_type": "sample", **PIXEL},
-        {"beta_schedule": "squaredcos_cap_v2", **V, "lambda_min_clipped": -5.1, "use_karras_sigmas": True},
-        {**SD, "algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
-        {**SD, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun"},
-        {**SD, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
-        {**SD, **V, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "solver_type": "heun"},
-        {**SD, "algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
-        {**SD, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "use_karras_sigmas": True},
-        {**SD, "use_lu_lambdas": True, "final_sigmas_type": "sigma_min", "lower_order_final": False},
-        ZERO,
-    ],
-}
 STEPS = (2, 5)
-
-
-def label(value: Any) -> str | None:
-    if isinstance(value, dict):
-        return ",".join(str(v) for k, v in value.items() if k not in SD and k != "trained_betas") or "-"
-    return None
-
-
 CASES = [(name, config, steps) for name, configs in CONFIGS.items() for config in configs for steps in STEPS]
 
 
@@ -120,55 +39,16 @@ def tolerance(name: str, config: dict[str, Any]) -> float:
     return 4096 * 2**-23 if config is ZERO and name.startswith("Euler") else TOLERANCE
 
 
-def reference(name: str, config: dict[str, Any]) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return getattr(diffusers, name)(**config)
+def run_reference(theirs: Any, timesteps: Any, x: torch.Tensor, **options: Any) -> Samples:
+    return run_theirs(theirs, timesteps, x, model_outputs(len(timesteps)), **options)
 
 
-def model_outputs(count: int) -> torch.Tensor:
-    return torch.randn((count, *SHAPE), generator=torch.Generator().manual_seed(1))
+def run_ours(scheduler: Any, timesteps: Any, x: torch.Tensor, **options: Any) -> Samples:
+    return run_face(scheduler, timesteps, x, model_outputs(len(timesteps)), **options)
 
 
-def start(scheduler: Any) -> torch.Tensor:
-    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * float(scheduler.init_noise_sigma)
-
-
-def run_reference(theirs: Any, timesteps: Any, x: torch.Tensor, **options: Any) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    takes = theirs.step.__code__.co_varnames
-    if "generator" in takes:
-        options["generator"] = generator
-    samples = []
-    for out, t in zip(model_outputs(len(timesteps)), timesteps, strict=True):
-        theirs.scale_model_input(x, t)  # it finds its place there
-        x = theirs.step(out, t, x, **options).prev_sample
-        samples.append(x)
-    return samples
-
-
-def run_face(ours: Any, timesteps: Any, x: torch.Tensor, **options: Any) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    samples = []
-    for out, t in zip(model_outputs(len(timesteps)), timesteps, strict=True):
-        x = ours.step(out, t, x, generator=generator, **options).prev_sample
-        samples.append(x)
-    return samples
-
-
-def run_table(table: Table, x: Any, convert: Any = lambda tensor: tensor) -> list[Any]:
-    generator = torch.Generator().manual_seed(7)
-    history: tuple[Any, ...] = ()
-    samples = []
-    for n, out in enumerate(model_outputs(len(table))):
-        noise = convert(torch.randn(SHAPE, generator=generator)) if table.rows[n].draws else None
-        x, history = advance(table, n, x, convert(out), history, noise)
-        samples.append(x)
-    return samples
-
-
-def worst(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+def run_rows(table: Table, x: torch.Tensor) -> Samples:
+    return run_table(table, x, model_outputs(len(table)))
 
 
 @pytest.mark.parametrize(("name", "config", "steps"), [case for case in CASES if served(*case)], ids=label)
@@ -185,11 +65,11 @@ def test_matches_diffusers_after_every_step(name: str, config: dict[str, Any], s
     assert table.timesteps.dtype == theirs.timesteps.numpy().dtype
     if name not in ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"):
         theirs.set_begin_index(0)  # it would start at the second call where rounding makes the first two equal
-    x = start(theirs)
+    x = first_sample(float(theirs.init_noise_sigma))
     assert table.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=1e-6)
     expected = run_reference(theirs, theirs.timesteps, x)
-    assert worst(run_face(ours, ours.timesteps, x), expected) <= tolerance(name, config)
-    assert worst(run_table(table, x), expected) <= tolerance(name, config)
+    assert worst(run_ours(ours, ours.timesteps, x), expected) <= tolerance(name, config)
+    assert worst(run_rows(table, x), expected) <= tolerance(name, config)
 
 
 @pytest.mark.parametrize(
@@ -204,10 +84,10 @@ def test_ddim_eta_matches_diffusers(config: dict[str, Any], steps: int, eta: flo
     theirs, ours = reference("DDIMScheduler", config), SCHEDULERS["DDIMScheduler"](**config)
     theirs.set_timesteps(steps)
     ours.set_timesteps(steps)
-    x = start(theirs)
+    x = first_sample(float(theirs.init_noise_sigma))
     expected = run_reference(theirs, theirs.timesteps, x, eta=eta)
-    assert worst(run_face(ours, ours.timesteps, x, eta=eta), expected) <= TOLERANCE
-    assert worst(run_table(ours.table(steps, eta=eta), x), expected) <= TOLERANCE
+    assert worst(run_ours(ours, ours.timesteps, x, eta=eta), expected) <= TOLERANCE
+    assert worst(run_rows(ours.table(steps, eta=eta), x), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("begin", [1, 7, 19])
@@ -223,12 +103,12 @@ def test_image_to_image_starts_as_diffusers_does(name: str, config: dict[str, An
     ours.set_begin_index(begin)
     if name not in ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"):
         theirs.set_begin_index(begin)
-    x, timesteps = start(theirs) / float(theirs.init_noise_sigma), theirs.timesteps[begin:]
+    x, timesteps = first_sample(1.0), theirs.timesteps[begin:]
     table = ours.table(20, begin=begin)
     assert len(table) == len(timesteps)
     expected = run_reference(theirs, timesteps, x)
-    assert worst(run_face(ours, ours.timesteps[begin:], x), expected) <= TOLERANCE
-    assert worst(run_table(table, x), expected) <= TOLERANCE
+    assert worst(run_ours(ours, ours.timesteps[begin:], x), expected) <= TOLERANCE
+    assert worst(run_rows(table, x), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["DDPMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
@@ -237,11 +117,11 @@ def test_own_timesteps_match_diffusers(name: str) -> None:
     theirs, ours = reference(name, SD), SCHEDULERS[name](**SD)
     theirs.set_timesteps(timesteps=chosen)
     ours.set_timesteps(timesteps=chosen)
-    x = start(theirs)
+    x = first_sample(float(theirs.init_noise_sigma))
     expected = run_reference(theirs, theirs.timesteps, x)
     assert ours.timesteps.tolist() == chosen
-    assert worst(run_face(ours, ours.timesteps, x), expected) <= TOLERANCE
-    assert worst(run_table(ours.table(timesteps=chosen), x), expected) <= TOLERANCE
+    assert worst(run_ours(ours, ours.timesteps, x), expected) <= TOLERANCE
+    assert worst(run_rows(ours.table(timesteps=chosen), x), expected) <= TOLERANCE
 
 
 def test_own_sigmas_match_diffusers() -> None:
@@ -250,8 +130,8 @@ def test_own_sigmas_match_diffusers() -> None:
     theirs.set_timesteps(sigmas=chosen)
     table = ours.table(sigmas=chosen)
     np.testing.assert_allclose(table.timesteps, theirs.timesteps.numpy(), rtol=1e-6)
-    x = start(theirs)
-    assert worst(run_table(table, x), run_reference(theirs, theirs.timesteps, x)) <= TOLERANCE
+    x = first_sample(float(theirs.init_noise_sigma))
+    assert worst(run_rows(table, x), run_reference(theirs, theirs.timesteps, x)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -259,13 +139,13 @@ def test_parity_notices_a_coefficient_off_by_a_thousandth(name: str) -> None:
     config = {**SD, "skip_prk_steps": True} if name == "PNDMScheduler" else SD
     theirs, ours = reference(name, config), SCHEDULERS[name](**config)
     theirs.set_timesteps(20)
-    x, table = start(theirs), ours.table(20)
+    x, table = first_sample(float(theirs.init_noise_sigma)), ours.table(20)
     expected = run_reference(theirs, theirs.timesteps, x)
-    assert worst(run_table(table, x), expected) <= TOLERANCE
+    assert worst(run_rows(table, x), expected) <= TOLERANCE
     row = table.rows[10]
     wrong = row._replace(b=(row.b[0] + 1e-3, *row.b[1:]))
     changed = dataclasses.replace(table, rows=(*table.rows[:10], wrong, *table.rows[11:]))
-    assert worst(run_table(changed, x), expected) > TOLERANCE
+    assert worst(run_rows(changed, x), expected) > TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -273,9 +153,10 @@ def test_parity_notices_a_coefficient_off_by_a_thousandth(name: str) -> None:
 )
 def test_numpy_and_torch_give_the_same_numbers(name: str, config: dict[str, Any]) -> None:
     table = SCHEDULERS[name](**config).table(12)
-    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    tensors = run_table(table, x)
-    arrays = run_table(table, x.numpy(), lambda tensor: tensor.numpy())
+    x = first_sample(1.0)
+    outs = model_outputs(len(table))
+    tensors = run_table(table, x, outs)
+    arrays = run_table(table, x.numpy(), outs.numpy(), lambda tensor: tensor.numpy())
     assert all(array.dtype == np.float32 for array in arrays)
     assert worst([torch.from_numpy(array) for array in arrays], tensors) <= 2e-6
 
@@ -299,7 +180,7 @@ def test_half_precision_steps_match_diffusers(name: str) -> None:
     theirs, ours = reference(name, SD), SCHEDULERS[name](**SD)
     theirs.set_timesteps(20)
     ours.set_timesteps(20)
-    x = start(theirs).half()
+    x = first_sample(float(theirs.init_noise_sigma)).half()
     out = model_outputs(1)[0].half()
     expected = theirs.step(out, theirs.timesteps[0], x).prev_sample
     got = ours.step(out, ours.timesteps[0], x).prev_sample
@@ -381,7 +262,7 @@ def test_repaint_matches_diffusers(config: dict[str, Any]) -> None:
     picture, out = model_outputs(2)
     mask = (torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)) > 0.5).float()
     generators = [torch.Generator().manual_seed(7) for _ in range(2)]
-    mine = yours = start(theirs)
+    mine = yours = first_sample(float(theirs.init_noise_sigma))
     before = theirs.timesteps[0] + 1
     for t in theirs.timesteps:
         if t > before:

@@ -1,6 +1,5 @@
 """SDXL, base and refiner, compared with diffusers step by step in float32, and what is refused."""
 
-import functools
 import importlib.machinery
 import json
 import shutil
@@ -17,19 +16,12 @@ import torch
 from checkpoints import tiny_sdxl
 from diffusers.pipelines.stable_diffusion_xl import watermark as diffusers_watermark
 from parity import IMAGE_BOUND, LATENT_BOUND, Agrees, generator, ours, reference, worst
-from pictures import mask as any_mask
-from pictures import picture as any_picture
+from sdxl_calls import IMAGE, INPAINT, OPTIONS, TEXT, call, compare, load, mask, opened, picture
 
 import anamorph
 from anamorph import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
-from anamorph.backends.null import Null
 from anamorph.errors import ConfigError, InputError
 from anamorph.pipelines import watermark
-
-TEXT, IMAGE, INPAINT = (f"StableDiffusionXL{task}Pipeline" for task in ("", "Img2Img", "Inpaint"))
-OPTIONS = {"skip_prk_steps": True, "clip_sample": False}
-picture = functools.partial(any_picture, 16, 16)
-mask = functools.partial(any_mask, 16, 16)
 
 
 @pytest.fixture(scope="module")
@@ -37,37 +29,6 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint whose denoiser sees the mask and what stays."""
     folder = tmp_path_factory.mktemp("nine")
     return tiny_sdxl(folder, kind=diffusers.StableDiffusionXLInpaintPipeline, in_channels=9)
-
-
-@functools.cache
-def opened(folder: Path, kind: str) -> Any:
-    return getattr(anamorph, kind).from_pretrained(folder, backend="eager")
-
-
-def load(folder: Path, kind: str, scheduler: type | None = None) -> Any:
-    pipe = opened(folder, kind)
-    pipe = type(pipe)(**pipe.components, **pipe.options)
-    if scheduler is not None:
-        pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **OPTIONS)  # type: ignore[attr-defined]
-    return pipe
-
-
-def call(kind: str, **changes: Any) -> dict[str, Any]:
-    """Two prompts."""
-    sources = {TEXT: {}, IMAGE: {"image": picture(), "strength": 0.6},
-               INPAINT: {"image": picture(), "mask_image": mask(), "height": 16, "width": 16}}[kind]  # fmt: skip
-    return {"prompt": ["a red cat", "a photo of dogs"], "negative_prompt": ["", "blue"], "num_inference_steps": 5,
-            "guidance_scale": 5.0, **sources, **changes}  # fmt: skip
-
-
-def compare(
-    folder: Path, kind: str, scheduler: type | None = None, seeds: Any = (3, 4), **changes: Any
-) -> tuple[float, float]:
-    arguments = call(kind, **changes)
-    return worst(
-        ours(load(folder, kind, scheduler), seeds, **arguments),
-        reference(folder, scheduler, seeds, kind, OPTIONS, **arguments),
-    )
 
 
 @pytest.mark.parametrize("kind", [TEXT, IMAGE, INPAINT])
@@ -283,33 +244,6 @@ def test_saving_keeps_the_picture_and_diffusers_reads_it(refiner: Path, tmp_path
     )
 
 
-def test_a_refiner_is_no_base_and_a_base_no_refiner(sdxl: Path, refiner: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is a refiner's, .* but a base is needed; open it with Stable"):
-        StableDiffusionXLPipeline.from_pretrained(refiner, backend="null")
-    with pytest.raises(ConfigError, match=r"is a refiner's, .* set requires_aesthetics_score"):
-        StableDiffusionXLImg2ImgPipeline.from_pretrained(refiner, backend="null", requires_aesthetics_score=False)
-    with pytest.raises(ConfigError, match=r"is a base's, .* says refiner"):
-        StableDiffusionXLImg2ImgPipeline.from_pretrained(sdxl, backend="null", requires_aesthetics_score=True)
-    with pytest.raises(ConfigError, match="states 40 wide, the unet takes 72"):
-        StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", text_encoder=None, tokenizer=None)
-
-
-def test_the_autoencoder_stays_out_of_float16_unless_it_is_named(sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    every = ("float32", "float16", "bfloat16")
-    monkeypatch.setattr(Null, "places", {"cpu": every})
-    monkeypatch.setattr(Null, "precisions", lambda *_: every)
-    plain = StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", torch_dtype="float16")
-    assert {part: placed.precision for part, placed in plain.placement.items()} == {
-        "vae_decoder": "float32", "text_encoder": "float16", "text_encoder_2": "float16", "unet": "float16",
-    }  # fmt: skip
-    assert str(plain.placement["vae_decoder"]).endswith("in float32, instead of float16")
-    half = {"default": "float16", "vae": "float16"}
-    named = StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", torch_dtype=half)
-    assert named.placement["vae_decoder"].precision == "float16"
-    wide = StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", torch_dtype="bfloat16")
-    assert wide.placement["vae_decoder"].precision == "bfloat16"
-
-
 def test_a_watermark_is_asked_of_its_package_as_diffusers_asks(sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="pip install invisible-watermark"):
         StableDiffusionXLPipeline.from_pretrained(sdxl, backend="null", add_watermarker=True)
@@ -335,41 +269,3 @@ def test_a_watermark_is_asked_of_its_package_as_diffusers_asks(sdxl: Path, monke
     monkeypatch.setattr(diffusers_watermark, "WatermarkEncoder", Encoder, raising=False)
     expected = diffusers_watermark.StableDiffusionXLWatermarker().apply_watermark(pixels)
     assert np.abs(watermark.marked(pixels.numpy()) - expected.numpy()).max() <= 1e-6
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes", "words"),
-    [
-        (TEXT, {"prompt_2": ["x"] * 3}, "2 prompts and 3 of prompt_2"),
-        (TEXT, {"negative_prompt": None, "negative_prompt_2": "x"}, "negative_prompt_2 without negative_prompt"),
-        (TEXT, {"original_size": (1,)}, r"original_size is \(1,\), expected two whole numbers"),
-        (TEXT, {"negative_original_size": (1, 2)}, "counts only together with the other"),
-        (TEXT, {"negative_crops_coords_top_left": (1, 2)}, "counts only with negative_original_size"),
-        (IMAGE, {"negative_crops_coords_top_left": (1, 2)}, "counts only for a refiner"),
-        (IMAGE, {"aesthetic_score": 7.0}, "no refiner and knows no scores"),
-        (TEXT, {"denoising_end": 1.5}, "denoising_end is 1.5, expected a fraction"),
-        (TEXT, {"denoising_end": 0.0001}, "denoising_end 0.0001 leaves none of 5 steps"),
-        (IMAGE, {"denoising_start": 0.9999}, "denoising_start 0.9999 leaves none"),
-        (IMAGE, {"denoising_start": 0.6, "denoising_end": 0.5}, "expected a start before the end"),
-        (TEXT, {"prompt": None, "prompt_embeds": np.zeros((1, 77, 72))}, "prompt_embeds without pooled_prompt_embeds"),
-        (TEXT, {"clip_skip": 2}, "clip_skip is 2, expected None or 0 to 1"),
-    ],
-)
-def test_wrong_arguments_are_named(sdxl: Path, kind: str, changes: dict[str, Any], words: str) -> None:
-    pipe = getattr(anamorph, kind).from_pretrained(sdxl, backend="null")
-    with pytest.raises(InputError, match=words):
-        pipe(**call(kind, **changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"target_size": (1, 2)}, "aesthetic_score instead of a target_size"),
-        ({"prompt_2": "x"}, "this pipeline has one"),
-        ({"aesthetic_score": "much"}, "aesthetic_score is 'much'"),
-    ],
-)
-def test_wrong_arguments_of_a_refiner_are_named(refiner: Path, changes: dict[str, Any], words: str) -> None:
-    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(refiner, backend="null")
-    with pytest.raises(InputError, match=words):
-        pipe(**call(IMAGE, **changes))  # type: ignore[operator]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from anamorph.checkpoint import BUNDLED
 from anamorph.errors import CheckpointError, ConfigError, InputError
-from anamorph.tokenizer import LARGEST_FILE, ClipTokenizer
+from anamorph.tokenizer import ClipTokenizer
+from anamorph.vocabulary import LARGEST_FILE
 
 Pair = tuple[ClipTokenizer, transformers.CLIPTokenizer]
 

@@ -22,8 +22,8 @@ from anamorph.errors import ArtifactError
 from anamorph.exporters import certificate, folder
 from anamorph.exporters.certificate import UNTRUSTED
 from anamorph.exporters.children import run_child
-from anamorph.exporters.folder import read_components
 from anamorph.exporters.references import load, write_picture, write_probes
+from anamorph.exporters.settling import read_components
 from anamorph.exporters.taps import is_block
 from anamorph.exporters.trial import trajectory
 from anamorph.exporting import LINKED, PICTURE, Check

@@ -15,9 +15,10 @@ from anamorph.entries import ANY, every, nearest
 from anamorph.errors import AnamorphError
 from anamorph.exporting import Exporter, cached_options, export_place
 from anamorph.pipelines import DiffusionPipeline
-from anamorph.pipelines.loading import CHECKPOINT, Wishes
+from anamorph.pipelines.loading import CHECKPOINT
 from anamorph.pipelines.nets import spread
 from anamorph.pipelines.slots import models, parts_of, read_slot
+from anamorph.pipelines.wishes import Wishes
 from anamorph.plugins import get_exporter
 from anamorph.rewrites import Wish
 

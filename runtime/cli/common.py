@@ -14,8 +14,8 @@ from anamorph.errors import InputError
 from anamorph.native import is_beside
 from anamorph.pipelines import LatentDiffusion
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.loading import Given, precision_name
 from anamorph.pipelines.request import Request
+from anamorph.pipelines.wishes import Given, precision_name
 from anamorph.profiles import applying
 from anamorph.rewrites import named
 from anamorph.schedulers import load_scheduler

@@ -12,7 +12,7 @@ from anamorph.capabilities import conflicts, matrix
 from anamorph.checkpoint import BUNDLED
 from anamorph.cli import OK
 from anamorph.cli.backends import describe, print_matrix
-from anamorph.cli.info import inspect, needs
+from anamorph.cli.inspection import inspect, needs
 from anamorph.guard import missing
 from anamorph.plugins import installed
 

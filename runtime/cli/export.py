@@ -15,7 +15,7 @@ from anamorph.cli import OK
 from anamorph.cli.common import folder_of
 from anamorph.errors import InputError
 from anamorph.exporting import LINKED, Check, CoreMl, ExportOptions, Quantization
-from anamorph.pipelines.loading import precision_name
+from anamorph.pipelines.wishes import precision_name
 from anamorph.plugins import get_exporter
 
 NUMBER = re.compile(r"\.\d+ at ")

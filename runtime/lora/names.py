@@ -10,6 +10,8 @@ from typing import Any
 from anamorph.lora.factors import Layers
 from anamorph.original.names import unet_places
 
+CHANGED = ("unet", "text_encoder", "text_encoder_2")
+"""The components that adapters change."""
 COMPONENTS: Mapping[str, str] = {
     "lora_unet_": "unet", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te_": "text_encoder",
     "unet.": "unet", "text_encoder_2.": "text_encoder_2", "text_encoder.": "text_encoder",

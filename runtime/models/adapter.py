@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anamorph.components import LIGHT, adapter_levels
+from anamorph.denoiser_interfaces import LIGHT, adapter_levels
 from anamorph.models.alone import Alone
 
 

@@ -17,7 +17,7 @@ class Alone(Model):
 
         Raises InputError: an option has no meaning for an exported folder.
         """
-        from anamorph.pipelines.loading import alone
+        from anamorph.pipelines.describing import alone
 
         folder = Path(pretrained_model_name_or_path).expanduser() / (options.get("subfolder") or "")
         if not is_artifact(folder):

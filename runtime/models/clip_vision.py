@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from anamorph.components import VISION
 from anamorph.config import Config
+from anamorph.encoder_interfaces import VISION
 from anamorph.errors import ConfigError, InputError
 from anamorph.models.base import Model
 from anamorph.models.clip import ACTIVATIONS, FOREIGN, Encoder, check_heads

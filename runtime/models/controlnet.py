@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anamorph.components import controlnet_interface
 from anamorph.config import Config
+from anamorph.denoiser_interfaces import controlnet_interface
 from anamorph.guessing import guess_scales
 from anamorph.interface import Interface
 from anamorph.models.alone import Alone

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from anamorph.config import Config
 from anamorph.errors import ConfigError, InputError
-from anamorph.models.attention import INNER, Attention, FeedForward
+from anamorph.models.attention import Attention
 from anamorph.models.base import Model
 from anamorph.models.embeddings import TimestepEmbedding, sinusoids
 from anamorph.models.outputs import Transformer2DModelOutput
+from anamorph.models.transformer import INNER, FeedForward
 from anamorph.models.unet_blocks import timesteps
 
 WAVES = 256

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from anamorph.errors import InputError
 from anamorph.models.activations import ACTIVATIONS
-from anamorph.models.attention import Attention, to_pixels, to_tokens
+from anamorph.models.attention import Attention
 from anamorph.models.blocks import AdaGroupNorm, Residual, Scaled, reflected_grow, reflected_shrink
 from anamorph.models.levels import Kind, Level
+from anamorph.models.pixel_attention import to_pixels, to_tokens
 from anamorph.models.told import Joint, Text
 
 GROUP = 32

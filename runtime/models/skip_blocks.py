@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anamorph.models.attention import PixelAttention
 from anamorph.models.blocks import MOST_GROUPS, Residual, ResnetBlock2D, blurred_grow, blurred_shrink
 from anamorph.models.levels import Kind, Level
+from anamorph.models.pixel_attention import PixelAttention
 
 COLOURS = 3
 """Channels of the picture that is carried along."""

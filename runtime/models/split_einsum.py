@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from anamorph.models.told import Text
 
 if TYPE_CHECKING:
-    from anamorph.models.attention import Attention, FeedForward, SpatialTransformer, TransformerBlock
+    from anamorph.models.attention import Attention
+    from anamorph.models.transformer import FeedForward, SpatialTransformer, TransformerBlock
 
 
 def split(layer: "SpatialTransformer", x: Tensor, text: Text) -> Tensor:

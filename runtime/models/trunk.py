@@ -12,14 +12,16 @@ from anamorph.conditions import HINT, added_names, intrablock_ports, residual_po
 from anamorph.config import Config
 from anamorph.interface import Interface
 from anamorph.models.activations import ACTIVATIONS
-from anamorph.models.attention import Attention, SpatialTransformer, renamed
+from anamorph.models.attention import Attention
 from anamorph.models.base import Model
 from anamorph.models.blocks import ResnetBlock2D, same_size
 from anamorph.models.conditioning import add_embedding, addition, class_embedding, context, encoder_projection
 from anamorph.models.embeddings import TimestepEmbedding
 from anamorph.models.image_attention import Images
 from anamorph.models.levels import DOWN_BLOCKS, down_levels, kinds
+from anamorph.models.pixel_attention import renamed
 from anamorph.models.told import Conditions, Joint, Text, Time, Times, give_places
+from anamorph.models.transformer import SpatialTransformer
 from anamorph.models.unet_blocks import down_ways, timesteps
 from anamorph.models.unet_build import middle, style_of, waves
 from anamorph.native import KEYS, TEXT_KEYS, TEXT_VALUES, TIME_ROW, TIMES, is_branched, is_preparing, split, splits

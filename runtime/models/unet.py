@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal, SupportsFloat, overload
 
 from torch import Tensor, nn
 
-from anamorph.components import unet_interface
 from anamorph.config import Config
+from anamorph.denoiser_interfaces import unet_interface
 from anamorph.errors import InputError
 from anamorph.interface import Interface
 from anamorph.models.activations import ACTIVATIONS

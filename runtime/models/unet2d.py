@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from anamorph.config import Config
 from anamorph.errors import ConfigError, InputError
 from anamorph.models.activations import ACTIVATIONS
-from anamorph.models.attention import renamed
 from anamorph.models.base import Model
 from anamorph.models.blocks import Residual, same_size
 from anamorph.models.conditioning import class_embedding
 from anamorph.models.embeddings import FourierFeatures, LearnedSteps, Sinusoids, TimestepEmbedding
 from anamorph.models.levels import PLAIN_DOWN_BLOCKS, PLAIN_UP_BLOCKS, Kind, Level, check_level, kinds
 from anamorph.models.outputs import UNet2DOutput
+from anamorph.models.pixel_attention import renamed
 from anamorph.models.unet_blocks import MidBlock, Style, check_even, down_ways, timesteps, up_sizes, up_ways
 
 FOURIER_SCALE = 16

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from anamorph.errors import InputError
-from anamorph.models.attention import AddedAttention, PixelAttention, SpatialTransformer
 from anamorph.models.blocks import (
     MOST_GROUPS,
     Downsample2D,
@@ -22,8 +21,10 @@ from anamorph.models.blocks import (
 )
 from anamorph.models.k_blocks import KDownBlock, KUpBlock
 from anamorph.models.levels import Kind, Level
+from anamorph.models.pixel_attention import AddedAttention, PixelAttention
 from anamorph.models.skip_blocks import SkipDownBlock, SkipUpBlock
 from anamorph.models.told import Joint, Text, Time
+from anamorph.models.transformer import SpatialTransformer
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from anamorph.checkpoint import LATER_KEYS
 from anamorph.config import Config
-from anamorph.models.attention import renamed
 from anamorph.models.blocks import Residual
 from anamorph.models.outputs import AutoencoderKLOutput, DecoderOutput, DiagonalGaussianDistribution
 from anamorph.models.picturing import Picturing, rescaled
+from anamorph.models.pixel_attention import renamed
 from anamorph.models.savings import Savings
 from anamorph.models.vae_blocks import Decoder, Encoder, check_blocks
 from anamorph.scaling import Scaling

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from anamorph.config import Config
 from anamorph.errors import ConfigError
-from anamorph.models.attention import PixelAttention
 from anamorph.models.blocks import Downsample2D, Residual, ResnetBlock2D, Upsample2D, through
+from anamorph.models.pixel_attention import PixelAttention
 
 
 class EncoderLevel(nn.Module):

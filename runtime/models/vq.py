@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal, overload
 from torch import Tensor, nn
 
 from anamorph.config import Config
-from anamorph.models.attention import renamed
 from anamorph.models.blocks import Residual
 from anamorph.models.outputs import DecoderOutput, VQEncoderOutput
 from anamorph.models.picturing import Picturing
+from anamorph.models.pixel_attention import renamed
 from anamorph.models.vae_blocks import Decoder, Encoder, check_blocks
 
 

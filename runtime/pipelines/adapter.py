@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from anamorph.components import adapter_interface
 from anamorph.conditions import INTRABLOCK, intrablock_ports
 from anamorph.config import Config
+from anamorph.denoiser_interfaces import adapter_interface
 from anamorph.errors import ConfigError
 from anamorph.pipelines import stable_diffusion as sd
 from anamorph.pipelines import stable_diffusion_xl as xl

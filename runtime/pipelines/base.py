@@ -1,48 +1,31 @@
-"""What all pipelines share: their components, loading, saving and placement."""
+"""What all pipelines share: how they are declared, called, stepped through and saved."""
 
-import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.arrays import Array
-from anamorph.checkpoint import Checkpoint
-from anamorph.clip_image import CLIPImageProcessor
-from anamorph.engine import Placement, Program
 from anamorph.errors import ConfigError, InputError
 from anamorph.image import to_uint8
-from anamorph.lora.adapting import Open, adapting_of, moved, scaled
-from anamorph.native import preparing, shallow
 from anamorph.pipelines.arguments import Job
 from anamorph.pipelines.cropping import put_back
 from anamorph.pipelines.decoding import held_back
-from anamorph.pipelines.denoiser import Denoiser, Opened
-from anamorph.pipelines.loaded import Loaded
-from anamorph.pipelines.loading import Given, Wishes, as_component, completed, open_component
-from anamorph.pipelines.nets import filled, several_of, spread, unpacked
+from anamorph.pipelines.holding import Holding
 from anamorph.pipelines.opening import Opening
 from anamorph.pipelines.outputs import PipelineOutput, check_output_type, finish_images
-from anamorph.pipelines.registered import Registering
 from anamorph.pipelines.running import State, finished, states
 from anamorph.pipelines.sampling import Plan
 from anamorph.pipelines.saving import save
-from anamorph.pipelines.saving_memory import SavingMemory, check_resident
 from anamorph.pipelines.signature import Arguments, Signature
-from anamorph.pipelines.slots import Slots, check_given, models, parts_of
-from anamorph.rewrites import NOTE, Wish, check_met
-from anamorph.schedulers import Scheduler
-
-log = logging.getLogger(__name__)
 
 BLACK = {"float32": -1, "uint8": 0}
 """What a picture that is held back is filled with, by its type."""
 
 
-class DiffusionPipeline(Opening, SavingMemory, Registering):
+class DiffusionPipeline(Opening, Holding):
     """Base class; `DiffusionPipeline.from_pretrained` returns the class that `model_index.json` names.
 
     A subclass declares as data: its components (`SLOTS`), the settings that `model_index.json` stores beside them
@@ -50,10 +33,7 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
     call is checked, in `plan` what the loop needs, and in `_pixels` what becomes of its latents.
     """
 
-    SLOTS: ClassVar[Slots] = {}
-    OPTIONS: ClassVar[Mapping[str, Any]] = {}
     TAKES: ClassVar[Signature]
-    DENOISER: ClassVar[str] = "unet"
     BRANCHES: ClassVar[int] = 2
     """How often each picture is in the denoiser's batch where a call is guided."""
     ALIKE: ClassVar[bool] = True
@@ -61,8 +41,6 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
     show_progress: bool | None = None
     """Whether a call draws a progress bar; None: only where the error stream is a terminal."""
     registry: ClassVar[dict[str, type["DiffusionPipeline"]]] = {}
-    scheduler: Scheduler
-    feature_extractor: CLIPImageProcessor
 
     def __init_subclass__(cls, public: bool = True) -> None:
         if public:
@@ -71,43 +49,6 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
             cls.__call__ = cls.TAKES.announced(cls.__call__)  # type: ignore[method-assign]
             cls.steps = cls.TAKES.quiet.announced(cls.steps)  # type: ignore[method-assign]
             cls.job = cls.TAKES.quiet.announced(cls.job)  # type: ignore[method-assign]
-
-    def __init__(
-        self,
-        *components: Any,
-        backend: str | Mapping[str, str] = "auto",
-        device: Any = None,
-        torch_dtype: Any = None,
-        rewrites: Wish = None,
-        backend_options: Mapping[str, Any] | None = None,
-        trust_remote_code: bool = False,
-        origin: Checkpoint | None = None,
-        **named: Any,
-    ) -> None:
-        """Take components, by name or in diffusers' order, and settings by name; models of anamorph, or opened ones.
-
-        Raises InputError: one is missing, strange or of another kind. Raises ConfigError: they do not fit together.
-        """
-        given = unpacked(self.SLOTS, {**dict(zip(self.SLOTS, components, strict=False)), **named})
-        self.slots = spread(self.SLOTS, given)
-        check_given(type(self).__name__, self.slots, tuple(self.OPTIONS), given)
-        if missing := [name for name, slot in self.SLOTS.items() if not slot.optional and name not in given]:
-            raise InputError(f"{type(self).__name__} needs {', '.join(missing)}; pass every component")
-        self.origin = origin
-        self.options = {name: given.get(name, default) for name, default in self.OPTIONS.items()}
-        self._given = Given(backend, device, torch_dtype, rewrites, backend_options, trust_remote_code)
-        self._models: dict[str, Loaded] = {}
-        for name, slot in self.slots.items():
-            value = given.get(name)
-            if slot.kind != "model":
-                setattr(self, name, value)
-            elif value is not None:
-                self._models[name] = self._open(name, value)
-        self._check_rewrites()
-        if "safety_checker" in self._models and self.feature_extractor is None:
-            raise InputError("a safety_checker without a feature_extractor; pass both, or safety_checker=None")
-        if self.options.get("requires_safety_checker") and "safety_checker" not in self._models:
-            log.warning("this checkpoint asks for a safety checker and has none here: pictures are not screened")
 
     @classmethod
     def _class_for(
@@ -122,59 +63,6 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
                 f"{where} is a {class_name}, which this version does not have; it has {', '.join(cls.registry)}"
             )
         return cls.registry[class_name]
-
-    def _open(self, name: str, value: Any) -> Loaded:
-        slot = self.slots[name]
-        refining = bool(self.options.get("requires_aesthetics_score"))
-        component = as_component(name, value, slot.classes, refining, self._models.get(name))
-        if isinstance(component, Loaded):
-            return completed(component.placed(name), self._parts(name), self._wishes)
-        return open_component(component, self._parts(name), self._wishes, slot.wide, name)
-
-    def _parts(self, name: str) -> list[str]:
-        return [part for part, owner in parts_of(self.slots).items() if owner == name]
-
-    @property
-    def _wishes(self) -> Wishes:
-        return Wishes.of(self._given, [*models(self.slots), *parts_of(self.slots)])
-
-    def _opener(self, name: str) -> Open:
-        """How a component is opened as this pipeline does now, for other adapters."""
-        parts, wishes, wide = self._parts(name), self._wishes, self.slots[name].wide
-        return lambda component: open_component(component, parts, wishes, wide, name).programs
-
-    def _check_rewrites(self) -> None:
-        """Raise InputError where a rewrite that was wished for by its name is not in force."""
-        placed = self.placement.values()
-        applied = [name for one in placed for name in one.details.get(NOTE, "").split()]
-        parts = [(part, one.component.class_name, one.config) for one in self._models.values() for part in one.programs]
-        check_met(self._given.rewrites, applied, parts)
-
-    def __getattr__(self, name: str) -> Any:
-        """A model by its name, which may be a component of another pipeline; None where its place is empty.
-
-        That is the PyTorch model with its layers, where PyTorch runs it, and else the opened component.
-        """
-        if name in models(type(self).SLOTS) and "_models" in vars(self):
-            shown = [self._models[each].shown for each in filled(type(self).SLOTS, name, self._models)]
-            return several_of(type(self).SLOTS[name].several, shown) if len(shown) > 1 else next(iter(shown), None)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """A model in a place of this pipeline is opened, like one that the constructor is given; None empties it."""
-        if name in models(type(self).SLOTS):
-            given = unpacked(self.SLOTS, {name: value})
-            self.slots = spread(self.SLOTS, [*self._models, *given])
-            opened = {each: self._open(each, one) for each, one in given.items()
-                      if one is not None or not self.slots[each].optional}  # fmt: skip
-            for stale in filled(self.SLOTS, name, self._models):
-                del self._models[stale]
-            self._models |= opened
-            self.slots = spread(self.SLOTS, self._models)
-        else:
-            super().__setattr__(name, value)
-
-    # ---- a call --------------------------------------------------------------------------------------------------
 
     def __call__(self, *positional: Any, **arguments: Unpack[Arguments]) -> Any:
         """Make pictures; arguments in diffusers' order, plus `seed`.
@@ -275,57 +163,9 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         """How many pictures the argument `name` of `needs` holds for each that is drawn."""
         return 1
 
-    def program(self, part: str, scale: float = 1.0) -> Program:
-        """The opened part of that name, in whose calls adapters count `scale` times."""
-        found = next(loaded.programs[part] for loaded in self._models.values() if part in loaded.programs)
-        return scaled(found, scale)
-
-    def denoiser(self, slot: str | None = None, scale: float = 1.0) -> Denoiser:
-        """What predicts in the loop, for one thread: the model of that slot, or of the one that denoises."""
-        slot = slot or self.DENOISER
-        every = {part: scaled(program, scale) for part, program in self._models[slot].programs.items()}
-        return Opened.of(every[slot], every.get(preparing(slot)), every.get(shallow(slot)))
-
-    @property
-    def rewrites(self) -> Wish:
-        """The rewrites that were asked for, or measured to be best; None: those that are on by themselves."""
-        profile = self._models[self.DENOISER].profile
-        return self._given.rewrites or (None if profile is None else profile.rewrites or None)
-
-    def _config(self, name: str) -> Any:
-        return self._models[name].config
-
-    # ---- where it runs, and what it is made of -------------------------------------------------------------------
-
     def set_progress_bar_config(self, *, disable: bool = False) -> None:
         """Draw no progress bar, or again only where the error stream is a terminal."""
         self.show_progress = False if disable else None
-
-    def to(self, device: Any = None, torch_dtype: Any = None) -> Self:
-        """Open the models again on another device or in another precision; returns the pipeline itself."""
-        old = self._given
-        self._given = replace(old, device=device or old.device, torch_dtype=torch_dtype or old.torch_dtype)
-        check_resident(list(self._models.values()))
-        self._move_registered(device, torch_dtype)
-        self._models = {name: self._moved(name, loaded) for name, loaded in self._models.items()}
-        return self
-
-    def _moved(self, name: str, loaded: Loaded) -> Loaded:
-        opened = replace(self._open(name, loaded.component), sparing=loaded.sparing, adapters=loaded.adapters)
-        adapting = adapting_of(loaded)
-        return opened if adapting is None else moved(opened, adapting, self._opener(name))
-
-    @property
-    def components(self) -> dict[str, Any]:
-        """All components by name, None where one is absent; another pipeline built from them shares their weights."""
-        declared = {name: self._models.get(name) if slot.kind == "model" else getattr(self, name)
-                    for name, slot in self.slots.items()}  # fmt: skip
-        return {**declared, **self._registered}
-
-    @property
-    def placement(self) -> dict[str, Placement]:
-        """Part name -> engine, device and precision that really run it."""
-        return {part: placed for loaded in self._models.values() for part, placed in loaded.placement.items()}
 
     def save_pretrained(self, folder: str | Path, *, variant: str | None = None) -> None:
         """Write the checkpoint in diffusers' layout, weights as float32 safetensors; readable by diffusers.
@@ -334,12 +174,6 @@ class DiffusionPipeline(Opening, SavingMemory, Registering):
         Raises OutputError: the disk is full or read-only. Raises InputError: this is an exported folder.
         """
         save(self, Path(folder), variant)
-
-    def __repr__(self) -> str:
-        lines = [f"  {placement}" for placement in self.placement.values()]
-        others = (name for name, slot in self.SLOTS.items() if slot.kind == "scheduler")
-        lines += [f"  {name}: {type(getattr(self, name)).__name__}" for name in (*others, *self._registered)]
-        return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 
 
 def check_output(job: Job, output_type: str) -> None:

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
+from anamorph.autoencoder_interfaces import latent_channels
 from anamorph.clip_image import DPTImageProcessor
-from anamorph.components import latent_channels
 from anamorph.errors import InputError
 from anamorph.image import to_pil
 from anamorph.pipelines.arguments import Job

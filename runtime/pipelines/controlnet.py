@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from anamorph.components import hint_factor
 from anamorph.conditions import HINT, RESIDUALS, residual_ports
 from anamorph.config import Config
+from anamorph.denoiser_interfaces import hint_factor
 from anamorph.errors import ConfigError
 from anamorph.native import HINTING, preparing
 from anamorph.pipelines import stable_diffusion as sd

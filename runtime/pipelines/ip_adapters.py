@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.clip_image import CLIPImageProcessor
-from anamorph.components import VISION, Component
+from anamorph.components import Component
 from anamorph.conditions import IMAGE_KEYS
+from anamorph.encoder_interfaces import VISION
 from anamorph.errors import CheckpointError, InputError
 from anamorph.hub import HubOptions, find_component
 from anamorph.ip_adapter import LAYERS, PROJECTION, Adapter, adapter_of
 from anamorph.original.reading import open_original
 from anamorph.pickles import load_pickle, tensors
+from anamorph.pipelines.describing import read_component
 from anamorph.pipelines.image_scales import shares
-from anamorph.pipelines.loading import read_component
 from anamorph.weights import floats
 
 if TYPE_CHECKING:
-    from anamorph.pipelines.latent_diffusion import LatentDiffusion
+    from anamorph.pipelines.base import DiffusionPipeline
 
 ENCODER, ENCODER_CLASS = "image_encoder", "CLIPVisionModelWithProjection"
 ENCODER_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
@@ -27,7 +28,7 @@ Many = str | Sequence[str] | None
 
 
 def load(
-    pipe: "LatentDiffusion", sources: Any, subfolder: Many, weight_name: Many, encoder: str | None, hub: HubOptions
+    pipe: "DiffusionPipeline", sources: Any, subfolder: Many, weight_name: Many, encoder: str | None, hub: HubOptions
 ) -> None:
     """Read the adapters and take them in the place of those before; nothing changes where one of them is refused."""
     check_takes(pipe)
@@ -57,7 +58,7 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def check_takes(pipe: "LatentDiffusion") -> None:
+def check_takes(pipe: "DiffusionPipeline") -> None:
     """Raise InputError where the pipeline, or its opened denoiser, has no place for pictures as prompts."""
     if "ip_adapter_image" not in pipe.TAKES.all:
         raise InputError(
@@ -127,7 +128,7 @@ def _encoder(source: Any, subfolder: str | None, folder: str, hub: HubOptions) -
         raise CheckpointError(f"the IP-Adapter comes without its image encoder ({error}); {remedy}") from None
 
 
-def rescale(pipe: "LatentDiffusion", scale: Any) -> None:
+def rescale(pipe: "DiffusionPipeline", scale: Any) -> None:
     """Let adapters count so much from now on; see `set_ip_adapter_scale`."""
     state, scales = pipe._models["unet"].adapters, scale if isinstance(scale, list) else [scale]
     if len(scales) != len(state.loaded):
@@ -135,7 +136,7 @@ def rescale(pipe: "LatentDiffusion", scale: Any) -> None:
     state.scales = tuple(shares(one, pipe._config("unet")) for one in scales)
 
 
-def unload(pipe: "LatentDiffusion") -> None:
+def unload(pipe: "DiffusionPipeline") -> None:
     """Forget the adapters and the picture encoder."""
     state = pipe._models["unet"].adapters
     state.loaded, state.scales = (), ()

@@ -3,21 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
 from anamorph.arrays import Array
-from anamorph.components import latent_channels, vae_scale_factor
+from anamorph.autoencoder_interfaces import latent_channels, vae_scale_factor
 from anamorph.errors import ConfigError
-from anamorph.hub import HubOptions
 from anamorph.lora.adapting import scaled
-from anamorph.pipelines import ip_adapters, looking, watermark
+from anamorph.pipelines import looking, watermark
 from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.controlling import Following
 from anamorph.pipelines.decoding import decoded, decoded_bytes, divided
-from anamorph.pipelines.learned_words import forget, teach
+from anamorph.pipelines.learning import Learning
 from anamorph.pipelines.lora import SCALE, LoraLoading, scale_of
 from anamorph.pipelines.prompts import Asking, Family, guidance_embedding, texts
 from anamorph.pipelines.request import as_texts
@@ -26,15 +25,13 @@ from anamorph.pipelines.signature import Arguments, Texts
 from anamorph.pipelines.spans import table_of
 from anamorph.pipelines.tasks import Scene, Task
 from anamorph.pipelines.texts import Embeds, Encoder, last_states
-from anamorph.pipelines.textual_inversion import spelled_out
 from anamorph.pipelines.wording import PLAIN, Wording
 from anamorph.scaling import Scaling
 from anamorph.schedulers import Scheduler
 from anamorph.tiling import autoencoder_tiles
-from anamorph.tokenizer import ClipTokenizer
 
 
-class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
+class LatentDiffusion(LoraLoading, Learning, public=False):
     """Latent diffusion with CLIP text encoders (Rombach et al. 2022).
 
     A subclass declares its `TASK`, and the `FAMILY` that says how texts are encoded and what the denoiser is told.
@@ -212,87 +209,6 @@ class LatentDiffusion(LoraLoading, DiffusionPipeline, public=False):
         first = as_texts(prompt, "prompt")
         second = first if prompt_2 is None else as_texts(prompt_2, "prompt_2")
         return self._encode([first, *[second] * (len(self.encoders) - 1)], clip_skip)
-
-    def load_textual_inversion(
-        self,
-        pretrained_model_name_or_path: Any,
-        token: str | Sequence[str] | None = None,
-        *,
-        weight_name: str | None = None,
-        subfolder: str | None = None,
-        tokenizer: ClipTokenizer | None = None,
-        text_encoder: Any = None,
-        **hub: Unpack[HubOptions],
-    ) -> None:
-        """Teach the pipeline a word that was learned from pictures (Gal et al. 2022), on whatever engine it runs.
-
-        The source is a file, a folder or hub id, a mapping as files hold it, a tensor [n, D], or a list of these with
-        a list of tokens; files of diffusers and of AUTOMATIC1111's web interface are read. `tokenizer` or
-        `text_encoder`, one of the pipeline's own, says which of several encoders a tensor belongs to.
-
-        Raises CheckpointError: a file is missing, damaged or holds code. Raises InputError: it holds no learned word,
-        the word is known already, its vectors have another width, or the opened encoder takes none.
-        """
-        teach(self, pretrained_model_name_or_path, token, weight_name, subfolder, (tokenizer, text_encoder), hub)
-
-    def unload_textual_inversion(self, tokens: str | Sequence[str] | None = None) -> None:
-        """Forget these learned words, or all of them; raises InputError where one is none."""
-        forget(self, (tokens,) if isinstance(tokens, str) else tokens)
-
-    def load_ip_adapter(
-        self,
-        pretrained_model_name_or_path_or_dict: Any,
-        subfolder: str | Sequence[str] | None = None,
-        weight_name: str | Sequence[str] | None = None,
-        image_encoder_folder: str | None = "image_encoder",
-        **hub: Unpack[HubOptions],
-    ) -> None:
-        """Let pictures be prompts (Ye et al. 2023, arXiv:2308.06721), on whatever engine the pipeline runs.
-
-        The source is a folder, hub id, file or mapping of weights, or a list of these, which take the place of adapters
-        that were loaded before. The picture encoder is read from `image_encoder_folder` below `subfolder` (with a
-        slash: below the source) unless the pipeline has one; without it (None), calls take `ip_adapter_image_embeds`.
-
-        Raises CheckpointError: a file is missing, damaged or holds code, or there is no picture encoder.
-        Raises InputError: an adapter is for another UNet or picture encoder, or the opened UNet takes none.
-        """
-        ip_adapters.load(self, pretrained_model_name_or_path_or_dict, subfolder, weight_name, image_encoder_folder, hub)
-
-    def set_ip_adapter_scale(self, scale: Any) -> None:
-        """How strongly pictures count as prompts: a number, or a list with one entry for each adapter.
-
-        An entry is a number, a list with one for each masked picture, or a mapping from "down", "mid" and "up" to
-        numbers, or to mappings from "block_0" ... to a number or one per transformer; what it leaves out is 0.
-        Raises InputError: the entries are of another count or form, or name a block that looks at no text.
-        """
-        ip_adapters.rescale(self, scale)
-
-    def unload_ip_adapter(self) -> None:
-        """Forget all IP-Adapters, and the picture encoder."""
-        ip_adapters.unload(self)
-
-    def prepare_ip_adapter_image_embeds(
-        self,
-        ip_adapter_image: Any,
-        ip_adapter_image_embeds: Any = None,
-        device: Any = None,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-    ) -> list[Array]:
-        """Encoded pictures for each adapter, [N, pictures, ...], with guidance [2 N, ...], the negative ones first.
-
-        They are arrays of the denoiser's kind; with N = 1, calls take them as `ip_adapter_image_embeds`. Raises
-        InputError: the pictures do not fit the adapters, or `device` is another than the denoiser's.
-        """
-        return looking.prepared(
-            self, ip_adapter_image, ip_adapter_image_embeds, device, num_images_per_prompt, do_classifier_free_guidance
-        )
-
-    def maybe_convert_prompt(self, prompt: str | list[str], tokenizer: ClipTokenizer) -> str | list[str]:
-        """Prompts with every token of learned words that have several vectors; calls do this themselves."""
-        if isinstance(prompt, str):
-            return spelled_out(prompt, tokenizer)
-        return [spelled_out(text, tokenizer) for text in prompt]
 
     def upcast_vae(self) -> None:
         """Let the autoencoder compute in float32 from now on, whatever the other models do."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anamorph.arrays import Array, to_numpy
-from anamorph.components import VISION
+from anamorph.encoder_interfaces import VISION
 from anamorph.errors import InputError
 from anamorph.ip_adapter import Adapter
 from anamorph.pipelines.image_prompts import Looks, groups_of, inputs_of
@@ -19,13 +19,13 @@ from anamorph.pipelines.sampling import FiniteCheck, Guidance
 from anamorph.pipelines.signature import Arguments
 
 if TYPE_CHECKING:
-    from anamorph.pipelines.latent_diffusion import LatentDiffusion
+    from anamorph.pipelines.base import DiffusionPipeline
 
 F32 = NDArray[np.float32]
 MASKS = "ip_adapter_masks"
 
 
-def looks_of(pipe: "LatentDiffusion", call: Arguments) -> Looks:
+def looks_of(pipe: "DiffusionPipeline", call: Arguments) -> Looks:
     """The pictures of a call, checked; raises InputError where they do not fit the adapters."""
     state, pictures, embeds = pipe._models["unet"].adapters, call["ip_adapter_image"], call["ip_adapter_image_embeds"]
     masks = _known(call["cross_attention_kwargs"]).get(MASKS)
@@ -65,7 +65,7 @@ def _known(kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return kwargs or {}
 
 
-def _pixels(pipe: "LatentDiffusion", pictures: Any, count: int) -> tuple[F32, ...]:
+def _pixels(pipe: "DiffusionPipeline", pictures: Any, count: int) -> tuple[F32, ...]:
     """Pictures as the encoder takes them, [n, C, s, s] for each adapter."""
     every = pictures if isinstance(pictures, list) else [pictures]
     if len(every) != count:
@@ -81,7 +81,7 @@ def _pixels(pipe: "LatentDiffusion", pictures: Any, count: int) -> tuple[F32, ..
     return tuple(_processed(pipe, one) for one in every)
 
 
-def _processed(pipe: "LatentDiffusion", given: Any) -> F32:
+def _processed(pipe: "DiffusionPipeline", given: Any) -> F32:
     """Pillow images or arrays [H, W, 3] of bytes through the processor; tensors [n, C, s, s] as they are."""
     items = list(given) if isinstance(given, list | tuple) else [given]
     if len(items) == 1 and getattr(items[0], "ndim", 0) == 4:
@@ -137,7 +137,7 @@ def _masks(masks: Any, pictures: Sequence[int]) -> tuple[F32 | None, ...]:
     return tuple(found)
 
 
-def encoded(pipe: "LatentDiffusion", looks: Looks, guided: bool) -> list[tuple[F32 | None, F32]]:
+def encoded(pipe: "DiffusionPipeline", looks: Looks, guided: bool) -> list[tuple[F32 | None, F32]]:
     """Embeddings or states of each adapter's pictures: of the negative branch (None: unguided) and the positive."""
     adapters = pipe._models["unet"].adapters.loaded
     pairs: list[tuple[F32 | None, F32]] = []
@@ -160,16 +160,16 @@ def encoded(pipe: "LatentDiffusion", looks: Looks, guided: bool) -> list[tuple[F
     return pairs
 
 
-def _output(pipe: "LatentDiffusion", adapter: Adapter) -> str:
+def _output(pipe: "DiffusionPipeline", adapter: Adapter) -> str:
     """What the adapter takes of the encoder: the embedding, or the states before the last layer."""
     return f"hidden_states.{_vision(pipe)['num_hidden_layers'] - 1}" if adapter.kind.states else "image_embeds"
 
 
-def _vision(pipe: "LatentDiffusion") -> Mapping[str, Any]:
+def _vision(pipe: "DiffusionPipeline") -> Mapping[str, Any]:
     return {**VISION, **pipe._config(ENCODER)}
 
 
-def _run(pipe: "LatentDiffusion", pixels: F32, name: str) -> F32:
+def _run(pipe: "DiffusionPipeline", pixels: F32, name: str) -> F32:
     program = pipe.program(ENCODER)
     value = program.session()({"pixel_values": program.arrays.put(pixels)})[name]
     FiniteCheck.of(program).add_now(value, "encoding the pictures of the IP-Adapter")
@@ -178,7 +178,7 @@ def _run(pipe: "LatentDiffusion", pixels: F32, name: str) -> F32:
 
 
 def prepared(
-    pipe: "LatentDiffusion", pictures: Any, embeds: Any, device: Any, images: int, guided: bool
+    pipe: "DiffusionPipeline", pictures: Any, embeds: Any, device: Any, images: int, guided: bool
 ) -> list[Array]:
     """See `prepare_ip_adapter_image_embeds`."""
     program = pipe.program("unet")
@@ -191,7 +191,7 @@ def prepared(
 
 
 def told(
-    pipe: "LatentDiffusion", looks: Looks, guidance: Guidance, images: int, sides: Mapping[str, int]
+    pipe: "DiffusionPipeline", looks: Looks, guidance: Guidance, images: int, sides: Mapping[str, int]
 ) -> dict[str, F32]:
     """The denoiser's inputs for these pictures, [branches * N, ...]; only the last branch sees the positive ones."""
     if not looks.masks:

@@ -10,21 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 
-from anamorph.arrays import to_numpy
 from anamorph.errors import BackendError, InputError
-from anamorph.files import replacing
 from anamorph.hub import HubOptions
 from anamorph.lora.adapting import Adapting, Open, Weight, adapted, adapting_of, forget_shown, layers_of, weighed
 from anamorph.lora.blocks import by_blocks
-from anamorph.lora.names import spelled
+from anamorph.lora.names import CHANGED, spelled
 from anamorph.lora.reading import FILES, Home, changes_of, read_source
+from anamorph.lora.writing import write_factors
 from anamorph.pipelines.loaded import Loaded
-from anamorph.weights import Stored, write_safetensors
 
-CHANGED = ("unet", "text_encoder", "text_encoder_2")
-"""The components that adapters change."""
 SCALE = "scale"
 """What `cross_attention_kwargs` call the weight of all adapters in a call."""
 Names = str | Sequence[str]
@@ -281,22 +276,8 @@ class LoraLoading:
         In float32, but for arrays of float16, which stay so.
         Raises InputError: there are none. Raises OutputError: the file cannot be written.
         """
-        given = dict(
-            zip(CHANGED, (unet_lora_layers, text_encoder_lora_layers, text_encoder_2_lora_layers), strict=True)
-        )
-        tensors = {
-            f"{component}.{name}": _stored(to_numpy(value))
-            for component, layers in given.items()
-            for name, value in (layers or {}).items()
-        }
-        if not tensors:
-            raise InputError("there are no factors to save; pass those of the UNet or of a text encoder")
-        with replacing(Path(save_directory) / weight_name) as draft:
-            write_safetensors(draft, tensors)
-
-
-def _stored(values: NDArray[Any]) -> Stored:
-    return Stored(values, "F16") if values.dtype == np.float16 else Stored(values.astype(np.float32), "F32")
+        given = (unet_lora_layers, text_encoder_lora_layers, text_encoder_2_lora_layers)
+        write_factors(Path(save_directory) / weight_name, dict(zip(CHANGED, given, strict=True)))
 
 
 def scale_of(kwargs: Mapping[str, Any] | None) -> dict[str, float] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
 from anamorph.components import Component
 from anamorph.pipelines.custom import custom_class
-from anamorph.pipelines.loading import settle_variant
+from anamorph.pipelines.describing import settle_variant
 from anamorph.pipelines.nets import place_of, spread, unpacked
 from anamorph.pipelines.registered import built
 from anamorph.pipelines.slots import Slots, check_given, check_slots, read_slot

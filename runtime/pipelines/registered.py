@@ -13,8 +13,9 @@ from anamorph.components import Component
 from anamorph.config import Config
 from anamorph.errors import BackendError, CheckpointError, ConfigError, InputError
 from anamorph.image import to_pil
-from anamorph.pipelines.loading import read_component, settle_variant, single_wish
+from anamorph.pipelines.describing import read_component, settle_variant
 from anamorph.pipelines.slots import KINDS
+from anamorph.pipelines.wishes import single_wish
 from anamorph.progress import Bar
 from anamorph.weights import check_form, find_weights
 

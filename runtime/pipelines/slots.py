@@ -11,7 +11,7 @@ from anamorph.bert_tokenizer import BertTokenizer
 from anamorph.checkpoint import Checkpoint
 from anamorph.clip_image import CLIPImageProcessor, DPTImageProcessor
 from anamorph.errors import CheckpointError, ConfigError, InputError
-from anamorph.pipelines.loading import read_component
+from anamorph.pipelines.describing import read_component
 from anamorph.schedulers import Scheduler
 from anamorph.schedulers.registry import scheduler_from_folder
 from anamorph.tokenizer import ClipTokenizer

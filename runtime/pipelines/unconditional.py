@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anamorph.arrays import Array, to_numpy
-from anamorph.components import vae_scale_factor
+from anamorph.autoencoder_interfaces import vae_scale_factor
 from anamorph.conditions import unconditional_ports
 from anamorph.errors import ConfigError, InputError
 from anamorph.pipelines.arguments import Job, seeds_of

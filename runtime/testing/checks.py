@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from anamorph.errors import InputError, NumericalError
 from anamorph.guard import check_declared, open_parts, places_here
 from anamorph.memory import AttentionSlices, ChannelsLast, Offload, OwnSizes
-from anamorph.pipelines.loading import read_component
+from anamorph.pipelines.describing import read_component
 from anamorph.probes import probe_sizes
 from anamorph.testing.subject import PARTS, Check, Subject, call, held, relative
 

@@ -9,7 +9,8 @@ from typing import Any
 from anamorph import hookimpl
 from anamorph.arrays import Array
 from anamorph.backends.eager import load_module
-from anamorph.components import Component, even
+from anamorph.components import Component
+from anamorph.denoiser_interfaces import even
 from anamorph.engine import Backend, Costs, Graph, Placement, Program, Target
 from anamorph.errors import BackendError
 from anamorph.interface import Axis, Interface

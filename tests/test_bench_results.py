@@ -1,0 +1,150 @@
+"""What is concluded from results: which samples count, what compares how, what a start costs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anamorph.benchmarks import environment, parity, report
+from anamorph.benchmarks.comparing import broken, changes
+from anamorph.benchmarks.records import Measured, Result, read
+from anamorph.benchmarks.scenarios import Cell
+from anamorph.benchmarks.summary import break_even, line
+from anamorph.errors import InputError
+
+
+def test_no_result_is_read_from_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with pytest.raises(InputError, match="cannot be read"):
+        read(path)
+    path.write_text('{"schema": 99, "kind": "run"}\n')
+    with pytest.raises(InputError, match="schema 99"):
+        read(path)
+    path.write_text('{"schema": 1, "kind": "cell"}\n')
+    with pytest.raises(InputError, match="does not begin with a run"):
+        read(path)
+
+
+def test_samples_count_while_the_machine_runs_at_its_usual_speed() -> None:
+    found = known(1.0, processes=3)
+    (cell,) = found.cells.values()
+    cell.bursts[0]["samples"][1]["sentinel"] = [1.0, 1.2]
+    cell.bursts[0]["samples"][2]["sentinel"] = [0.8, 1.0]
+    cell.bursts[1]["samples"] = [{**one, "sentinel": [1.5, 1.5]} for one in cell.bursts[1]["samples"]]
+    cell.bursts[2]["samples"][0]["sentinel"] = [1.05, 0.95]
+    found.weigh(cell.cell.work)
+    assert cell.usual == 1.0
+    assert [len(burst) for burst in cell.samples()] == [3, 5]
+    assert line(cell, {}).void == 7
+    assert "drifted" in str(line(replace(cell, bursts=cell.bursts[1:2], usual=1.0, drift=0.1), {}).refusal)
+
+
+def test_a_burst_beside_busy_processes_does_not_count() -> None:
+    assert environment.disturbed(0.01) is environment.disturbed(None) is None
+    assert "other processes took 30%" in str(environment.disturbed(0.3))
+
+
+def test_parity_compares_what_both_have(tmp_path: Path) -> None:
+    reference, other = tmp_path / "a", tmp_path / "b"
+    for folder in (reference, other):
+        folder.mkdir()
+    np.save(reference / "text.npy", np.ones(100))
+    np.save(other / "text.npy", np.ones(100) * (1 + 3e-3))
+    assert parity.compared(reference, other, "float32")["passed"] is False
+    assert parity.compared(reference, other, "bfloat16")["passed"] is True
+    np.save(other / "text.npy", np.full(100, np.nan))
+    assert "not finite" in parity.compared(reference, other, "bfloat16")["note"]
+    np.save(other / "text.npy", np.ones(99))
+    assert "shape" in parity.compared(reference, other, "bfloat16")["note"]
+    (other / "text.npy").unlink()
+    np.save(reference / "picture.npy", np.full((8, 8, 3), 0.5))
+    for away, passed in ((0.001, True), (0.1, False)):
+        np.save(other / "picture.npy", np.full((8, 8, 3), 0.5 + away))
+        assert parity.compared(reference, other, "float32")["passed"] is passed
+    (other / "picture.npy").unlink()
+    assert parity.compared(reference, other, "float32")["passed"] is False
+
+
+def burst(*totals: float, cache: str = "cold", export: float = 0.0) -> dict[str, Any]:
+    return {"void": None, "samples": [{"total": total, "sentinel": [1.0, 1.0]} for total in totals], "cache": cache,
+            "first": {"total": 2.0}, "phases": {"import_s": 1.0, "export_s": export, "load_s": 1.0}, "memory": {},
+            "placement": []}  # fmt: skip
+
+
+def test_a_start_ends_with_the_first_step() -> None:
+    """What the first step takes beyond a usual one is the start's: its model is compiled within it."""
+    found = Measured(Cell(), parity={"passed": True, "note": "", "stages": {}})
+    for text, step in ((0.2, 1.5), (0.3, 1.4), (0.4, 1.6)):
+        row = burst(2.0)
+        row["first"] = {"total": 4.0, "text": text, "steps": [step, 0.4]}
+        row["samples"][0]["steps"] = [0.4, 0.4]
+        found.bursts.append(row)
+    assert line(found, {}).starts["cold"]["step_s"] == pytest.approx(2.0 + 0.3 + 1.0)  # the middle one
+    assert "step_s" not in line(next(iter(known(1.0).cells.values())), {}).starts["cold"]
+
+
+def known(scale: float, processes: int = 6, seed: int = 0, engine: str = "eager") -> Result:
+    random = np.random.default_rng(seed)
+    found = Measured(Cell(engine=engine), parity={"passed": True, "note": "", "stages": {}})
+    found.bursts = [burst(*(scale * random.lognormal(0, 0.01, 5))) for _ in range(processes)]
+    about = dict.fromkeys(("processor", "instruction_sets", "cores", "affinity", "versions", "gpu"), "same")
+    return Result({"environment": about, "plan": {"drift": 0.1}}, {found.cell.key: found})
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(1.05, "slower"), (0.9, "faster"), (1.0, "same"), (1.015, "unclear")])
+def test_compare_says_what_changed(ratio: float, verdict: str) -> None:
+    (found,) = changes(known(1.0), known(ratio, seed=1), 0.02)
+    assert found.verdict == verdict
+    assert found.contrast is not None
+    assert found.contrast.ratio == pytest.approx(ratio, rel=0.02)
+
+
+def test_compare_decides_nothing_from_too_little_or_elsewhere() -> None:
+    (few,) = changes(known(1.0), known(2.0, processes=2), 0.02)
+    assert "3 a side are needed" in few.verdict
+    old, new = known(1.0), known(1.0)
+    new.run = {"environment": {**new.environment, "processor": "another"}}
+    with pytest.raises(InputError, match="different processor"):
+        changes(old, new, 0.02)
+    with pytest.raises(InputError, match="no cell in common"):
+        changes(old, known(1.0, engine="else"), 0.02)
+    lost = known(1.0)
+    next(iter(lost.cells.values())).failed = "it fell over"
+    assert broken(old, lost) == [f"{next(iter(lost.cells))}: failed: it fell over"]
+
+
+def test_a_slower_start_pays_after_so_many_pictures() -> None:
+    def one(engine: str, seconds: float, export: float) -> Any:
+        found = Measured(Cell(engine=engine), parity={"passed": True, "note": "", "stages": {}})
+        found.bursts = [burst(seconds, seconds, export=export)]
+        return line(found, {})
+
+    eager, exported = one("eager", 2.0, 0.0), one("openvino", 1.0, 10.0)
+    assert break_even(eager, exported) == pytest.approx(11.0)  # 10 s to export, 1 s more for its first picture
+    assert break_even(exported, eager) is None
+
+
+def test_times_are_read_easily() -> None:
+    shown: Callable[[float | None], str] = report.seconds
+    assert [shown(value) for value in (12.345, 0.0123, 4e-6, None, 1234.5)] == [
+        "12.3 s", "12.3 ms", "4 µs", "-", "1234 s",
+    ]  # fmt: skip
+
+
+def test_an_approximation_is_judged_by_its_picture(tmp_path: Path) -> None:
+    exact = np.linspace(0, 1, 48, dtype=np.float32).reshape(1, 4, 4, 3)
+    for name, picture, stage in (("reference", exact, 1.0), ("near", exact + 0.05, 2.0), ("far", exact + 0.2, 1.0)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "picture.npy", picture)
+        np.save(tmp_path / name / "denoiser.npy", np.array([stage]))
+    results = [
+        parity.compared(tmp_path / "reference", tmp_path / name, "float32", near)
+        for name in ("near", "far")
+        for near in (True, False)
+    ]
+    assert [result["passed"] for result in results] == [True, False, False, True]
+    assert results[0]["psnr_db"] == pytest.approx(20 * np.log10(1 / 0.05), abs=0.1)
+    assert results[2]["note"] == "the picture is 13.98 dB from eager in float32, 20 dB are asked"
