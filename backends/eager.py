@@ -62,6 +62,8 @@ class TorchProgram:
     """What else the engine was told."""
     padded: bool = False
     """Whether factors of all adapted layers come at one rank, a power of two: each further rank is compiled."""
+    history: Sequence[str] = ()
+    """See `Placement.history`; it grows."""
 
     def layers(self) -> Layers:
         """See `anamorph.lora.adapting.Adaptable`."""
@@ -87,7 +89,7 @@ class TorchProgram:
             notes["offload"] = str(waits.wish.kind)
         if (stranger := called(self.module)) is not None:
             notes["calling"] = type(stranger).__name__
-        return Placement(self.part, self.engine, str(self._device), precision, notes)
+        return Placement(self.part, self.engine, str(self._device), precision, notes, tuple(self.history))
 
     @property
     def arrays(self) -> TorchArrays:
@@ -169,6 +171,7 @@ class Eager:
         ATTENTION: "how attention is computed: sdpa (PyTorch chooses), flash, efficient, math, cudnn, xformers, "
         "sliced, or plain (written out)",
     })  # fmt: skip
+    concurrent = True
     savings: tuple[type[Saving], ...] = (AttentionSlices, ChannelsLast, Offload)
     """What its programs can be asked for."""
 

@@ -81,12 +81,6 @@ class Source:
     def _settings(self, precision: str) -> dict[str, Any]:
         return settings_for(precision, self.target.device)
 
-    @property
-    def bytes(self) -> int:
-        """Of its files and of the weights that these leave in the checkpoint."""
-        part = self.artifact.parts[self.part]
-        return sum(record.size for record in (*part.files.values(), *part.linked.values()))
-
     def checked(self, interface: Interface) -> Interface:
         """The interface as far as the graph serves it, after comparing files and graph with their record."""
         check_ir(self.artifact, self.part, self.artifact.open_part(self.part))

@@ -1,6 +1,9 @@
 """What a pipeline takes, gives and refuses; engines that compute nothing stand in where weights do not matter."""
 
+import functools
+import gc
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,15 @@ import pytest
 import torch
 from parity import relative
 from PIL import Image
+from torch import Tensor
 
 import anamorph
 from anamorph import DiffusionPipeline, StableDiffusionPipeline
-from anamorph.backends.compile import ShapeSpecialised
+from anamorph.backends.compile import MOST, ShapeSpecialised
 from anamorph.backends.gaussian import DEVIATION, MEAN, cumulative_alphas
 from anamorph.engine import Placement, Target
 from anamorph.errors import BackendError, InputError, NumericalError
+from anamorph.interface import Axis, Interface, Port
 
 NOTHING = {"default": "null"}
 
@@ -161,11 +166,34 @@ def test_engines_mix_per_component(sd2: Path) -> None:
 
 def test_each_shape_is_compiled_once_and_named(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="anamorph.backends.compile")
-    double = ShapeSpecialised(lambda x: (2 * x,), "unet")
+    ports = Port("x", (Axis("width"),)), Port("y", (Axis("width"),))
+    double = ShapeSpecialised(lambda x: (2 * x,), Interface("unet", ports[:1], ports[1:]))
     for size in (2, 3, 2):
         assert torch.equal(double(torch.ones(size))[0], torch.full((size,), 2.0))
-    shapes = [record.args for record in caplog.records]
-    assert shapes == [("unet", ((2,),)), ("unet", ((3,),))]
+    assert caplog.messages == ["compiling unet for width 2", "compiling unet for width 3"]
+    assert double.buckets.history == [
+        "width 2: compiled, for this size alone, the first that was called",
+        "width 3: compiled, for this size alone, at its first call",
+    ]
+
+
+def test_the_shape_that_was_not_called_for_longest_is_given_up_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.Size] = []
+
+    def compiler(graph: Any, inputs: list[Tensor]) -> Any:
+        made.append(inputs[0].shape)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compiler))
+    ports = Port("x", (Axis("width"),)), Port("y", (Axis("width"),))
+    double = ShapeSpecialised(lambda x: (2 * x,), Interface("unet", ports[:1], ports[1:]))
+    codes = []
+    for size in [*range(1, MOST + 1), 1, MOST + 1, 1, 2]:
+        assert torch.equal(double(torch.ones(size))[0], torch.full((size,), 2.0))
+        codes.append(weakref.ref(double.buckets.own[f"x={size}"].function._torchdynamo_orig_callable.__code__))
+    assert [shape[0] for shape in made] == [*range(1, MOST + 2), 2]  # 2 was given up for the ninth, 1 was not
+    gc.collect()
+    assert [code() is None for code in codes[: MOST + 1]] == [False, True, True, *[False] * (MOST - 3), False]
 
 
 def test_bfloat16_is_close_to_float32_and_read_back(sd1: Path, eager: StableDiffusionPipeline) -> None:

@@ -147,7 +147,7 @@ class LatentDiffusion(LoraLoading, Learning, public=False):
         table = self.TASK.table(table_of(self.scheduler, request, self.TASK.distilled))
         # A model that has guidance among its inputs is not guided from outside.
         guidance = Guidance() if self._distilled(unet) else self.TASK.guidance(request)
-        guidance = guidance.within(request.guidance_interval, len(table.rows))
+        guidance = guidance.within(request.guidance_interval, len(table.rows)).dealt(self.guidance_batch)
         factor = self.vae_scale_factor
         sides = {"latent_height": request.height // factor, "latent_width": request.width // factor}
         for branches in guidance.counts:

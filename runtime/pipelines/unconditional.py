@@ -33,6 +33,8 @@ class UnconditionalPipeline(DiffusionPipeline, public=False):
 
     def __init__(self, *components: Any, **named: Any) -> None:
         super().__init__(*components, **named)
+        if self._given.guidance_batch is not None:
+            raise InputError(f"{type(self).__name__} is not guided; leave guidance_batch out")
         config = self._config("unet")
         if ports := unconditional_ports(config):
             raise ConfigError(f"this unet wants {ports[0].name}, which {type(self).__name__} does not feed")
@@ -143,6 +145,7 @@ class DiTPipeline(DiffusionPipeline):
         channels, side = config["in_channels"], config["sample_size"]
         table = _table(self, request)
         guidance = classifier_free(request).within(request.guidance_interval, len(table.rows))
+        guidance = guidance.dealt(self.guidance_batch)
         if (config["out_channels"] or channels) == 2 * channels and table.variance is None:
             table = replace(table, variance="unused")  # a model may predict what this scheduler does not ask for
         for branches in guidance.counts:
