@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -62,7 +62,7 @@ class TorchProgram:
     """What else the engine was told."""
     padded: bool = False
     """Whether factors of all adapted layers come at one rank, a power of two: each further rank is compiled."""
-    history: Sequence[str] = ()
+    history: Sequence[str] = field(default=(), compare=False)
     """See `Placement.history`; it grows."""
 
     def layers(self) -> Layers:
