@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -44,8 +45,9 @@ class Compiled:
         def call(*values: Any) -> tuple[Any, ...]:
             return function(*values)
 
-        # What is compiled belongs to an object of code, and leaves memory with it.
+        # What is compiled belongs to an object of code; one for each shape can be forgotten alone.
         call.__code__ = call.__code__.replace()
+        weakref.finalize(self, torch._C._dynamo.eval_frame.reset_code, call.__code__)
         self.function: Callable[..., tuple[Any, ...]] = torch.compile(call, fullgraph=True, dynamic=False)
         self.lock = threading.Lock()
         self.called = False

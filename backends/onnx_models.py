@@ -2,7 +2,8 @@
 
 What ONNX Runtime makes of a graph is kept in the user's cache with its weights, mapped, and serves all sizes. A model
 for one size is made of that with its open dimensions fixed: what depends on sizes alone is folded, and memory planned
-once. Such models map the same weights, but each packs those of its products for itself.
+once. Such models map the same weights, but each packs those of its products for itself. On processors they were no
+faster, so that there are none unless they are asked for.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -9,7 +9,7 @@ from typing import Any
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact, Part
-from anamorph.backends.buckets import MOST, SPARED, Buckets, Sizes
+from anamorph.backends.buckets import SPARED, Buckets, Sizes
 from anamorph.backends.numpy_program import GraphPort, agreed, artifact_of, prepared
 from anamorph.backends.onnx_files import external_locations
 from anamorph.backends.onnx_models import Model, Source
@@ -158,7 +158,7 @@ def _buckets(common: Model, exported: Part, choice: Choice) -> Buckets[Model]:
         return common.dimensions(sizes) is not None
 
     history = [f"{common.origin}, for all sizes"]
-    return Buckets(make, fits, alone, MOST if choice.plain else 0, history=history, common=common)
+    return Buckets(make, fits, alone, choice.own_sizes, history=history, common=common)
 
 
 def _port(port: Any) -> GraphPort:

@@ -15,7 +15,7 @@ from parity import relative
 from anamorph import StableDiffusionPipeline
 from anamorph.backends import onnx_models
 from anamorph.backends.buckets import COMPILED, Buckets, Sizes
-from anamorph.errors import InputError
+from anamorph.errors import BackendError, InputError
 from anamorph.memory import OwnSizes
 
 CALL: dict[str, Any] = {"num_inference_steps": 2, "seed": 0, "guidance_scale": 5.0, "output_type": "np"}
@@ -78,7 +78,7 @@ def test_the_memory_of_a_model_of_its_own_is_told(after: int | None, said: str) 
 def test_onnx_runtime_makes_a_model_for_a_size_that_is_called_often(sd1: Path) -> None:
     place = exported(sd1, "onnxruntime")
     eager = StableDiffusionPipeline.from_pretrained(sd1, backend="eager")
-    pipe: Any = StableDiffusionPipeline.from_pretrained(place)
+    pipe: Any = StableDiffusionPipeline.from_pretrained(place, backend_options={"own_sizes": 2})
     buckets = pipe.components["unet"].programs["unet"].program.buckets
     buckets.again = 3
     for height in (64, 64, 96, 64, 96):
@@ -93,6 +93,17 @@ def test_onnx_runtime_makes_a_model_for_a_size_that_is_called_often(sd1: Path) -
     assert {tuple(one.engine.get_inputs()[0].shape) for one in buckets.own.values()} == {(2, 4, 8, 8), (2, 4, 12, 8)}
     assert pipe.components["unet"].spare(OwnSizes(1)) is None
     assert [tuple(one.engine.get_inputs()[0].shape) for one in buckets.own.values()] == [(2, 4, 12, 8)]
+
+
+def test_onnx_runtime_makes_none_unless_it_is_asked(sd1: Path) -> None:
+    pipe: Any = StableDiffusionPipeline.from_pretrained(exported(sd1, "onnxruntime"))
+    buckets = pipe.components["unet"].programs["unet"].program.buckets
+    buckets.again = 1
+    pipe("a cat", **{**CALL, "num_inference_steps": 3})
+    assert not buckets.own
+    for told in ("many", "-1"):
+        with pytest.raises(BackendError, match=f"option own_sizes of onnxruntime is '{told}', expected a number"):
+            StableDiffusionPipeline.from_pretrained(exported(sd1, "onnxruntime"), backend_options={"own_sizes": told})
 
 
 def test_a_graph_whose_inputs_share_a_name_for_different_sizes_serves_all_of_them_alone() -> None:
