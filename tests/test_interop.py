@@ -58,8 +58,9 @@ def test_the_tokenizers_graph_gives_the_tokenizers_ids(tokenizer: ClipTokenizer,
     same_tokens(tokenizer, graph, text)
 
 
+# NumPy's strings lose zeros at their end, "<" may begin a special token, and the graph folds the micro sign to mu.
 @settings(max_examples=60, deadline=None)
-@given(st.text(st.characters(codec="latin-1", exclude_characters="<µ"), max_size=80))
+@given(st.text(st.characters(codec="latin-1", exclude_characters="\0<µ"), max_size=80))
 def test_the_tokenizers_graph_agrees_on_western_texts(tokenizer: ClipTokenizer, graph: Any, text: str) -> None:
     same_tokens(tokenizer, graph, text)
 
