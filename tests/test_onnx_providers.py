@@ -137,7 +137,7 @@ def test_what_runs_each_operator_is_read_back_from_the_real_processor(sd2: Path)
 
 def test_unknown_options_and_absent_providers_are_refused(sd2: Path) -> None:
     folder = exported(sd2, "onnxruntime")
-    with pytest.raises(BackendError, match=r"engine onnxruntime has no option colour; it has strict, provider\.\*"):
+    with pytest.raises(BackendError, match=r"has no option colour; it has strict, own_sizes, provider\.\*"):
         StableDiffusionPipeline.from_pretrained(folder, backend_options={"colour": "red"})
     with pytest.raises(BackendError, match="has no device 'tensorrt' on this machine"):
         StableDiffusionPipeline.from_pretrained(folder, device="tensorrt")
