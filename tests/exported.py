@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from anamorph.artifact import NATIVE, PORTABLE, VERIFIED, Artifact, FileRecord, Part
 from anamorph.backends import onnxruntime, openvino
+from anamorph.cache import CACHE
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.engine import Session, Target
 from anamorph.errors import ArtifactError
@@ -25,7 +26,7 @@ from anamorph.exporters import onnx as onnx_format
 from anamorph.exporters import openvino as openvino_format
 from anamorph.exporters.storing import Storing
 from anamorph.exporters.trace import with_scalars
-from anamorph.exporting import Check, ExportOptions
+from anamorph.exporting import LINKED, Check, ExportOptions, cached_export
 from anamorph.guard import Held
 from anamorph.interface import Interface
 from anamorph.plugins import get_exporter
@@ -124,6 +125,10 @@ def exported(checkpoint: Path, engine: str, signature: str = PORTABLE, **options
     """
     if engine not in FORMATS:
         return checkpoint
+    if (signature, options) == (NATIVE, {"storage": LINKED}):  # what pipelines themselves make of a checkpoint
+        with shared_traces(), one_process(), pytest.MonkeyPatch.context() as patch:
+            patch.setenv(CACHE, str(shared_place() / "cache"))
+            return cached_export(open_checkpoint(Source(str(checkpoint))), get_exporter([FORMATS[engine]])).folder
     short = hashlib.sha256(repr((str(checkpoint), sorted(options.items()))).encode()).hexdigest()[:8]
 
     def make(out: Path) -> None:
