@@ -19,7 +19,7 @@ PEERS = ("transformers", "diffusers")
 DENOISERS = ("UNet2DConditionModel", "UNet2DModel")
 """Classes in whose place other modules are called as diffusers calls them."""
 NET = "ControlNetModel"
-"""The class in whose place one that was compiled may come."""
+"""The class in whose place one that was compiled may come, where its residuals are not pooled."""
 
 
 def as_component(
@@ -67,13 +67,13 @@ def _called(name: str, value: Any, class_names: Sequence[str], replaced: Loaded 
         model = Component(name, type(inner).__name__, config)
     else:
         return None
-    served = (*DENOISERS, NET) if hasattr(inner, "hint") else DENOISERS
-    if model.class_name not in served or model.class_name not in class_names:
+    net = model.class_name == NET and hasattr(inner, "hint") and not model.config["global_pool_conditions"]
+    if (model.class_name not in DENOISERS and not net) or model.class_name not in class_names:
         return None
     from anamorph.models.called import Called, CalledNet
 
     ports = interfaces(model.class_name, name, model.refining)[name](model.config).inputs[2:]
-    module = (CalledNet if model.class_name == NET else Called)(value, [port.name for port in ports])
+    module = (CalledNet if net else Called)(value, [port.name for port in ports])
     return Component(name, model.class_name, model.config, module=module, refining=model.refining)
 
 
