@@ -168,7 +168,7 @@ def test_a_compiled_net_draws_the_same(controlled_sd2: Path) -> None:
     expected, net = ours(pipe, 0, **call), pipe.controlnet
     pipe.controlnet = torch.compile(net, backend="eager", fullgraph=True)
     assert pipe.placement["controlnet"].details["calling"] == "OptimizedModule"
-    assert max(worst(ours(pipe, 0, **call), expected)) <= 1e-6
+    assert max(worst(ours(pipe, 0, **call), expected)) <= 1e-5
     with torch.no_grad():
         net.conv_in.weight *= 1.1
     assert worst(ours(pipe, 0, **call), expected)[0] > 1e-3  # it is that net, and no copy
