@@ -110,9 +110,9 @@ def answer(arm: Arm, request: Request) -> dict[str, Any]:
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """An exception as one line."""
-    text = (str(error).strip().splitlines() or ["without a word"])[0]
-    return {"error": f"{type(error).__name__}: {text}"[:400]}
+    """An exception as one line; engines say what was wrong at its end."""
+    text = " ".join(str(error).split()) or "without a word"
+    return {"error": f"{type(error).__name__}: {text}"[:800]}
 
 
 def usage() -> dict[str, float]:
