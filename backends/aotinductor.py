@@ -32,6 +32,7 @@ class AotInductor(Eager):
     formats = (FORMAT,)
     rank: int | None = 1
     places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",)})
+    concurrent = False  # its loader does not promise it
     costs = Costs()
     options: Mapping[str, str] = MappingProxyType({})
 

@@ -12,10 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from anamorph.machine import own_memory
 from anamorph.memory import OwnSizes
 
 MOST = 2
+SPARED = 2
+"""A further model is made where so many times the bytes of its weights are free."""
 AGAIN = 40
+TELLING = 10_000_000
+"""What is smaller may be other threads' (bytes)."""
 COMPILED, FOUND = "compiled", "found in the cache"
 """How a model came about."""
 
@@ -64,6 +69,8 @@ class Buckets(Generic[M]):
     again: int = AGAIN
     history: list[str] = field(default_factory=list)
     """One sentence for each model that was made or given up, in order."""
+    memory: Callable[[], int | None] = own_memory
+    """What this process holds now, to say what each model adds: engines pack weights anew for it (bytes)."""
     own: OrderedDict[str, M] = field(default_factory=OrderedDict)
     common: M | None = None
     calls: Counter[str] = field(default_factory=Counter)
@@ -79,8 +86,10 @@ class Buckets(Generic[M]):
             if (why := self._reason(sizes.name)) is None or not self.alone(sizes):
                 return self._shared(sizes)
             self._leave(self.most - 1)  # first, for its memory
+            before = self.memory()
             made = self.own[sizes.name] = self.make(sizes)
-            self.history.append(f"{sizes}: {made.origin}, for this size alone, {why}")
+            more = _more(before, self.memory())
+            self.history.append(f"{sizes}: {made.origin}, for this size alone, {why}{more}")
             return made
 
     def _reason(self, name: str) -> str | None:
@@ -91,7 +100,7 @@ class Buckets(Generic[M]):
             return "the first that was called"
         if self.calls[name] <= self.again or not self.fits():
             return None
-        return f"called {self.again} times before"
+        return f"called {self.again} times before" if self.again else "at its first call"
 
     def _shared(self, sizes: Sizes) -> M:
         if self.common is None:
@@ -112,3 +121,10 @@ class Buckets(Generic[M]):
         with self.lock:
             self.most = wish.most
             self._leave(wish.most)
+
+
+def _more(before: int | None, after: int | None) -> str:
+    """How much memory a model took, where the system tells and it is much."""
+    if before is None or after is None or after - before < TELLING:
+        return ""
+    return f", in {(after - before) / 1e6:.0f} MB of its own"

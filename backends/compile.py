@@ -1,18 +1,23 @@
-"""PyTorch through torch.compile: one compiled program per input shape, each announced when it is made."""
+"""PyTorch through torch.compile: one compiled program per input shape, over the same weights."""
 
 import importlib.util
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from anamorph.backends.eager import INSTALL, Eager
+from anamorph.backends.buckets import COMPILED, Buckets, Sizes
+from anamorph.backends.eager import INSTALL, Eager, TorchProgram
 from anamorph.cache import cache_folder
-from anamorph.engine import Backend
+from anamorph.components import Component
+from anamorph.engine import Backend, Target
 from anamorph.entries import check_owner
+from anamorph.interface import Interface
 from anamorph.memory import ChannelsLast, Saving
 from anamorph.native import is_preparing
 from anamorph.plugins import hookimpl
@@ -21,38 +26,68 @@ log = logging.getLogger(__name__)
 
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 """Inductor's environment variable for its folder."""
-SHAPES = 64
-"""Shapes that may be compiled before an error says so (each costs compile time and memory)."""
+MOST = 8
+"""Shapes of a part that stay compiled. They share the model's weights, so that each costs its code alone."""
+
+
+class Compiled:
+    """A function that its first call compiles, for the shapes of that call.
+
+    The whole function must compile (`fullgraph`): a silent fallback to eager, or a recompile that nobody asked
+    for, is an error here. Safe to call from several threads; the first call compiles alone.
+    """
+
+    origin = COMPILED
+
+    def __init__(self, function: Callable[..., tuple[Any, ...]]) -> None:
+        import torch
+
+        def call(*values: Any) -> tuple[Any, ...]:
+            return function(*values)
+
+        # What is compiled belongs to an object of code; one for each shape can be forgotten alone.
+        call.__code__ = call.__code__.replace()
+        weakref.finalize(self, torch._C._dynamo.eval_frame.reset_code, call.__code__)
+        self.function: Callable[..., tuple[Any, ...]] = torch.compile(call, fullgraph=True, dynamic=False)
+        self.lock = threading.Lock()
+        self.called = False
+
+    def __call__(self, *values: Any) -> tuple[Any, ...]:
+        """Compile if need be, and compute."""
+        if self.called:
+            return self.function(*values)
+        with self.lock:
+            result = self.function(*values)
+            self.called = True
+            return result
 
 
 class ShapeSpecialised:
-    """A function compiled once per tuple of input shapes.
+    """A function of the inputs of an interface in their order, compiled once per tuple of shapes."""
 
-    The whole function must compile (`fullgraph`): a silent fallback to eager, or a recompile that nobody asked
-    for, is an error here. Safe to call from several threads; the first call with new shapes compiles alone.
-    """
-
-    def __init__(self, function: Callable[..., tuple[Any, ...]], part: str) -> None:
-        import torch
-
+    def __init__(self, function: Callable[..., tuple[Any, ...]], interface: Interface) -> None:
         keep_code()
-        # All models of one class share the limit of their code; under fullgraph, reaching it is an error.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
-        self.part = part
-        self.compiled: Callable[..., tuple[Any, ...]] = torch.compile(function, fullgraph=True, dynamic=False)
-        self.known: set[tuple[tuple[int, ...] | None, ...]] = set()
-        self.lock = threading.Lock()
+        self.function, self.interface = function, interface
+        self.known: dict[tuple[tuple[int, ...] | None, ...], Sizes] = {}
+        self.buckets: Buckets[Compiled] = Buckets(self._made, most=MOST, again=0)
 
     def __call__(self, *values: Any) -> tuple[Any, ...]:
-        shapes = tuple(None if value is None else tuple(value.shape) for value in values)  # None: left out
-        if shapes in self.known:
-            return self.compiled(*values)
-        with self.lock:
-            if shapes not in self.known:
-                log.info("compiling %s for input shapes %s", self.part, shapes)
-            result = self.compiled(*values)
-            self.known.add(shapes)
-            return result
+        """Compute; what was left out is None."""
+        key = tuple(None if value is None else tuple(value.shape) for value in values)
+        if key not in self.known:
+            self.known[key] = self._sizes(values)
+        return self.buckets.take(self.known[key])(*values)
+
+    def _sizes(self, values: Sequence[Any]) -> Sizes:
+        ports = zip(self.interface.inputs, values, strict=True)
+        given = {port.name: value for port, value in ports if value is not None}
+        return Sizes(
+            {name: tuple(value.shape) for name, value in given.items()}, list(given), self.interface.sizes_of(given)
+        )
+
+    def _made(self, sizes: Sizes | None) -> Compiled:
+        log.info("compiling %s for %s", self.interface.component, sizes)
+        return Compiled(self.function)
 
 
 def keep_code() -> None:
@@ -88,10 +123,12 @@ class Compile(Eager):
             return "torch.compile needs a C++ compiler; run: apt-get install g++"
         return None
 
-    def function(self, module: Any, part: str) -> Callable[..., tuple[Any, ...]]:
-        plain = super().function(module, part)
-        # What runs once per picture is no sooner compiled than computed, for each number of steps anew.
-        return plain if is_preparing(part) else ShapeSpecialised(plain, part)
+    def program(self, component: Component, module: Any, part: str, target: Target) -> TorchProgram:
+        plain = super().program(component, module, part, target)
+        if is_preparing(part):  # what runs once per picture is no sooner compiled than computed
+            return plain
+        function = ShapeSpecialised(plain.function, plain.interface)
+        return replace(plain, function=function, history=function.buckets.history)
 
 
 @hookimpl

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -62,6 +62,8 @@ class TorchProgram:
     """What else the engine was told."""
     padded: bool = False
     """Whether factors of all adapted layers come at one rank, a power of two: each further rank is compiled."""
+    history: Sequence[str] = field(default=(), compare=False)
+    """See `Placement.history`; it grows."""
 
     def layers(self) -> Layers:
         """See `anamorph.lora.adapting.Adaptable`."""
@@ -87,7 +89,7 @@ class TorchProgram:
             notes["offload"] = str(waits.wish.kind)
         if (stranger := called(self.module)) is not None:
             notes["calling"] = type(stranger).__name__
-        return Placement(self.part, self.engine, str(self._device), precision, notes)
+        return Placement(self.part, self.engine, str(self._device), precision, notes, tuple(self.history))
 
     @property
     def arrays(self) -> TorchArrays:
@@ -148,7 +150,8 @@ class TorchSession:
         values = [value.to(dtype) if value is not None and name in casts else value for name, value in given]
         with torch.inference_mode(), nullcontext() if waits is None else waits.awake():
             results = program.function(*values)
-        return {port.name: value.float() for port, value in zip(program.interface.outputs, results, strict=True)}
+        outputs = zip(program.interface.outputs, results, strict=True)
+        return {port.name: value.to(getattr(torch, port.dtype)) for port, value in outputs}
 
 
 class Eager:
@@ -168,6 +171,7 @@ class Eager:
         ATTENTION: "how attention is computed: sdpa (PyTorch chooses), flash, efficient, math, cudnn, xformers, "
         "sliced, or plain (written out)",
     })  # fmt: skip
+    concurrent = True
     savings: tuple[type[Saving], ...] = (AttentionSlices, ChannelsLast, Offload)
     """What its programs can be asked for."""
 

@@ -99,6 +99,7 @@ class Mps(Eager):
     rank = None
     places: Mapping[str, tuple[str, ...]] = MappingProxyType({DEVICE: ("float32", "float16", "bfloat16")})
     savings: tuple[type[Saving], ...] = (AttentionSlices, Offload)
+    concurrent = False  # never tried
 
     def unavailable(self) -> str | None:
         if sys.platform != "darwin":

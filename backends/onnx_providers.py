@@ -45,8 +45,11 @@ SIZES = frozenset({
     "Reshape", "ConstantOfShape", "Equal", "Where", "Identity", "Constant",
 })  # fmt: skip
 """Operators that compute sizes and numbers: providers leave these on the processor on purpose."""
+OWN_SIZES = "own_sizes"
 OPTIONS = {
     "strict": "yes (the default) refuses a graph of which the provider runs a part alone; no lets the processor help",
+    OWN_SIZES: "how many sizes that are called often get a model of their own, which packs weights once more (0, the "
+    "default: on processors it was no faster)",
     "provider.*": "an option of the execution provider by its own name, such as provider.device_id=1",
 }
 STRICT = {"yes": True, "no": False, "True": True, "False": False}
@@ -66,16 +69,20 @@ class Choice:
     device: str
     options: Mapping[str, str]
     strict: bool
+    own_sizes: int = 0
 
     @classmethod
     def of(cls, target: Target) -> "Choice":
-        """What a target asks for; raises BackendError: `strict` is neither yes nor no."""
+        """What a target asks for; raises BackendError: an option has a value that it does not take."""
         told = dict(target.options)
         strict = told.pop("strict", "yes")
         if strict not in STRICT:
             raise BackendError(f"option strict of onnxruntime is {strict!r}, expected yes or no")
+        sizes = told.pop(OWN_SIZES, "0")
+        if not sizes.isdecimal() or (int(sizes) and target.device != "cpu"):
+            raise BackendError(f"option {OWN_SIZES} of onnxruntime is {sizes!r}, expected a number, and the device cpu")
         own = {name.removeprefix("provider."): value for name, value in told.items()}
-        return cls(target.device, own, STRICT[strict])
+        return cls(target.device, own, STRICT[strict], int(sizes))
 
     @property
     def provider(self) -> Provider:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
-from anamorph.backends.buckets import Buckets, Sizes
+from anamorph.backends.buckets import SPARED, Buckets, Sizes
 from anamorph.backends.numpy_program import artifact_of, prepared
 from anamorph.backends.openvino_devices import EXACT, PLACES, devices, precisions, promised
 from anamorph.backends.openvino_models import SCALAR, Compiled, Source
@@ -30,8 +30,6 @@ from anamorph.rewrites import noted
 
 KEYS = 16
 """With fewer, attention of a model for one size is wrong in bfloat16."""
-SPARED = 2
-"""A further model of a part is compiled where so many times the bytes of its weights are free."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,7 @@ class OpenVino:
     places: Mapping[str, tuple[str, ...]] = PLACES
     sizes = "any"
     costs = Costs(memory=1.9)
+    concurrent = True
     options: Mapping[str, str] = MappingProxyType({})
 
     def unavailable(self) -> str | None:
@@ -187,7 +186,7 @@ def _open(
 
     def fits() -> bool:
         free = free_memory()
-        return free is None or free > SPARED * source.bytes
+        return free is None or free > SPARED * artifact.parts[part].size
 
     def alone(sizes: Sizes) -> bool:
         return target.precision == EXACT or _has_keys(interface, sizes)

@@ -36,7 +36,7 @@ from anamorph.lora.factors import Change, Layers
 from anamorph.lora.ports import digest_of
 from anamorph.machine import package_version
 
-TYPES = {"f32": "float32", "i64": "int64"}
+TYPES = {"f32": "float32", "i64": "int64", "u8": "uint8"}
 """OpenVINO's names of types -> those of an interface."""
 SCALAR = (1,)
 """The shape of single numbers in OpenVINO's files, as other tools feed them."""
@@ -80,12 +80,6 @@ class Source:
 
     def _settings(self, precision: str) -> dict[str, Any]:
         return settings_for(precision, self.target.device)
-
-    @property
-    def bytes(self) -> int:
-        """Of its files and of the weights that these leave in the checkpoint."""
-        part = self.artifact.parts[self.part]
-        return sum(record.size for record in (*part.files.values(), *part.linked.values()))
 
     def checked(self, interface: Interface) -> Interface:
         """The interface as far as the graph serves it, after comparing files and graph with their record."""

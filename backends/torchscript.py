@@ -75,6 +75,7 @@ class TorchScript(Eager):
     rank: int | None = 1
     places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",)})
     costs = Costs()
+    concurrent = False  # warnings are silenced for all threads
     options: Mapping[str, str] = MappingProxyType({})
 
     def unavailable(self) -> str | None:

@@ -25,13 +25,17 @@ from anamorph.benchmarks.peers.serve import Clock, Request, serve, start_picture
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.cache import cache_folder
 from anamorph.checkpoint import Source, open_checkpoint
+from anamorph.decoders import SCALED
 from anamorph.engine import Around, Session
 from anamorph.exporting import LINKED, ExportOptions, Quantization, cached_export
+from anamorph.memory import APART
 from anamorph.pipelines import LatentDiffusion
 from anamorph.pipelines.auto import AutoPipelineForImage2Image, AutoPipelineForInpainting
 from anamorph.pipelines.base import DiffusionPipeline
+from anamorph.pipelines.denoiser import branch_by_branch
 from anamorph.pipelines.loaded import Loaded
 from anamorph.plugins import get_backend, get_exporter
+from anamorph.scaling import Scaling
 from anamorph.schedulers import load_scheduler
 
 PACKAGES = ["anamorph", "numpy", "torch", "onnxruntime", "openvino"]
@@ -87,8 +91,9 @@ class Engine:
         clock.append(time.perf_counter())
         rewrites = cell.rewrites or None if folder == request["folder"] else None  # an export has its own
         pipe = KINDS.get(cell.task, DiffusionPipeline).from_pretrained(
-            folder, backend=self.backend.name, torch_dtype=cell.precision, rewrites=rewrites
-        )
+            folder, backend=self.backend.name, torch_dtype=cell.precision, rewrites=rewrites,
+            guidance_batch=cell.guidance_batch or None,
+        )  # fmt: skip
         if cell.lora:
             _adapt(pipe, *cell.lora.split("-"))
         clock.append(time.perf_counter())
@@ -168,12 +173,19 @@ class Engine:
         arrays = denoiser.arrays
         given = {path.name.split(".")[1]: arrays.put(np.load(path)) for path in inputs.glob("denoiser.*.npy")}
         sample = given.pop("sample")  # the same for every branch
-        branches = len(sample) // self.cell.batch if denoiser.shares else 1
-        predict = denoiser.prepare([TIMESTEP], given, branches)
-        return lambda: arrays.get(predict(0, sample[: len(sample) // branches]))
+        branches = len(sample) // self.cell.batch
+        if self.pipe.guidance_batch == APART:
+            each = branch_by_branch(denoiser, [TIMESTEP], given, branches)
+            return lambda: arrays.get(each(0, sample))
+        shared = branches if denoiser.shares else 1
+        predict = denoiser.prepare([TIMESTEP], given, shared)
+        return lambda: arrays.get(predict(0, sample[: len(sample) // shared]))
 
     def _decoding(self, inputs: Path) -> Callable[[], Any]:
-        return self._part("vae", {"latent_sample": np.load(inputs / "decode.npy")})
+        latents, taken = np.load(inputs / "decode.npy"), self.pipe.program("vae_decoder").interface.inputs[0].name
+        if taken == SCALED:
+            latents = Scaling.of(self.pipe.vae.config).scaled(latents)
+        return self._part("vae", {taken: latents})
 
     def _part(self, name: str, given: Mapping[str, Any]) -> Callable[[], Any]:
         program = self.pipe.program(next(part for part in self.pipe.placement if NAMES[part] == name))
@@ -194,7 +206,7 @@ def _timed(pipe: DiffusionPipeline, clock: Clock) -> Any:
         if isinstance(value, Loaded) else value
         for name, value in pipe.components.items()
     }  # fmt: skip
-    timed = type(pipe)(**parts, **pipe.options)
+    timed = type(pipe)(**parts, **pipe.options, guidance_batch=pipe.guidance_batch)
     timed.set_progress_bar_config(disable=True)
     return timed
 

@@ -54,8 +54,10 @@ def command(cell: Cell) -> list[str]:
     peer = PEERS[cell.engine]
     if cell.precision not in peer.precisions:
         raise InputError(f"{cell.engine} is measured in {', '.join(peer.precisions)}, not in {cell.precision}")
-    if cell.rewrites or cell.near:
-        raise InputError(f"{cell.engine} is measured as it is; leave out rewrites, interval, quantize and caching")
+    if cell.rewrites or cell.near or cell.guidance_batch:
+        raise InputError(
+            f"{cell.engine} is measured as it is; leave out rewrites, interval, quantize, caching and guidance_batch"
+        )
     script, *arguments = peer.script
     return [str(python_of(cell.engine)), "-sE", str(HERE / script), *arguments]
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.errors import InputError
+from anamorph.memory import APART, JOINT
 from anamorph.pipelines.denoiser import Refresh
 from anamorph.pipelines.request import as_refresh
 from anamorph.rewrites import inexact
@@ -43,7 +44,8 @@ class Cell:
     `rewrites` are names with commas, "all" or "none", and by default those that are on by themselves; `interval`,
     such as 0.2-0.8, is the share of the steps that are guided; `quantize` is "int8" for a denoiser of such layers;
     `caching` is the `step_caching` of calls, 0 for none; `lora` is "hot-16" or "fused-16" for an adapter of that rank
-    in all attention and feed-forward layers of the denoiser, which changes nothing, so that arms stay comparable.
+    in all attention and feed-forward layers of the denoiser, which changes nothing, so that arms stay comparable;
+    `guidance_batch` is "apart" where branches of guidance have calls of their own.
     """
 
     model: str = BUNDLED_MODEL
@@ -62,6 +64,7 @@ class Cell:
     quantize: str = ""
     caching: float = 0
     lora: str = ""
+    guidance_batch: str = ""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -76,6 +79,8 @@ class Cell:
         as_refresh(self.refresh)
         if self.quantize not in ("", "int8"):
             raise InputError(f"quantize is {self.quantize!r}, expected int8, or nothing")
+        if self.guidance_batch not in ("", JOINT, APART):
+            raise InputError(f"guidance_batch is {self.guidance_batch!r}, expected {JOINT} or {APART}, or nothing")
         if self.lora and not ADAPTER.fullmatch(self.lora):
             raise InputError(f"lora is {self.lora!r}, expected a mode and a rank, such as hot-16 or fused-16")
 
@@ -106,7 +111,7 @@ class Cell:
         asked = [
             self.quantize, f"guided {self.interval}" * bool(self.interval),
             f"cached {self.caching:g}" * bool(self.caching), self.lora and f"lora {self.lora}",
-            self.rewrites.replace(",", "+"),
+            f"guidance {self.guidance_batch}" * bool(self.guidance_batch), self.rewrites.replace(",", "+"),
         ]  # fmt: skip
         return " ".join([f"{self.engine}{' static' * self.static} {self.precision}", *filter(None, asked)])
 
@@ -114,7 +119,16 @@ class Cell:
     def work(self) -> "Cell":
         """The same work without its arm: cells of equal work are compared with one another."""
         return replace(
-            self, engine="", precision="", static=False, rewrites="", interval="", quantize="", caching=0, lora=""
+            self,
+            engine="",
+            precision="",
+            static=False,
+            rewrites="",
+            interval="",
+            quantize="",
+            caching=0,
+            lora="",
+            guidance_batch="",
         )
 
     @property

@@ -18,6 +18,7 @@ from anamorph.checkpoint import Checkpoint
 from anamorph.errors import BackendError
 from anamorph.exporters.quantization import unavailable
 from anamorph.exporting import LINKED, ExportOptions, Quantization
+from anamorph.memory import APART
 from anamorph.native import CACHING
 from anamorph.plugins import get_backend, get_exporter
 from anamorph.profiles import Profile, store
@@ -52,6 +53,11 @@ def candidates(model: str, quality: Quality, engines: Mapping[str, Sequence[str]
     ]
 
 
+def refinements(cell: Cell, quality: Quality) -> list[Cell]:
+    """What may be faster than that cell: the same with branches of guidance apart, and approximations."""
+    return [replace(cell, guidance_batch=APART), *(approximations(cell) if quality.near else [])]
+
+
 def approximations(cell: Cell) -> list[Cell]:
     """What may be faster still by that engine: cached steps, merged tokens, int8, and the first with the last."""
     cached = [replace(cell, rewrites=f"{DEFAULT},{CACHING}", caching=every) for every in REFRESHES]
@@ -65,7 +71,8 @@ def approximations(cell: Cell) -> list[Cell]:
 def measured(
     model: str | None, quality: str, engines: Mapping[str, Sequence[str]], out: Path, say: Callable[[str], None]
 ) -> Result:
-    """Whole pictures by every candidate, and where allowed by the approximations of the fastest.
+    """Whole pictures by every candidate, then by the fastest with branches of guidance apart, and where allowed by its
+    approximations.
 
     Those go to a second file beside `out`.
     """
@@ -73,9 +80,9 @@ def measured(
     cells = candidates(name, QUALITIES[quality], engines, 4.0 if model is None else 7.5)
     result = Run(Scenario(f"tune-{quality}", tuple(cells), PLAN), out, say).all()
     exact = _near(result, quality)
-    if not QUALITIES[quality].near or not exact:
+    if not exact:
         return result
-    second = Scenario(f"tune-{quality}-less", tuple(approximations(exact[0].cell)), PLAN)
+    second = Scenario(f"tune-{quality}-less", tuple(refinements(exact[0].cell, QUALITIES[quality])), PLAN)
     further = Run(second, out.with_stem(f"{out.stem}-less"), say).all()
     return replace(further, cells={**result.cells, **further.cells})
 
@@ -103,7 +110,7 @@ def answer(result: Result, quality: str, checkpoint: Checkpoint, say: Callable[[
     folder = "" if not cell.quantize else str(_quantized(checkpoint, cell, say))
     profile = Profile(
         cell.engine, cell.precision, best.median / cell.batch, result.run["time"], quality, cell.rewrites, folder,
-        cell.refresh,
+        cell.refresh, cell.guidance_batch,
     )  # fmt: skip
     place = store(checkpoint, profile)
     table = "\n".join(_told(one, QUALITIES[quality].psnr_db, one is best) for one in lines(result))

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from anamorph.artifact import Artifact
-from anamorph.backends.onnxruntime import value_of
+from anamorph.backends.onnx_models import value_of
 from anamorph.exporters.calibration import OUTPUT, Sample
 from anamorph.exporters.onnx_tensors import DATA, MODEL
 from anamorph.exporters.quantization import Layers, grouped

@@ -13,6 +13,7 @@ ALIGNMENT = 4096
 TYPES: dict[torch.dtype, int] = {
     torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16, torch.bfloat16: TensorProto.BFLOAT16,
     torch.int64: TensorProto.INT64, torch.int32: TensorProto.INT32, torch.bool: TensorProto.BOOL,
+    torch.uint8: TensorProto.UINT8,
 }  # fmt: skip
 STORED_TYPES: dict[str, int] = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 

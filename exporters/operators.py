@@ -49,7 +49,7 @@ def _elementwise(kind: str) -> Rule:
 
 for _name, _kind in (
     ("exp", "Exp"), ("log", "Log"), ("sin", "Sin"), ("cos", "Cos"), ("sigmoid", "Sigmoid"), ("tanh", "Tanh"),
-    ("relu", "Relu"),
+    ("relu", "Relu"), ("round", "Round"),
 ):  # fmt: skip
     OPERATORS[f"aten.{_name}.default"] = _elementwise(_kind)
 
@@ -174,6 +174,11 @@ def _vector_norm(call: "Call") -> str:
 @rule("aten.clamp_min.default")
 def _clamp_min(call: "Call") -> str:
     return call.builder.op("Max", call.tensor("self"), _operand(call, "min"))
+
+
+@rule("aten.clamp.default")
+def _clamp(call: "Call") -> str:
+    return call.builder.op("Clip", call.tensor("self"), _operand(call, "min"), _operand(call, "max"))
 
 
 @rule("aten.argmax.default")

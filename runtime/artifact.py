@@ -66,6 +66,11 @@ class Part:
     linked: Mapping[str, FileRecord] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Of its files and of the weights that these leave in the checkpoint."""
+        return sum(record.size for record in (*self.files.values(), *self.linked.values()))
+
 
 @dataclass(frozen=True)
 class Artifact:

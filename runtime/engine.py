@@ -208,6 +208,15 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Concurrent(Protocol):
+    """A backend that says whether `open` may run in several threads at once; of others, components wait in line."""
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether it may."""
+
+
+@runtime_checkable
 class Revealing(Protocol):
     """A backend whose opened parts hand out values inside their graphs, by which `anamorph verify` names a block."""
 

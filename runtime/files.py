@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,11 @@ def replacing(target: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+_asking = threading.Lock()
+
+
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _asking:  # which sets it for all threads
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

@@ -39,13 +39,18 @@ def to_unit(images: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def to_uint8(images: NDArray[Any]) -> NDArray[np.uint8]:
-    """Pictures [B, C, H, W] in -1..1 to [B, H, W, C] in 0..255, rounded to the nearest (half to even)."""
+    """Pictures [B, C, H, W] in -1..1 to [B, H, W, C] in 0..255, rounded to the nearest (half to even).
+
+    Those that are bytes already stay as they are.
+    """
+    if images.dtype == np.uint8:
+        return images
     levels: NDArray[np.uint8] = np.rint(to_unit(images) * np.float32(255)).astype(np.uint8)
     return levels
 
 
 def to_pil(images: NDArray[Any]) -> list[Image.Image]:
-    """Pictures [B, C, H, W] in -1..1 to one Pillow image each (grey, RGB or RGBA by C)."""
+    """Pictures [B, C, H, W] in -1..1, or bytes [B, H, W, C], to one Pillow image each (grey, RGB or RGBA by C)."""
     pixels = to_uint8(images)
     return [Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture) for picture in pixels]
 

@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-INFO, MEMORY = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+INFO, MEMORY, OWN = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/proc/self/status")
 
 
 @functools.cache
@@ -45,5 +45,14 @@ def free_memory() -> int | None:
     try:
         lines = MEMORY.read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def own_memory() -> int | None:
+    """Bytes that this process holds and no file backs; None where the system does not tell."""
+    try:
+        lines = OWN.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
     except (OSError, StopIteration):
         return None

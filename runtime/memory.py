@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from anamorph.errors import InputError
 
+JOINT, APART = "joint", "apart"
+"""Branches of guidance in one call of a denoiser, or each in a call of its own."""
 KINDS = ("model", "sequential", "block_level", "leaf_level")
 
 

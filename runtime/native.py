@@ -25,10 +25,11 @@ from anamorph.conditions import (
     mask_name,
     projection,
 )
+from anamorph.decoders import BYTES, is_decoding, picturing
 from anamorph.interface import BATCH, Axis, Dimension, Interface, Port
 
 KEYS, TIMES, PREFIX, CACHING = "keys-once", "times-once", "prefix-sharing", "step-caching"
-NATIVE_REWRITES = (KEYS, TIMES, PREFIX, CACHING)
+NATIVE_REWRITES = (KEYS, TIMES, PREFIX, CACHING, BYTES)
 """The rewrites that change what a part takes; others change how it computes."""
 
 BRANCHES, SEQUENCE, STEPS = (Axis(name) for name in ("branches", "sequence", "steps"))
@@ -90,16 +91,18 @@ def _begins(port: Port, axis: Axis) -> bool:
 
 
 def splits(rewrites: Sequence[str]) -> bool:
-    """Whether any of these rewrites changes what a denoiser takes."""
+    """Whether any of these rewrites changes what a part takes."""
     return bool(native_of(rewrites))
 
 
 def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) -> dict[str, Interface]:
-    """A denoiser's interface by these rewrites, and those of the parts beside it, by their names.
+    """A part's interface by these rewrites, and those of the parts beside it, by their names.
 
-    `plain` is sample, timestep, conditions and optional residuals; any other interface stays as it is. Whatever
-    follows from the time or from the text alone leaves it for the part that prepares.
+    A denoiser's is sample, timestep, conditions and optional residuals; what follows from the time or from the text
+    alone leaves it for the part that prepares. Interfaces that no rewrite concerns stay as they are.
     """
+    if BYTES in rewrites and is_decoding(plain.component):
+        return {plain.component: picturing(plain)}
     if "timestep" not in {port.name for port in plain.inputs}:
         return {plain.component: plain}
     sample, timestep, *others = plain.inputs

@@ -31,8 +31,8 @@ class Profile:
     """The fastest engine in one precision, its seconds for a picture, and when it was measured.
 
     Where a `quality` was asked for, the precision is chosen, too, with `rewrites` (names with commas; "" for those
-    that are on by themselves), perhaps a `folder`, the export that was measured, and the `step_caching` of calls that
-    say nothing of it.
+    that are on by themselves), perhaps a `folder`, the export that was measured, the `step_caching` of calls that say
+    nothing of it, and `guidance_batch`, whether branches of guidance have calls of their own.
     """
 
     engine: str
@@ -43,13 +43,16 @@ class Profile:
     rewrites: str = ""
     folder: str = ""
     step_caching: int | float | None = None
+    guidance_batch: str = ""
 
     def __str__(self) -> str:
         if not self.quality:
             asked = f"in {self.precision} when `anamorph bench best`"
         else:
             cached = "" if self.step_caching is None else f"steps cached {self.step_caching:g}"
-            further = "".join(f", {text}" for text in (self.rewrites, "int8" * bool(self.folder), cached) if text)
+            batch = self.guidance_batch and f"guidance {self.guidance_batch}"
+            told = (self.rewrites, "int8" * bool(self.folder), cached, batch)
+            further = "".join(f", {text}" for text in told if text)
             asked = f"({self.precision}{further}) at quality {self.quality} when `anamorph tune`"
         return f"{self.engine} was the fastest {asked} measured at {self.measured}"
 

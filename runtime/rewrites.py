@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anamorph import native
+from anamorph.decoders import BYTES, bytes_unmet
 from anamorph.errors import InputError
 
 ALL, NONE, DEFAULT = "all", "none", "default"
@@ -133,6 +134,13 @@ REWRITES: Mapping[str, Rewrite] = {
             "branches of guidance share what comes before the first attention to the text",
             True,
             _branches_part,
+            EVERYWHERE,
+        ),
+        Rewrite(
+            BYTES,
+            "the autoencoder scales latents by its own weights, and gives pictures as bytes, too",
+            True,
+            bytes_unmet,
             EVERYWHERE,
         ),
         Rewrite(

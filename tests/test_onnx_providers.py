@@ -12,7 +12,7 @@ import pytest
 from exported import exported
 
 from anamorph import StableDiffusionPipeline
-from anamorph.backends import onnx_providers
+from anamorph.backends import onnx_models, onnx_providers
 from anamorph.backends import onnxruntime as adapter
 from anamorph.backends.onnx_providers import HOST, PROVIDERS, RECORD, Choice
 from anamorph.engine import Target
@@ -126,7 +126,7 @@ def test_what_runs_each_operator_is_read_back_from_the_real_processor(sd2: Path)
     assert "operators" not in plain.placement["unet"].details
     drawn = [np.asarray(one("a cat", output_type="np", **call).images) for one in (pipe, plain)]
     assert np.abs(drawn[0] - drawn[1]).max() <= 1e-5
-    options = adapter._options()
+    options = onnx_models._options()
     options.add_session_config_entry(RECORD, "1")
     session = onnxruntime.InferenceSession(str(folder / "unet" / "model.onnx"), options, providers=[HOST])
     elsewhere = Choice.of(Target("cuda"))
@@ -137,7 +137,7 @@ def test_what_runs_each_operator_is_read_back_from_the_real_processor(sd2: Path)
 
 def test_unknown_options_and_absent_providers_are_refused(sd2: Path) -> None:
     folder = exported(sd2, "onnxruntime")
-    with pytest.raises(BackendError, match=r"engine onnxruntime has no option colour; it has strict, provider\.\*"):
+    with pytest.raises(BackendError, match=r"has no option colour; it has strict, own_sizes, provider\.\*"):
         StableDiffusionPipeline.from_pretrained(folder, backend_options={"colour": "red"})
     with pytest.raises(BackendError, match="has no device 'tensorrt' on this machine"):
         StableDiffusionPipeline.from_pretrained(folder, device="tensorrt")

@@ -1,6 +1,9 @@
 """What a pipeline takes, gives and refuses; engines that compute nothing stand in where weights do not matter."""
 
+import functools
+import gc
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,15 @@ import pytest
 import torch
 from parity import relative
 from PIL import Image
+from torch import Tensor
 
 import anamorph
 from anamorph import DiffusionPipeline, StableDiffusionPipeline
-from anamorph.backends.compile import ShapeSpecialised
+from anamorph.backends.compile import MOST, ShapeSpecialised
 from anamorph.backends.gaussian import DEVIATION, MEAN, cumulative_alphas
 from anamorph.engine import Placement, Target
 from anamorph.errors import BackendError, InputError, NumericalError
+from anamorph.interface import Axis, Interface, Port
 
 NOTHING = {"default": "null"}
 
@@ -161,11 +166,40 @@ def test_engines_mix_per_component(sd2: Path) -> None:
 
 def test_each_shape_is_compiled_once_and_named(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="anamorph.backends.compile")
-    double = ShapeSpecialised(lambda x: (2 * x,), "unet")
+    ports = Port("x", (Axis("width"),)), Port("y", (Axis("width"),))
+    double = ShapeSpecialised(lambda x: (2 * x,), Interface("unet", ports[:1], ports[1:]))
     for size in (2, 3, 2):
         assert torch.equal(double(torch.ones(size))[0], torch.full((size,), 2.0))
-    shapes = [record.args for record in caplog.records]
-    assert shapes == [("unet", ((2,),)), ("unet", ((3,),))]
+    assert caplog.messages == ["compiling unet for width 2", "compiling unet for width 3"]
+    assert double.buckets.history == [
+        "width 2: compiled, for this size alone, the first that was called",
+        "width 3: compiled, for this size alone, at its first call",
+    ]
+
+
+def test_the_shape_that_was_not_called_for_longest_leaves_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, weakref.ref[Any]]] = []
+
+    class Code:
+        def __init__(self, graph: Any) -> None:
+            self.graph = graph
+
+        def __call__(self, *values: Any) -> Any:
+            return self.graph.forward(*values)
+
+    def compiler(graph: Any, inputs: list[Tensor]) -> Any:
+        code = Code(graph)
+        made.append((len(inputs[0]), weakref.ref(code)))
+        return code
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compiler))
+    ports = Port("x", (Axis("width"),)), Port("y", (Axis("width"),))
+    double = ShapeSpecialised(lambda x: (2 * x,), Interface("unet", ports[:1], ports[1:]))
+    for size in [*range(1, MOST + 1), 1, MOST + 1, 1, 2]:
+        assert torch.equal(double(torch.ones(size))[0], torch.full((size,), 2.0))
+    assert [size for size, _ in made] == [*range(1, MOST + 2), 2]  # 2 was given up for the ninth, 1 was not
+    gc.collect()
+    assert [size for size, code in made if code() is None] == [2, 3]
 
 
 def test_bfloat16_is_close_to_float32_and_read_back(sd1: Path, eager: StableDiffusionPipeline) -> None:

@@ -2,10 +2,7 @@
 
 import json
 import os
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +15,16 @@ from test_export_robust import Copying
 
 from anamorph import StableDiffusionPipeline, digests, entries
 from anamorph.artifact import NATIVE
-from anamorph.backends.buckets import COMPILED, FOUND, Buckets, Sizes
+from anamorph.backends import onnx_models
+from anamorph.backends.buckets import COMPILED, FOUND
 from anamorph.backends.compile import FOLDER, keep_code
 from anamorph.backends.openvino import OpenVino
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.cli import OK, USAGE, main
 from anamorph.engine import Target
 from anamorph.entries import Entry, every, keep
-from anamorph.errors import ArtifactError, InputError, OutputError
+from anamorph.errors import ArtifactError, OutputError
 from anamorph.exporting import LINKED, cached_export
-from anamorph.memory import OwnSizes
 
 ENGINES = tuple(FORMATS)
 CALL: dict[str, Any] = {"num_inference_steps": 2, "seed": 0, "guidance_scale": 5.0, "output_type": "np"}
@@ -200,9 +197,7 @@ def test_explain_names_the_component_that_differs(
 ) -> None:
     place = str(fresh(sd1, "onnxruntime"))
     drawn(Path(place))
-    from anamorph.backends import onnxruntime
-
-    monkeypatch.setattr(onnxruntime, "package_version", lambda name: f"{name} 0.1")
+    monkeypatch.setattr(onnx_models, "package_version", lambda name: f"{name} 0.1")
     said = printed(capsys, "cache", "explain", place)
     assert "compiled: not found, it will be made; the nearest is" in said
     assert said.count("  engine: onnxruntime 0.1 here, onnxruntime ") == 3
@@ -242,83 +237,3 @@ def test_inductor_goes_on_where_the_cache_cannot_be_written(
     keep_code()
     assert FOLDER not in os.environ
     assert "cannot make" in caplog.text
-
-
-# ---- models for single sizes ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Model:
-    origin: str
-    sizes: Sizes | None
-
-
-def asked(height: int) -> Sizes:
-    return Sizes({"sample": (1, height), "absent": (1, 1)}, ["sample"], {"height": height})
-
-
-def test_the_first_size_has_its_own_model_and_others_share_one() -> None:
-    buckets = Buckets(lambda sizes: Model(COMPILED, sizes), again=3)
-    assert buckets.take(asked(8)).sizes == asked(8)
-    assert buckets.take(asked(16)).sizes is None
-    assert buckets.take(asked(24)) is buckets.take(asked(16))
-    assert buckets.take(asked(8)).sizes == asked(8)
-    assert buckets.history == [
-        "height 8: compiled, for this size alone, the first that was called",
-        "height 16: compiled, for all sizes",
-    ]
-
-
-def test_a_size_that_is_called_often_gets_its_own_and_the_longest_unused_leaves() -> None:
-    buckets = Buckets(lambda sizes: Model(COMPILED, sizes), most=2, again=3)
-    for height in (8, 16, 16, 16):
-        assert buckets.take(asked(height)).sizes in (asked(8), None)
-    assert buckets.take(asked(16)).sizes == asked(16)
-    buckets.take(asked(8))
-    for _ in range(4):
-        made = buckets.take(asked(24))
-    assert made.sizes == asked(24)
-    assert set(buckets.own) == {asked(8).name, asked(24).name}  # 16 was not called for longest
-    assert buckets.take(asked(16)).sizes is None
-    buckets.spare(OwnSizes(0))
-    assert buckets.take(asked(8)).sizes is None
-    assert "called 3 times before" in "".join(buckets.history)
-
-
-def test_models_of_single_sizes_leave_where_memory_is_short() -> None:
-    buckets = Buckets(lambda sizes: Model(COMPILED, sizes), fits=lambda: False, again=1)
-    assert buckets.take(asked(8)).sizes == asked(8)  # something must be compiled
-    for _ in range(3):
-        assert buckets.take(asked(16)).sizes is None
-    assert not buckets.own
-
-
-def test_threads_share_one_compilation() -> None:
-    made: list[Model] = []
-
-    def make(sizes: Sizes | None) -> Model:
-        time.sleep(0.05)
-        made.append(Model(COMPILED, sizes))
-        return made[-1]
-
-    buckets = Buckets(make)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: buckets.take(asked(8)), range(8)))
-    assert len(made) == 1
-    assert all(one is made[0] for one in found)
-
-
-def test_models_for_one_size_and_for_all_agree_with_eager(sd1: Path) -> None:
-    """One pipeline for all; the wish for no models of single sizes leaves the model for all sizes alone."""
-    eager = StableDiffusionPipeline.from_pretrained(sd1, backend="eager")
-    pipe = StableDiffusionPipeline.from_pretrained(exported(sd1, "openvino"))
-    for height, wish in ((64, None), (96, None), (64, OwnSizes(0))):
-        if wish is not None:
-            assert pipe.components["unet"].spare(wish) is None
-        expected = np.asarray(eager("a cat", height=height, width=64, **CALL).images)
-        assert relative(np.asarray(pipe("a cat", height=height, width=64, **CALL).images), expected) <= 1e-4
-    history = pipe.placement["unet"].history
-    assert [line.rpartition("for ")[2].partition(",")[0] for line in history[:2]] == ["this size alone", "all sizes"]
-    assert "sizes with a model of their own do not apply" in str(eager.components["unet"].spare(OwnSizes(1)))
-    with pytest.raises(InputError, match="expected 0 or more"):
-        OwnSizes(-1)

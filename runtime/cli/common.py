@@ -62,6 +62,7 @@ def given(options: argparse.Namespace) -> Given:
     return Given(
         backend_option(options.backend), options.device, options.dtype, options.rewrites,
         {name: value for name, _, value in pairs} or None, options.trust_remote_code,
+        options.guidance_batch,
     )  # fmt: skip
 
 

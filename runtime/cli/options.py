@@ -3,6 +3,8 @@
 import argparse
 from typing import TypeAlias
 
+from anamorph.memory import APART, JOINT
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # argparse gives its type no public name
 
 
@@ -24,6 +26,12 @@ def engine_options(command: argparse.ArgumentParser) -> None:
     )
     trust_option(command)
     rewrites_option(command, "the engine")
+    command.add_argument(
+        "--guidance-batch",
+        choices=(JOINT, APART),
+        help="whether branches of guidance share a call of the denoiser, or have one each, which takes less memory "
+        "(default: what `anamorph tune` found to be faster, or joint)",
+    )
 
 
 def trust_option(command: argparse.ArgumentParser) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from anamorph.config import Config
 from anamorph.errors import ConfigError
 from anamorph.models.activations import ACTIVATIONS, Activation
-from anamorph.models.base import Model
 from anamorph.models.blocks import Scaled, grow
 from anamorph.models.outputs import AutoencoderTinyOutput, DecoderOutput
+from anamorph.models.picturing import Picturing
 from anamorph.models.savings import Savings
 from anamorph.tiling import Tiles
 
@@ -65,7 +65,7 @@ def _decoder(config: Config) -> Iterator[nn.Module]:
         yield nn.Conv2d(width, config.out_channels if last else width, 3, padding=1, bias=last)
 
 
-class AutoencoderTiny(Savings, Model):
+class AutoencoderTiny(Savings, Picturing):
     """A distilled autoencoder (TAESD, github.com/madebyollin/taesd) with the latents of the one that it replaces.
 
     Its latents are already scaled: `scaling_factor` is 1.

@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 from anamorph.checkpoint import LATER_KEYS
 from anamorph.config import Config
-from anamorph.models.base import Model
 from anamorph.models.blocks import Residual
 from anamorph.models.outputs import AutoencoderKLOutput, DecoderOutput, DiagonalGaussianDistribution
+from anamorph.models.picturing import Picturing, rescaled
 from anamorph.models.pixel_attention import renamed
 from anamorph.models.savings import Savings
 from anamorph.models.vae_blocks import Decoder, Encoder, check_blocks
+from anamorph.scaling import Scaling
 from anamorph.tiling import Tiles, autoencoder_tiles
 
 
-class AutoencoderKL(Savings, Model):
+class AutoencoderKL(Savings, Picturing):
     """The KL-regularised autoencoder of latent diffusion (Rombach et al. 2022, arXiv:2112.10752, section 3.1).
 
     It neither scales nor shifts latents: `scaling_factor` and its kin are for whoever calls it.
@@ -68,6 +69,14 @@ class AutoencoderKL(Savings, Model):
         """Unscaled latents [B, c, h, w] -> pictures in about -1..1, ([B, C, H, W],)."""
         z = latent_sample if self.post_quant_conv is None else self.post_quant_conv(latent_sample)
         return (self.decoder(z),)
+
+    def drawn(self, latents: Tensor, scaling: Scaling) -> Tensor:
+        if self.post_quant_conv is None:
+            return super().drawn(latents, scaling)
+        pictures: Tensor = self.decoder(rescaled(latents, self.post_quant_conv, scaling))
+        return pictures
+
+    drawn.__doc__ = Picturing.drawn.__doc__
 
     @overload
     def encode(self, x: Tensor, return_dict: Literal[True] = True) -> AutoencoderKLOutput: ...

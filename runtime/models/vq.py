@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal, overload
 from torch import Tensor, nn
 
 from anamorph.config import Config
-from anamorph.models.base import Model
 from anamorph.models.blocks import Residual
 from anamorph.models.outputs import DecoderOutput, VQEncoderOutput
+from anamorph.models.picturing import Picturing
 from anamorph.models.pixel_attention import renamed
 from anamorph.models.vae_blocks import Decoder, Encoder, check_blocks
 
@@ -31,7 +31,7 @@ class Codebook(nn.Module):
         return chosen
 
 
-class VQModel(Model):
+class VQModel(Picturing):
     """The vector-quantised autoencoder of latent diffusion (Rombach et al. 2022, arXiv:2112.10752, section 3.1)."""
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from anamorph.arrays import Array
 from anamorph.errors import ConfigError, InputError
+from anamorph.image import to_uint8
 from anamorph.pipelines.arguments import Job
 from anamorph.pipelines.cropping import put_back
 from anamorph.pipelines.decoding import held_back
@@ -20,8 +21,8 @@ from anamorph.pipelines.sampling import Plan
 from anamorph.pipelines.saving import save
 from anamorph.pipelines.signature import Arguments, Signature
 
-BLACK = -1.0
-"""What a picture that is held back is filled with."""
+BLACK = {"float32": -1, "uint8": 0}
+"""What a picture that is held back is filled with, by its type."""
 
 
 class DiffusionPipeline(Opening, Holding):
@@ -105,10 +106,10 @@ class DiffusionPipeline(Opening, Holding):
         """Pictures, and which of them a safety checker holds back: they are black."""
         if output_type == "latent":
             return latents, None
-        pixels = self._pixels(latents)
+        pixels = self._decoded(latents, output_type)
         held = self._held_back(pixels)
         if held is not None:
-            pixels = np.where(held[:, None, None, None], np.float32(BLACK), pixels)
+            pixels = np.where(held[:, None, None, None], pixels.dtype.type(BLACK[pixels.dtype.name]), pixels)
         images, whole = finish_images(pixels, output_type), job.overlay
         if whole is not None:
             images = [put_back(i, whole.original, whole.mask, whole.box) for i in images]
@@ -122,11 +123,19 @@ class DiffusionPipeline(Opening, Holding):
     def decode(self, latents: Array, output_type: str = "pil") -> Any:
         """Latents of the denoiser (or NumPy, or a tensor) to pictures, as `output_type` says; none is held back."""
         check_output_type(output_type)
-        return latents if output_type == "latent" else finish_images(self._pixels(latents), output_type)
+        return latents if output_type == "latent" else finish_images(self._decoded(latents, output_type), output_type)
+
+    def _decoded(self, latents: Array, output_type: str) -> NDArray[Any]:
+        """Pictures in about -1..1 [N, C, H, W], or as bytes [N, H, W, C] where no more is asked for."""
+        return self._bytes(latents) if output_type == "pil" else self._pixels(latents)
 
     def _pixels(self, latents: Array) -> NDArray[Any]:
         """Pictures in about -1..1 [N, C, H, W]."""
         raise NotImplementedError
+
+    def _bytes(self, latents: Array) -> NDArray[Any]:
+        """Pictures as bytes [N, H, W, C]."""
+        return to_uint8(self._pixels(latents))
 
     def _job(self, call: Arguments) -> Job:
         raise NotImplementedError

@@ -182,3 +182,29 @@ class Opened:
         left = {name: value for name, value in conditions.items() if name in taken or name not in asked}
         every = {"timesteps": self.arrays.put(np.array(timesteps, np.float32)), **conditions}
         return {**left, **self.once({name: value for name, value in every.items() if name in asked})}
+
+
+def branch_by_branch(
+    denoiser: Denoiser,
+    timesteps: Sequence[float],
+    conditions: Mapping[str, Array],
+    branches: int,
+    refresh: Refresh | None = None,
+) -> Predict:
+    """What predicts like `Denoiser.prepare`, from samples for every branch, by a call of the denoiser for each."""
+
+    def dealt(values: Mapping[str, Array]) -> list[dict[str, Array]]:
+        parts = {name: len(value) // branches for name, value in values.items()}
+        return [
+            {name: value[index * parts[name] : (index + 1) * parts[name]] for name, value in values.items()}
+            for index in range(branches)
+        ]
+
+    every = [denoiser.prepare(timesteps, told, 1, refresh) for told in dealt(conditions)]
+
+    def predict(n: int, sample: Array, added: Mapping[str, Array] = NOTHING) -> Array:
+        samples = [one["sample"] for one in dealt({"sample": sample})]
+        calls = zip(every, samples, dealt(added), strict=True)
+        return denoiser.arrays.concat([one(n, seen, more) for one, seen, more in calls])
+
+    return predict

@@ -10,11 +10,12 @@ from anamorph.clip_image import CLIPImageProcessor
 from anamorph.engine import Placement, Program
 from anamorph.errors import InputError
 from anamorph.lora.adapting import Open, adapting_of, moved, scaled
+from anamorph.memory import JOINT
 from anamorph.native import preparing, shallow
 from anamorph.pipelines.adopting import as_component
 from anamorph.pipelines.denoiser import Denoiser, Opened
 from anamorph.pipelines.loaded import Loaded
-from anamorph.pipelines.loading import completed, open_component
+from anamorph.pipelines.loading import Ready, completed, open_all, ready
 from anamorph.pipelines.nets import filled, several_of, spread, unpacked
 from anamorph.pipelines.registered import Registering
 from anamorph.pipelines.saving_memory import SavingMemory, check_resident
@@ -44,6 +45,7 @@ class Holding(SavingMemory, Registering):
         rewrites: Wish = None,
         backend_options: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
+        guidance_batch: str | None = None,
         origin: Checkpoint | None = None,
         **named: Any,
     ) -> None:
@@ -58,14 +60,14 @@ class Holding(SavingMemory, Registering):
             raise InputError(f"{type(self).__name__} needs {', '.join(missing)}; pass every component")
         self.origin = origin
         self.options = {name: given.get(name, default) for name, default in self.OPTIONS.items()}
-        self._given = Given(backend, device, torch_dtype, rewrites, backend_options, trust_remote_code)
+        self._given = Given(backend, device, torch_dtype, rewrites, backend_options, trust_remote_code, guidance_batch)
         self._models: dict[str, Loaded] = {}
         for name, slot in self.slots.items():
             value = given.get(name)
             if slot.kind != "model":
                 setattr(self, name, value)
-            elif value is not None:
-                self._models[name] = self._open(name, value)
+        filling = [name for name in models(self.slots) if given.get(name) is not None]
+        self._models = open_all({name: self._ready(name, given[name]) for name in filling})
         self._check_rewrites()
         if "safety_checker" in self._models and self.feature_extractor is None:
             raise InputError("a safety_checker without a feature_extractor; pass both, or safety_checker=None")
@@ -73,12 +75,15 @@ class Holding(SavingMemory, Registering):
             log.warning("this checkpoint asks for a safety checker and has none here: pictures are not screened")
 
     def _open(self, name: str, value: Any) -> Loaded:
+        return open_all({name: self._ready(name, value)})[name]
+
+    def _ready(self, name: str, value: Any) -> Ready | Loaded:
         slot = self.slots[name]
         refining = bool(self.options.get("requires_aesthetics_score"))
         component = as_component(name, value, slot.classes, refining, self._models.get(name))
         if isinstance(component, Loaded):
             return completed(component.placed(name), self._parts(name), self._wishes)
-        return open_component(component, self._parts(name), self._wishes, slot.wide, name)
+        return ready(component, self._parts(name), self._wishes, slot.wide, name)
 
     def _parts(self, name: str) -> list[str]:
         return [part for part, owner in parts_of(self.slots).items() if owner == name]
@@ -90,7 +95,7 @@ class Holding(SavingMemory, Registering):
     def _opener(self, name: str) -> Open:
         """How a component is opened as this pipeline does now, for other adapters."""
         parts, wishes, wide = self._parts(name), self._wishes, self.slots[name].wide
-        return lambda component: open_component(component, parts, wishes, wide, name).programs
+        return lambda component: ready(component, parts, wishes, wide, name).open().programs
 
     def _check_rewrites(self) -> None:
         """Raise InputError where a rewrite that was wished for by its name is not in force."""
@@ -139,6 +144,15 @@ class Holding(SavingMemory, Registering):
         """The rewrites that were asked for, or measured to be best; None: those that are on by themselves."""
         profile = self._models[self.DENOISER].profile
         return self._given.rewrites or (None if profile is None else profile.rewrites or None)
+
+    @property
+    def guidance_batch(self) -> str:
+        """Whether branches of guidance share a call of the denoiser, "joint", or have one each, "apart".
+
+        As was asked for, or measured to be faster; else they share it.
+        """
+        profile = self._models[self.DENOISER].profile
+        return self._given.guidance_batch or (None if profile is None else profile.guidance_batch) or JOINT
 
     def _config(self, name: str) -> Any:
         return self._models[name].config

@@ -15,19 +15,18 @@ from anamorph.pipelines import looking, watermark
 from anamorph.pipelines.arguments import Job, Limits, job_of
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.controlling import Following
-from anamorph.pipelines.decoding import decoded
+from anamorph.pipelines.decoding import decoded, decoded_bytes, divided
 from anamorph.pipelines.learning import Learning
-from anamorph.pipelines.loaded import divided
 from anamorph.pipelines.lora import SCALE, LoraLoading, scale_of
 from anamorph.pipelines.prompts import Asking, Family, guidance_embedding, texts
 from anamorph.pipelines.request import as_texts
-from anamorph.pipelines.sampling import FiniteCheck, Guidance, Plan, check_axes
-from anamorph.pipelines.scaling import Scaling
+from anamorph.pipelines.sampling import Guidance, Plan, check_axes
 from anamorph.pipelines.signature import Arguments, Texts
 from anamorph.pipelines.spans import table_of
 from anamorph.pipelines.tasks import Scene, Task
 from anamorph.pipelines.texts import Embeds, Encoder, last_states
 from anamorph.pipelines.wording import PLAIN, Wording
+from anamorph.scaling import Scaling
 from anamorph.schedulers import Scheduler
 from anamorph.tiling import autoencoder_tiles
 
@@ -148,7 +147,7 @@ class LatentDiffusion(LoraLoading, Learning, public=False):
         table = self.TASK.table(table_of(self.scheduler, request, self.TASK.distilled))
         # A model that has guidance among its inputs is not guided from outside.
         guidance = Guidance() if self._distilled(unet) else self.TASK.guidance(request)
-        guidance = guidance.within(request.guidance_interval, len(table.rows))
+        guidance = guidance.within(request.guidance_interval, len(table.rows)).dealt(self.guidance_batch)
         factor = self.vae_scale_factor
         sides = {"latent_height": request.height // factor, "latent_width": request.width // factor}
         for branches in guidance.counts:
@@ -222,10 +221,15 @@ class LatentDiffusion(LoraLoading, Learning, public=False):
     def _encode_pictures(self, pictures: NDArray[Any]) -> NDArray[Any]:
         program = self.program("vae_encoder")
         cut, _ = autoencoder_tiles(self._config(self.VAE))
-        moments = divided(self._models[self.VAE], "vae_encoder", "sample", program.arrays.put(pictures), cut)
-        FiniteCheck.of(program).add_now(moments, "encoding the pictures")
+        put = program.arrays.put(pictures)
+        moments = divided(self._models[self.VAE], "vae_encoder", put, cut, "encoding the pictures")
         return program.arrays.get(moments)
 
     def _pixels(self, latents: Array) -> NDArray[Any]:
         pixels = decoded(self._models[self.VAE], self.scaling, latents)
         return watermark.marked(pixels) if self.options.get("add_watermarker") else pixels
+
+    def _bytes(self, latents: Array) -> NDArray[Any]:
+        if self.options.get("add_watermarker"):  # which takes more than bytes
+            return super()._bytes(latents)
+        return decoded_bytes(self._models[self.VAE], self.scaling, latents)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
 
-from anamorph.arrays import Array
 from anamorph.components import Component
 from anamorph.config import Config
 from anamorph.engine import Placement, Program
@@ -15,7 +14,6 @@ from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
 from anamorph.pipelines.image_prompts import Adapters
 from anamorph.plugins import get_backend
 from anamorph.profiles import Profile
-from anamorph.tiling import Operations, Tiles, sparing
 
 FORMATS = {"torch.channels_last": True, "torch.contiguous_format": False}
 """Name of a memory format of PyTorch -> whether the channels of one pixel lie side by side."""
@@ -204,16 +202,3 @@ def accelerators(every: Sequence[Loaded]) -> list[str]:
     """The devices that components could visit, the first of each engine first."""
     engines = {placed.engine for loaded in every for placed in loaded.placement.values()}
     return [device for name in sorted(engines) for device in get_backend(name).devices() if device.lower() != "cpu"]
-
-
-def divided(loaded: Loaded, part: str, name: str, values: Array, cut: Tiles) -> Array:
-    """The only output of an autoencoder's part for its only input `name` [B, C, h, w], in pieces where that is on."""
-    program, wish = loaded.programs[part], loaded.sparing
-    session = program.session()
-    (output,) = (port.name for port in program.interface.outputs)
-
-    def call(piece: Array) -> Array:
-        return session({name: piece})[output]
-
-    operations = Operations(lambda parts, axis: program.arrays.concat(list(parts), axis), program.arrays.put)
-    return sparing(call, values, cut, operations, slicing=wish.slicing, tiling=wish.tiling)

@@ -1,15 +1,18 @@
 """From a checkpoint to opened components: which engine, device and precision each one gets, and opening them."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass, replace
 
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.components import UNEXPORTED, Component
-from anamorph.engine import Backend, Program, Target
+from anamorph.engine import Backend, Concurrent, Program, Target
 from anamorph.errors import BackendError, InputError
 from anamorph.exporting import cached_export
 from anamorph.guard import check_target, open_parts, places_here
+from anamorph.machine import available_processors
 from anamorph.native import preparing, shallow
 from anamorph.pipelines.describing import read_component
 from anamorph.pipelines.loaded import Loaded, renamed_part
@@ -24,10 +27,53 @@ CHECKPOINT = "checkpoint"
 """The content that engines open who run models themselves."""
 
 
-def open_component(
+@dataclass(frozen=True)
+class Ready:
+    """A component in forms that engines open: with each, the names of parts, and where these shall run."""
+
+    component: Component
+    place: str
+    groups: Sequence[tuple[Backend, Component, Sequence[str], Target]]
+    notes: Mapping[str, str]
+    profile: Profile | None
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether all of its engines open it while others open other components."""
+        return all(isinstance(backend, Concurrent) and backend.concurrent for backend, *_ in self.groups)
+
+    def open(self) -> Loaded:
+        """Open the parts; raises what `open_parts` raises."""
+        programs: dict[str, Program] = {}
+        for backend, readable, names, target in self.groups:
+            programs |= open_parts(backend, readable, names, target)
+        return Loaded(self.component, programs, self.notes, profile=self.profile).placed(self.place)
+
+
+def open_all(every: Mapping[str, Ready | Loaded]) -> dict[str, Loaded]:
+    """All components, those of engines that can beside one another.
+
+    Raises what opening the first of them raises that fails, in their order.
+    """
+    waiting = {name: one.open for name, one in every.items() if isinstance(one, Ready) and one.concurrent}
+    with ThreadPoolExecutor(max(1, min(len(waiting), available_processors() or 1))) as pool:
+        # Each thread has a context of its own.
+        begun = {name: pool.submit(copy_context().run, work) for name, work in waiting.items()}
+        try:
+            return {name: begun[name].result() if name in begun else _opened(one) for name, one in every.items()}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _opened(one: Ready | Loaded) -> Loaded:
+    return one.open() if isinstance(one, Ready) else one
+
+
+def ready(
     component: Component, parts: Sequence[str], wishes: Wishes, wide: bool = False, place: str | None = None
-) -> Loaded:
-    """Open `parts`; those that go to the same engine and target are opened together and share their weights.
+) -> Ready:
+    """Settle where `parts` run, and export what must be; those of one engine and target share their weights.
 
     `place` is what the pipeline calls the component, and its parts after it, where that is not its own name.
     A `wide` component whose configuration says `force_upcast` runs in float32 unless float16 is wished for it by name.
@@ -40,7 +86,7 @@ def open_component(
     for part in parts:
         backend, target = _settled(asking, part, wishes, wide, notes)
         groups.setdefault((backend.name, target), (backend, []))[1].append(renamed_part(part, place, component.name))
-    programs: dict[str, Program] = {}
+    found = []
     profile: Profile | None = None
     for (_, target), (backend, names) in groups.items():
         check_target(backend, target)  # before anything is exported
@@ -48,8 +94,8 @@ def open_component(
         readable = _tuned(component, profile) or _readable(component, backend, wishes.rewrites or _rewrites(profile))
         beside = [more for name in names for more in (preparing(name), shallow(name))]
         further = [more for more in beside if more in readable.parts]
-        programs |= open_parts(backend, readable, [*names, *further], target)
-    return Loaded(component, programs, notes, profile=profile).placed(place)
+        found.append((backend, readable, [*names, *further], target))
+    return Ready(component, place, found, notes, profile)
 
 
 def _settled(

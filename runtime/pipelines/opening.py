@@ -52,6 +52,7 @@ class Opening:
         use_safetensors: bool | None = None,
         custom_pipeline: str | Path | None = None,
         trust_remote_code: bool = False,
+        guidance_batch: str | None = None,
         **components: Any,
     ) -> "DiffusionPipeline":
         """Load a pipeline from a checkpoint folder, an exported folder or a hub id; None means the bundled model.
@@ -62,7 +63,9 @@ class Opening:
         `rewrites` are names out of `anamorph.rewrites.REWRITES`, "all" exact ones or "none"; None takes those that are
         on for the engine by themselves. `backend_options` are told to the engine (see `Backend.options`), or map
         components to theirs. `custom_pipeline` names a Python file that defines the class; it, and machine code of
-        exported folders, runs only with `trust_remote_code=True`.
+        exported folders, runs only with `trust_remote_code=True`. `guidance_batch` says whether branches of guidance
+        share a call of the denoiser ("joint") or have one each ("apart"), which gives the same pictures and takes less
+        memory; None takes what `anamorph tune` has found to be faster, or "joint".
 
         Raises CheckpointError: files are missing, damaged or do not fit. Raises ConfigError: a configuration is
         not served. Raises BackendError: an engine, device or precision is not there. Raises InputError: an
@@ -77,6 +80,7 @@ class Opening:
         return kind.from_checkpoint(
             checkpoint, components, use_safetensors, backend=backend, device=device, torch_dtype=torch_dtype,
             rewrites=rewrites, backend_options=backend_options, trust_remote_code=trust_remote_code,
+            guidance_batch=guidance_batch,
         )  # fmt: skip
 
     @classmethod

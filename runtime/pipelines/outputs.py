@@ -30,7 +30,7 @@ def check_output_type(output_type: str) -> None:
 
 
 def finish_images(pixels: NDArray[Any], output_type: str) -> list[Image.Image] | Any:
-    """Decoded pictures in about -1..1, [N, C, H, W], as the caller wants them."""
+    """Decoded pictures in about -1..1 [N, C, H, W] (for "pil" also bytes [N, H, W, C]) as the caller wants them."""
     if output_type == "pil":
         return to_pil(pixels)
     if output_type == "np":

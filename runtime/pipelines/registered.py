@@ -92,6 +92,8 @@ def built(
         raise BackendError(f"{kind.__name__} registers PyTorch's models; name a checkpoint, and leave the backend out")
     if wishes["rewrites"] is not None:
         raise InputError(f"{kind.__name__} registers PyTorch's models, which run as they are; leave rewrites out")
+    if wishes["guidance_batch"] is not None:
+        raise InputError(f"{kind.__name__} calls its denoiser itself; leave guidance_batch out")
     found: dict[str, Any] = {}
     for name, one in wanted.items():
         if name in given or (one.default is not one.empty and name not in checkpoint.components):

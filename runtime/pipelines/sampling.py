@@ -1,16 +1,17 @@
 """The denoising loop: one generator for every task and every engine."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anamorph.arrays import Array, Arrays
 from anamorph.engine import Program
 from anamorph.errors import InputError, NumericalError
+from anamorph.memory import APART
 from anamorph.native import is_branched
 from anamorph.noise import NoiseSource
 from anamorph.pipelines.controls import Added, Control, total
-from anamorph.pipelines.denoiser import Denoiser, Predict, Refresh
+from anamorph.pipelines.denoiser import Denoiser, Predict, Refresh, branch_by_branch
 from anamorph.schedulers import Table, advance
 
 
@@ -24,12 +25,14 @@ class Guidance:
     u + s_i (i - u) + s_t (c - i) (Brooks et al. 2023, eq. 3); without any, the only branch passes unchanged.
     `rescale` in 0..1 mixes in the same output with the deviation of the most conditioned branch,
     r out std(c) / std(out) + (1 - r) out, against overexposure (Lin et al. 2023, arXiv:2305.08891, section 3.4).
-    `span` are the first guided row of a table and the first after it that is not; None: all are.
+    `span` are the first guided row of a table and the first after it that is not; None: all are. `apart`: each branch
+    has a call of its own.
     """
 
     scales: tuple[float, ...] = ()
     rescale: float = 0.0
     span: tuple[int, int] | None = None
+    apart: bool = False
 
     @property
     def branches(self) -> int:
@@ -38,7 +41,9 @@ class Guidance:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Every number of branches that some row computes."""
+        """Every number of branches that some call computes."""
+        if self.apart:
+            return (1,)
         return (self.branches,) if self.span is None else (self.branches, 1)
 
     def within(self, interval: tuple[float, float] | None, rows: int) -> "Guidance":
@@ -55,6 +60,10 @@ class Guidance:
         if begin == end:
             raise InputError(f"guidance_interval {list(interval)} holds none of {rows} steps; widen it")
         return replace(self, span=(begin, end))
+
+    def dealt(self, batch: str) -> "Guidance":
+        """The same with all branches in one call (JOINT), or each in its own (APART)."""
+        return replace(self, apart=batch == APART and bool(self.scales))
 
     def at(self, row: int) -> "Guidance":
         """What counts for a row: the same, or the most conditioned branch alone."""
@@ -188,11 +197,11 @@ def denoise(plan: Plan, denoiser: Denoiser) -> Generator[Step, Changes | None, A
     x, conditions, beside, history = plan.latents, dict(plan.conditions), dict(plan.beside), ()
     for n, row in enumerate(table.rows):
         now = guidance.at(n)
-        shared = now.branches if alike and denoiser.shares else 1
+        shared = now.branches if alike and denoiser.shares and not now.apart else 1
         if now.branches not in prepared:
             told = conditions if now is guidance else _last(conditions, len(x))
             controls = tuple(each.prepare(timesteps, told, now.branches, arrays) for each in plan.controls)
-            prepared[now.branches] = denoiser.prepare(timesteps, told, shared, plan.refresh), controls
+            prepared[now.branches] = _predicting(denoiser, timesteps, told, now, shared, plan.refresh), controls
         predict, controls = prepared[now.branches]
         sample = x if row.scale == 1.0 else row.scale * x
         added = total([each(n, sample) for each in controls])
@@ -217,6 +226,19 @@ def denoise(plan: Plan, denoiser: Denoiser) -> Generator[Step, Changes | None, A
                 alike = alike and not set(changes.conditions) & set(plan.joined)
     check.settle()
     return x
+
+
+def _predicting(
+    denoiser: Denoiser,
+    timesteps: Sequence[float],
+    told: Mapping[str, Array],
+    now: Guidance,
+    shared: int,
+    refresh: Refresh | None,
+) -> Predict:
+    if now.apart:
+        return branch_by_branch(denoiser, timesteps, told, now.branches, refresh)
+    return denoiser.prepare(timesteps, told, shared, refresh)
 
 
 def _last(values: Mapping[str, Array], count: int) -> dict[str, Array]:

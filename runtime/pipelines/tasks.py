@@ -16,7 +16,7 @@ from anamorph.noise import NoiseSource
 from anamorph.pipelines.pictures import repeated
 from anamorph.pipelines.request import Request
 from anamorph.pipelines.sampling import AfterStep, Guidance
-from anamorph.pipelines.scaling import Scaling
+from anamorph.scaling import Scaling
 from anamorph.schedulers import Scheduler, Table, add_noise
 
 F32 = NDArray[np.float32]

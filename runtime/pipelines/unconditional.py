@@ -13,13 +13,13 @@ from anamorph.conditions import unconditional_ports
 from anamorph.errors import ConfigError, InputError
 from anamorph.pipelines.arguments import Job, seeds_of
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.decoding import decoded
+from anamorph.pipelines.decoding import decoded, decoded_bytes
 from anamorph.pipelines.request import Request, as_interval, check_numbers
 from anamorph.pipelines.sampling import Guidance, Plan, check_axes
-from anamorph.pipelines.scaling import Scaling
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import SCHEDULER, Slots, model
 from anamorph.pipelines.tasks import classifier_free
+from anamorph.scaling import Scaling
 from anamorph.schedulers import DDIMScheduler, Table
 
 WATCHED = "callback_on_step_end callback_on_step_end_tensor_inputs seed"
@@ -33,6 +33,8 @@ class UnconditionalPipeline(DiffusionPipeline, public=False):
 
     def __init__(self, *components: Any, **named: Any) -> None:
         super().__init__(*components, **named)
+        if self._given.guidance_batch is not None:
+            raise InputError(f"{type(self).__name__} is not guided; leave guidance_batch out")
         config = self._config("unet")
         if ports := unconditional_ports(config):
             raise ConfigError(f"this unet wants {ports[0].name}, which {type(self).__name__} does not feed")
@@ -143,6 +145,7 @@ class DiTPipeline(DiffusionPipeline):
         channels, side = config["in_channels"], config["sample_size"]
         table = _table(self, request)
         guidance = classifier_free(request).within(request.guidance_interval, len(table.rows))
+        guidance = guidance.dealt(self.guidance_batch)
         if (config["out_channels"] or channels) == 2 * channels and table.variance is None:
             table = replace(table, variance="unused")  # a model may predict what this scheduler does not ask for
         for branches in guidance.counts:
@@ -158,6 +161,9 @@ class DiTPipeline(DiffusionPipeline):
 
     def _pixels(self, latents: Array) -> NDArray[Any]:
         return decoded(self._models["vae"], Scaling.of(self._config("vae")), latents)
+
+    def _bytes(self, latents: Array) -> NDArray[Any]:
+        return decoded_bytes(self._models["vae"], Scaling.of(self._config("vae")), latents)
 
 
 def _classes(given: Any, count: int) -> tuple[int, ...]:

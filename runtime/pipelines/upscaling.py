@@ -12,12 +12,12 @@ from anamorph.errors import InputError
 from anamorph.pipelines.latent_diffusion import LatentDiffusion
 from anamorph.pipelines.pictures import repeated
 from anamorph.pipelines.prompts import Asking, Family, texts
-from anamorph.pipelines.scaling import Scaling
 from anamorph.pipelines.signature import Arguments, Signature
 from anamorph.pipelines.slots import SCHEDULER, TOKENIZER, UNUSED, Slots, model
 from anamorph.pipelines.stable_diffusion import EMBEDDED
 from anamorph.pipelines.tasks import Scene, Start, Task, clean_latents, from_noise, with_as_many, with_colours
 from anamorph.pipelines.texts import last_states, raw_states
+from anamorph.scaling import Scaling
 from anamorph.schedulers import Row, Table
 
 SCALING = 0.08333

@@ -10,6 +10,7 @@ from anamorph.engine import PRECISIONS, Backend, Target
 from anamorph.errors import InputError
 from anamorph.guard import missing as lacking
 from anamorph.guard import places_here
+from anamorph.memory import APART, JOINT
 from anamorph.plugins import choose_backend, get_backend, list_backends
 from anamorph.profiles import Profile, applying
 from anamorph.rewrites import Wish
@@ -21,7 +22,10 @@ SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Given:
-    """The arguments of `from_pretrained` that say where and how a pipeline runs, as the caller gave them."""
+    """The arguments of `from_pretrained` that say where and how a pipeline runs, as the caller gave them.
+
+    Raises InputError: `guidance_batch` is neither "joint" nor "apart".
+    """
 
     backend: str | Mapping[str, str] = "auto"
     device: Any = None
@@ -29,6 +33,11 @@ class Given:
     rewrites: Wish = None
     backend_options: Mapping[str, Any] | None = None
     trust_remote_code: bool = False
+    guidance_batch: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.guidance_batch not in (JOINT, APART, None):
+            raise InputError(f"guidance_batch is {self.guidance_batch!r}, expected {JOINT} or {APART}")
 
 
 @dataclass(frozen=True)
