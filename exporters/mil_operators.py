@@ -105,7 +105,10 @@ def _nothing(call: "Call") -> None:
     """What the trace asserts holds for the sizes that it was made for."""
 
 
-@rule("aten.contiguous.default", "aten.to.dtype_layout", "aten.to.dtype", "aten._to_copy.default", "aten.clone.default")
+@rule(
+    "aten.contiguous.default", "aten.alias.default", "aten.clone.default", "aten.to.dtype_layout", "aten.to.dtype",
+    "aten._to_copy.default",
+)  # fmt: skip
 def _cast(call: "Call") -> Var:
     """Floats stay in the type that this module chooses for them."""
     x = call.var("self")

@@ -125,7 +125,7 @@ def _nothing(call: "Call") -> None:
     """What the trace asserts holds for every input that the interface admits."""
 
 
-@rule("aten.contiguous.default", "aten.to.dtype_layout", "aten.to.dtype", "aten._to_copy.default")
+@rule("aten.contiguous.default", "aten.alias.default", "aten.to.dtype_layout", "aten.to.dtype", "aten._to_copy.default")
 def _cast(call: "Call") -> str:
     source, wanted = call.arguments["self"].meta["val"].dtype, call.result.dtype
     x = call.tensor("self")

@@ -2,6 +2,7 @@
 
 tiny_sd1  epsilon, DDIM, 1x1-conv projections, one number of heads, quick_gelu, 3 levels; 8 pixels per latent
 tiny_sd2  v_prediction, DDIM, linear projections, heads per level, gelu, 2 levels; 2 pixels per latent
+tiny_smallest  as tiny_sd2, epsilon, one level, nothing looks at texts; a pixel per latent
 tiny_inpaint  as tiny_sd1 with 2 levels, and a denoiser of 9 channels
 tiny_lcm  as tiny_sd2, epsilon, LCM, the guidance as an input
 tiny_sdxl  epsilon, Euler, two text encoders, numbers of micro-conditioning, 2 levels; 2 pixels per latent
@@ -66,6 +67,13 @@ def tiny_sd2(folder: Path, *, upcast_attention: bool = False) -> Path:
     """A checkpoint of the second Stable Diffusion's kind."""
     heads = {"attention_head_dim": (2, 4), "use_linear_projection": True, "upcast_attention": upcast_attention}
     return save_pipeline(folder, {**UNET, **heads}, VAE, {**CLIP, "hidden_act": "gelu"}, "v_prediction")
+
+
+def tiny_smallest(folder: Path) -> Path:
+    """A checkpoint of the first kind with one level, whose denoiser looks at no text."""
+    unet, vae = ({"block_out_channels": (32,), "down_block_types": (down,), "up_block_types": (up,)} for down, up in (
+        ("DownBlock2D", "UpBlock2D"), ("DownEncoderBlock2D", "UpDecoderBlock2D")))  # fmt: skip
+    return save_pipeline(folder, {**UNET, **unet}, {**VAE, **vae}, CLIP, "epsilon")
 
 
 def tiny_inpaint(folder: Path) -> Path:

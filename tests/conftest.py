@@ -19,8 +19,8 @@ else:
 os.environ["ANAMORPH_CACHE"] = str(Path(os.environ["ANAMORPH_TESTS"]) / "cache")
 
 import diffusers
-from checkpoints import controlled, tiny_inpaint, tiny_lcm, tiny_refiner, tiny_sd1, tiny_sd2, tiny_sdxl
-from exported import once, one_process, shared_place, shared_traces
+from checkpoints import controlled, tiny_inpaint, tiny_lcm, tiny_refiner, tiny_sd1, tiny_sd2, tiny_sdxl, tiny_smallest
+from exported import exported, once, one_process, shared_place, shared_traces
 from parity import ENGINE_BOUND, IMAGE_BOUND, LATENT_BOUND, Agrees
 
 PARITY = "parity"
@@ -75,6 +75,18 @@ def sd1() -> Path:
 def sd2() -> Path:
     """A random checkpoint of the second kind (v-prediction, 2 pixels per latent)."""
     return once(shared_place() / "sd2", tiny_sd2)
+
+
+@pytest.fixture(scope="session")
+def smallest() -> Path:
+    """A random checkpoint of one level and no attention to texts, for what hangs on no model (a pixel per latent)."""
+    return once(shared_place() / "smallest", tiny_smallest)
+
+
+@pytest.fixture(scope="session")
+def fixed(sd2: Path) -> Path:
+    """An artifact in ONNX format, stored in float16, that takes one picture of 16 x 24 pixels per call."""
+    return exported(sd2, "onnxruntime", storage="float16", size=(16, 24), batch=1)
 
 
 @pytest.fixture(scope="session")

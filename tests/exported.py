@@ -1,6 +1,7 @@
 """Artifacts that several tests share: each checkpoint is traced and exported once per run."""
 
 import contextlib
+import copy
 import functools
 import hashlib
 import io
@@ -16,6 +17,7 @@ from filelock import FileLock
 
 from anamorph.artifact import NATIVE, PORTABLE, VERIFIED, Artifact, FileRecord, Part
 from anamorph.backends import onnxruntime, openvino
+from anamorph.cache import CACHE
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.engine import Session, Target
 from anamorph.errors import ArtifactError
@@ -24,7 +26,7 @@ from anamorph.exporters import onnx as onnx_format
 from anamorph.exporters import openvino as openvino_format
 from anamorph.exporters.storing import Storing
 from anamorph.exporters.trace import with_scalars
-from anamorph.exporting import Check, ExportOptions
+from anamorph.exporting import LINKED, Check, ExportOptions, cached_export
 from anamorph.guard import Held
 from anamorph.interface import Interface
 from anamorph.plugins import get_exporter
@@ -40,19 +42,26 @@ _trace = folder.trace
 
 
 def trace_once(module: Any, method: str, interface: Any) -> Any:
-    """The traced graph of a model, the same for both formats."""
-    weights = float(sum(value.double().sum() for value in module.state_dict().values()))
-    config = module.config.to_json() if hasattr(module, "config") else None
+    """The traced graph of a model with its weights: the same for all formats, and for all models of a configuration."""
+    known = hasattr(module, "config")
+    told = module.config.to_json() if known else float(sum(one.double().sum() for one in module.state_dict().values()))
     ways = getattr(module, "rewrites", ()), getattr(module, "even_sizes", False)
-    key = (type(module), weights, config, ways, method, interface)
+    key = (type(module), told, ways, method, interface.inputs, interface.outputs, interface.sizes)
     if key not in _traces:
-        program = _trace(module, method, interface)
-        for name, value in program.state_dict.items():  # a test may change the model, or the file that it maps
-            kept = value.detach().clone()
-            is_weight = isinstance(value, torch.nn.Parameter)
-            program.state_dict[name] = torch.nn.Parameter(kept, requires_grad=False) if is_weight else kept
-        _traces[key] = program
-    return _traces[key]
+        _traces[key] = _trace(module, method, interface)
+    program = copy.copy(_traces[key])
+    weights = module.state_dict()
+    program._state_dict = {
+        name: _kept(value, weights[name.removeprefix("model.")]) for name, value in program.state_dict.items()
+    }
+    return program
+
+
+def _kept(traced: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A weight in a traced one's place, a copy: a test may change the model, or the file that it maps."""
+    assert value.shape == traced.shape
+    copied = value.detach().clone()
+    return torch.nn.Parameter(copied, requires_grad=False) if isinstance(traced, torch.nn.Parameter) else copied
 
 
 @contextmanager
@@ -109,15 +118,22 @@ def once(place: Path, make: Callable[[Path], Any]) -> Path:
 
 
 @functools.cache
-def exported(checkpoint: Path, engine: str, signature: str = PORTABLE) -> Path:
-    """The checkpoint's artifact for one engine, dynamic and in float32, or what it opens; not to be changed."""
+def exported(checkpoint: Path, engine: str, signature: str = PORTABLE, **options: Any) -> Path:
+    """The checkpoint's artifact for one engine, or what it opens; not to be changed.
+
+    Without further options it is dynamic and in float32.
+    """
     if engine not in FORMATS:
         return checkpoint
-    short = hashlib.sha256(str(checkpoint).encode()).hexdigest()[:8]
+    if (signature, options) == (NATIVE, {"storage": LINKED}):  # what pipelines themselves make of a checkpoint
+        with shared_traces(), one_process(), pytest.MonkeyPatch.context() as patch:
+            patch.setenv(CACHE, str(shared_place() / "cache"))
+            return cached_export(open_checkpoint(Source(str(checkpoint))), get_exporter([FORMATS[engine]])).folder
+    short = hashlib.sha256(repr((str(checkpoint), sorted(options.items()))).encode()).hexdigest()[:8]
 
     def make(out: Path) -> None:
         with shared_traces(), one_process():  # also for a test that is about processes
-            export(checkpoint, engine, out, signature=signature)
+            export(checkpoint, engine, out, signature=signature, **options)
 
     return once(shared_place() / f"{checkpoint.name}-{short}-{engine}-{signature}", make)
 

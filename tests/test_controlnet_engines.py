@@ -162,6 +162,24 @@ def test_a_net_begins_as_a_copy_of_a_unet_and_adds_nothing(sd2: Path, tmp_path: 
     assert diffusers.ControlNetModel.from_pretrained(tmp_path).config.conditioning_embedding_out_channels == [8, 16]
 
 
+def test_a_compiled_net_draws_the_same(controlled_sd2: Path) -> None:
+    pipe: Any = anamorph.StableDiffusionControlNetPipeline.from_pretrained(controlled_sd2, backend="eager")
+    call = {**CALL, "image": picture(0, 16, 24), "num_inference_steps": 3}
+    expected, net = ours(pipe, 0, **call), pipe.controlnet
+    pipe.controlnet = torch.compile(net, backend="eager", fullgraph=True)
+    assert pipe.placement["controlnet"].details["calling"] == "OptimizedModule"
+    assert max(worst(ours(pipe, 0, **call), expected)) <= 1e-5
+    with torch.no_grad():
+        net.conv_in.weight *= 1.1
+    assert worst(ours(pipe, 0, **call), expected)[0] > 1e-3  # it is that net, and no copy
+    with torch.no_grad():
+        net.conv_in.weight /= 1.1
+    with pytest.raises(InputError, match="takes either controlnet_cond, a picture, or the hint"):
+        net(torch.zeros(1, 4, 8, 12), 1, torch.zeros(1, 5, 32), None)
+    with pytest.raises(InputError, match="controlnet is a Identity, expected a model of anamorph"):
+        pipe.controlnet = torch.nn.Identity()
+
+
 @pytest.mark.parametrize("changes", [
     {"global_pool_conditions": True}, {"controlnet_conditioning_channel_order": "bgr"},
 ])  # fmt: skip

@@ -81,6 +81,7 @@ CASES: dict[str, tuple[Model, tuple[Tensor, ...]]] = {
     "convolution without bias": (
         Model(lambda conv, x: conv(x), nn.Conv2d(4, 3, (1, 3), bias=False)), (normal(1, 4, 5, 5),)
     ),
+    "the same under another name": (Model(lambda x: 2 * torch.ops.aten.alias(x)), (normal(3, 7),)),
     "smallest first": (Model(lambda x: x.argsort(-1).argsort(-1)), (normal(3, 7),)),
     "largest numbers of rows": (Model(lambda x: (x.amax(-1), x.amax(0, keepdim=True))), (normal(3, 7),)),
     "one or the other": (

@@ -25,11 +25,11 @@ from anamorph.exporting import cached_export
 ENGINES = tuple(FORMATS)
 
 
-def test_killed_exports_leave_a_verified_artifact_or_none(sd2: Path, tmp_path: Path) -> None:
+def test_killed_exports_leave_a_verified_artifact_or_none(smallest: Path, tmp_path: Path) -> None:
     """20 moments over the duration of an export: mid-write, while the picture is drawn, while all is compared."""
     place = tmp_path / "place"
     place.mkdir()
-    command = [sys.executable, str(Path(__file__).with_name("killed_exports.py")), str(sd2), str(place), "20"]
+    command = [sys.executable, str(Path(__file__).with_name("killed_exports.py")), str(smallest), str(place), "20"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     *trials, peace, two = (json.loads(line) for line in done.stdout.splitlines())
@@ -147,14 +147,6 @@ def test_an_export_that_another_process_has_just_finished_is_taken(
     opened = cached_export(open_checkpoint(Source(str(sd2))), Copying(exported(sd2, "onnxruntime"), late=True))
     assert opened.artifact is not None
     assert opened.folder.parent == cache_folder() / "exports"
-
-
-@pytest.fixture(scope="module")
-def fixed(sd2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact that takes one picture of 16 x 24 pixels per call."""
-    folder = tmp_path_factory.mktemp("fixed") / "artifact"
-    export(sd2, "onnxruntime", folder, size=(16, 24), batch=1)
-    return folder
 
 
 @pytest.mark.parametrize(

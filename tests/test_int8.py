@@ -76,11 +76,11 @@ def test_layers_are_grouped_by_block() -> None:
 
 
 @pytest.fixture(scope="module", params=FORMATS, name="int8")
-def _int8(sd1: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    out = tmp_path_factory.mktemp("int8") / "sd1"
+def _int8(sd2: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    out = tmp_path_factory.mktemp("int8") / "sd2"
     with one_process(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantization, "GROUP", re.compile(r"\w+"))  # a few large groups are tried sooner
-        export(sd1, request.param, out, storage=LINKED, signature="native", quantize=WISHES)
+        export(sd2, request.param, out, storage=LINKED, signature="native", quantize=WISHES)
     return out
 
 
@@ -103,13 +103,13 @@ def test_weights_are_whole_numbers_of_eight_bits(int8: Path) -> None:
     assert part.status == "verified"
 
 
-def test_pictures_are_as_near_as_the_manifest_says(sd1: Path, int8: Path) -> None:
+def test_pictures_are_as_near_as_the_manifest_says(sd2: Path, int8: Path) -> None:
     record = json.loads((int8 / "anamorph.json").read_text())["image"][INT8]
     assert record["part"] == "unet"
     assert record["prompts"] == list(PROMPTS)
     assert 0 < record["error"] <= WISHES.error
     pipes = [DiffusionPipeline.from_pretrained(place, **engine) for place, engine in (
-        (sd1, {"backend": "eager"}), (int8, {}),
+        (sd2, {"backend": "eager"}), (int8, {}),
     )]  # fmt: skip
     exact, rounded = (draw(pipe, WISHES, None) for pipe in pipes)
     distances = [psnr(*pair) for pair in zip(exact, rounded, strict=True)]

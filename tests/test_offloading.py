@@ -15,7 +15,7 @@ import torch
 from checkpoints import noisy
 from exported import FORMATS, exported
 from pictures import picture
-from test_models_parts import EVERY
+from test_models_memory import EVERY
 from torch import Tensor, nn
 
 from anamorph import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionXLPipeline

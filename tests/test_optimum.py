@@ -44,10 +44,10 @@ def test_failures_are_one_sentence_and_our_exit_code(command: tuple[list[str], d
 
 
 @pytest.mark.processes
-def test_it_exports(command: tuple[list[str], dict[str, str]], sd2: Path, tmp_path: Path) -> None:
+def test_it_exports(command: tuple[list[str], dict[str, str]], smallest: Path, tmp_path: Path) -> None:
     line, environment = command
     out = tmp_path / "out"
-    arguments = ["export", "anamorph", str(sd2), str(out), "--to", "onnx", "--static", "16x16", "--batch", "1"]
+    arguments = ["export", "anamorph", str(smallest), str(out), "--to", "onnx", "--static", "16x16", "--batch", "1"]
     done = subprocess.run([*line, *arguments], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert (out / "anamorph.json").is_file()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import FORMATS, export, exported, once, shared_place
+from exported import FORMATS, exported
 from numpy.typing import NDArray
 from parity import relative
 from test_export_robust import Copying
@@ -27,7 +27,6 @@ from anamorph.errors import ArtifactError, OutputError
 from anamorph.exporting import LINKED, cached_export
 
 ENGINES = tuple(FORMATS)
-LINK = {"storage": LINKED, "signature": NATIVE}
 CALL: dict[str, Any] = {"num_inference_steps": 2, "seed": 0, "guidance_scale": 5.0, "output_type": "np"}
 
 
@@ -81,7 +80,7 @@ def test_bfloat16_has_entries_of_its_own(sd1: Path) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_linked_weights_serve_both_starts(sd1: Path, engine: str) -> None:
-    place = once(shared_place() / f"starts-{engine}", lambda out: export(sd1, engine, out, **LINK))
+    place = exported(sd1, engine, NATIVE, storage=LINKED)
     for entry in list(every()):
         entries.discard(entry.folder, "a test")
     first, history = drawn(place)

@@ -7,11 +7,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from exported import FORMATS, export
+from exported import FORMATS, exported
 from parity import IMAGE_BOUND
 from safetensors.torch import save_file
 
 from anamorph import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from anamorph.artifact import NATIVE
 from anamorph.errors import CheckpointError, InputError
 
 WORD = "<cat-toy>"
@@ -70,10 +71,9 @@ def test_every_form_draws_what_diffusers_draws(sd1: Path, files: dict[str, Path]
 
 @pytest.mark.parametrize("engine", FORMATS)
 def test_other_engines_take_the_words_without_a_new_export(
-    sd1: Path, tmp_path: Path, files: dict[str, Path], expected: Any, engine: str
+    sd1: Path, files: dict[str, Path], expected: Any, engine: str
 ) -> None:
-    export(sd1, engine, tmp_path / "native", signature="native")
-    pipe: Any = StableDiffusionPipeline.from_pretrained(tmp_path / "native", backend=engine)
+    pipe: Any = StableDiffusionPipeline.from_pretrained(exported(sd1, engine, NATIVE), backend=engine)
     plain = drawn(pipe)
     pipe.load_textual_inversion(files["folder"])
     assert np.abs(drawn(pipe) - expected).max() <= IMAGE_BOUND
@@ -81,9 +81,8 @@ def test_other_engines_take_the_words_without_a_new_export(
     assert np.array_equal(drawn(pipe), plain)
 
 
-def test_a_portable_export_refuses_them(sd1: Path, tmp_path: Path, files: dict[str, Path]) -> None:
-    export(sd1, "onnxruntime", tmp_path / "portable")
-    pipe: Any = StableDiffusionPipeline.from_pretrained(tmp_path / "portable", backend="onnxruntime")
+def test_a_portable_export_refuses_them(sd1: Path, files: dict[str, Path]) -> None:
+    pipe: Any = StableDiffusionPipeline.from_pretrained(exported(sd1, "onnxruntime"), backend="onnxruntime")
     with pytest.raises(InputError, match="text_encoder was exported without inputs for learned words"):
         pipe.load_textual_inversion(files["folder"])
     assert not pipe.tokenizer.learned

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import UNET
-from exported import FORMATS, export, once, shared_place
+from exported import FORMATS, exported
 from numpy.typing import NDArray
 from parity import relative
 
@@ -64,10 +64,7 @@ def latents(folder: Path, **loading: Any) -> NDArray[Any]:
 
 @pytest.mark.parametrize("engine", FORMATS)
 def test_every_engine_merges_the_same_tokens(sd2: Path, engine: str) -> None:
-    def make(out: Path) -> None:
-        export(sd2, engine, out, storage=LINKED, signature=NATIVE, rewrites=MERGING)
-
-    place = once(shared_place() / f"merging-{engine}", make)
+    place = exported(sd2, engine, NATIVE, storage=LINKED, rewrites=MERGING)
     artifact = read_artifact(place)
     assert artifact.parts["unet"].rewrites == (MERGING,)
     expected = latents(sd2, backend="eager", rewrites=MERGING)

@@ -29,6 +29,8 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     "xl_turbo": ("stabilityai/sdxl-turbo",),
     "xl_refiner": ("stabilityai/stable-diffusion-xl-refiner-1.0",),
     "learned_word": ("sd-concepts-library/cat-toy",),
+    "controlnet": ("lllyasviel/sd-controlnet-canny",),
+    "adapter": ("civitai/models-19998",),
     "custom_pipeline": ("hf-internal-testing/diffusers-dummy-pipeline",),
 }  # fmt: skip
 """Function of `checkpoints` -> hub ids under which its result lies."""
@@ -60,7 +62,7 @@ def filled(place: Path, recipes: Mapping[str, tuple[str, ...]] = RECIPES) -> Pat
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
 
-    sources = [Path(__file__).with_name(f"{name}.py") for name in ("cache", "checkpoints", "original")]
+    sources = [Path(__file__).with_name(f"{name}.py") for name in ("cache", "checkpoints", "original", "sizes")]
     key = hashlib.sha256(b"".join([repr(recipes).encode(), *(source.read_bytes() for source in sources)])).hexdigest()
     folder = place / key[:16]
     with drafted(folder) as draft:

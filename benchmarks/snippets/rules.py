@@ -9,9 +9,9 @@ from anamorph.benchmarks.snippets.reading import Block
 CHAPTERS = (
     "quicktour", "stable_diffusion", "loading", "schedulers", "write_own_pipeline", "img2img", "inpaint", "depth2img",
     "conditional_image_generation", "unconditional_image_generation", "stable_diffusion_xl", "sdxl_turbo",
-    "textual_inversion_inference", "other-formats", "custom_pipeline_overview", "fp16", "torch2.0",
+    "textual_inversion_inference", "other-formats", "custom_pipeline_overview", "fp16", "torch2.0", "controlnet",
 )  # fmt: skip
-"""The chapters on inference with the Stable Diffusion family."""
+"""The chapters on inference with the Stable Diffusion family, and that on training nets, which ends with a picture."""
 PYTHON, DIFF = ("py", "python"), "diff"
 SHELL = ("bash", "sh", "shell")
 
@@ -69,6 +69,12 @@ RULES = (
     Rule("where to save", "the chapter loads from the folder beside the one that it saves into",
          r'save_pretrained\("stable-diffusion-v1-5/stable-diffusion-v1-5"',
          'save_pretrained("./stable-diffusion-v1-5"', ("loading",)),
+    Rule("placeholder", "words stand for the checkpoints",
+         r'"path to model"', '"stable-diffusion-v1-5/stable-diffusion-v1-5"', ("controlnet",)),
+    Rule("placeholder", "words stand for the checkpoints",
+         r'"path to controlnet"', '"lllyasviel/sd-controlnet-canny"', ("controlnet",)),
+    Rule("no xformers", "the comment above says to leave the line out where xformers is not installed",
+         r"^pipe\.enable_xformers_memory_efficient_attention\(\)$", "", ("controlnet",), only_on_cpu=True),
     Rule("trusted file", "code of strangers is downloaded, read and then trusted by both libraries",
          r'custom_pipeline="hf-internal-testing/diffusers-dummy-pipeline"',
          'custom_pipeline="./diffusers-dummy-pipeline/pipeline.py", trust_remote_code=True',
@@ -78,9 +84,8 @@ RULES = (
 LEFT_OUT = (
     Omission(r"\A(?:\s*(?:#.*)?\n?)*\Z", "holds comments alone"),
     Omission(r"\bFlax\w+|\bimport jax\b", "Flax, which diffusers itself does not have any more"),
-    Omission(r"\bControlNet", "ControlNet, a family of its own"),
     Omission(r"DeepFloyd/IF", "DeepFloyd IF, a family of its own"),
-    Omission(r"\bload_lora_weights\(", "LoRA, adapters of their own"),
+    Omission(r"\bimport write_basic_config\b", "prepares a training"),
     Omission(r'custom_pipeline="clip_guided_stable_diffusion"',
              "code from diffusers' repository on GitHub, which is no part of any checkpoint"),
     Omission(r"\A\s*from huggingface_hub import notebook_login\s+notebook_login\(\)\s*\Z",
@@ -100,6 +105,8 @@ FILES: Mapping[str, Mapping[str, str]] = {
         name: f"stabilityai/stable-diffusion-xl-{kind}-1.0/{name}"
         for kind, name in (("base", "sd_xl_base_1.0.safetensors"), ("refiner", "sd_xl_refiner_1.0.safetensors"))
     },
+    "other-formats": {"howls_moving_castle.safetensors": "civitai/models-19998/howls_moving_castle.safetensors"},
+    "controlnet": {"conditioning_image_1.png": "lllyasviel/sd-controlnet-canny/conditioning_image_1.png"},
     "custom_pipeline_overview": {"diffusers-dummy-pipeline": "hf-internal-testing/diffusers-dummy-pipeline/{library}"},
 }
 """Chapter -> what lies in its working folder: name -> hub id, or a file of one."""

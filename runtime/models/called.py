@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anamorph.conditions import HINT
 from anamorph.errors import InputError
+from anamorph.native import is_hinting
 
 ADDED = ("text_embeds", "time_ids", "image_embeds")
 """Inputs that diffusers' denoisers take in the mapping `added_cond_kwargs`."""
@@ -32,14 +34,7 @@ class Called(nn.Module):
 
     def denoise(self, sample: Tensor, timestep: Tensor, *inputs: Tensor | None) -> tuple[Tensor]:
         """One call of the denoiser; raises InputError where the module returns something else."""
-        given: dict[str, Any] = {
-            name: value for name, value in zip(self.names, inputs, strict=False) if value is not None
-        }
-        if added := {name: given.pop(name) for name in ADDED if name in given}:
-            given["added_cond_kwargs"] = added
-        for name in [name for name in given if "." in name]:  # one of several, which are given as a list
-            given.setdefault(name.partition(".")[0], []).append(given.pop(name))
-        output = self.module(sample, timestep, **given)
+        output = self.module(sample, timestep, **self._given(inputs))
         predicted = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
         if not isinstance(predicted, Tensor):
             raise InputError(
@@ -47,6 +42,17 @@ class Called(nn.Module):
                 "tensor, or an object with one as sample"
             )
         return (predicted,)
+
+    def _given(self, inputs: Sequence[Tensor | None]) -> dict[str, Any]:
+        """Further inputs as diffusers' denoisers take them."""
+        given: dict[str, Any] = {
+            name: value for name, value in zip(self.names, inputs, strict=False) if value is not None
+        }
+        if added := {name: given.pop(name) for name in ADDED if name in given}:
+            given["added_cond_kwargs"] = added
+        for name in [name for name in given if "." in name]:  # one of several, which are given as a list
+            given.setdefault(name.partition(".")[0], []).append(given.pop(name))
+        return given
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,3 +74,24 @@ class Called(nn.Module):
         if model is None:
             raise InputError(f"{type(self.module).__name__} is no model of anamorph and cannot be saved")
         model.save_pretrained(folder, variant=variant)
+
+
+class CalledNet(Called):
+    """A ControlNet of ours that was compiled: what does not change from step to step, the model makes itself."""
+
+    def method(self, part: str) -> str:
+        """See `Model.method`."""
+        return "hint" if is_hinting(part) else "denoise"
+
+    def hint(self, picture: Tensor) -> tuple[Tensor]:
+        """See `ControlNetModel.hint`."""
+        made: tuple[Tensor] = self.module._orig_mod.hint(picture)  # type: ignore[union-attr, operator]
+        return made
+
+    def denoise(self, sample: Tensor, timestep: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """One call: the residuals of the way down, and that of the middle."""
+        given = self._given(inputs)
+        down, mid = self.module(
+            sample, timestep, controlnet_cond=None, hint=given.pop(HINT), return_dict=False, **given
+        )
+        return (*down, mid)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from anamorph.config import Config
 from anamorph.denoiser_interfaces import controlnet_interface
+from anamorph.errors import InputError
 from anamorph.guessing import guess_scales
 from anamorph.interface import Interface
 from anamorph.models.alone import Alone
@@ -189,12 +190,13 @@ class ControlNetModel(Net):
         sample: Tensor,
         timestep: SupportsFloat | Tensor,
         encoder_hidden_states: Tensor | None,
-        controlnet_cond: Tensor,
+        controlnet_cond: Tensor | None,
         conditioning_scale: float = 1.0,
         class_labels: Tensor | None = None,
         *,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         attention_mask: Tensor | None = None,
+        hint: Tensor | None = None,
         guess_mode: bool = False,
         return_dict: Literal[True] = True,
     ) -> ControlNetOutput: ...
@@ -204,12 +206,13 @@ class ControlNetModel(Net):
         sample: Tensor,
         timestep: SupportsFloat | Tensor,
         encoder_hidden_states: Tensor | None,
-        controlnet_cond: Tensor,
+        controlnet_cond: Tensor | None,
         conditioning_scale: float = 1.0,
         class_labels: Tensor | None = None,
         *,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         attention_mask: Tensor | None = None,
+        hint: Tensor | None = None,
         guess_mode: bool = False,
         return_dict: bool,
     ) -> ControlNetOutput | tuple[tuple[Tensor, ...], Tensor]: ...
@@ -218,21 +221,27 @@ class ControlNetModel(Net):
         sample: Tensor,
         timestep: SupportsFloat | Tensor,
         encoder_hidden_states: Tensor | None,
-        controlnet_cond: Tensor,
+        controlnet_cond: Tensor | None,
         conditioning_scale: float = 1.0,
         class_labels: Tensor | None = None,
         *,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         attention_mask: Tensor | None = None,
+        hint: Tensor | None = None,
         guess_mode: bool = False,
         return_dict: bool = True,
     ) -> ControlNetOutput | tuple[tuple[Tensor, ...], Tensor]:
         """Residuals of x_t [B, C, h, w] at t (a number, or [B]) under a text [B, S, D] and a picture [B, 3, H, W].
 
-        They are multiplied by `conditioning_scale`, with `guess_mode` also by 0.1 (the first) to 1 (the middle).
+        They are multiplied by `conditioning_scale`, with `guess_mode` also by 0.1 (the first) to 1 (the middle). `hint`
+        is what the method of that name made of the picture before, in whose place it comes.
         Raises InputError: a condition is missing, or one is given that this model does not take.
         """
-        extra = Conditions(None, class_labels, added_cond_kwargs or {}, hint=self.hint(controlnet_cond)[0])
+        if (controlnet_cond is None) == (hint is None):
+            raise InputError("a ControlNet takes either controlnet_cond, a picture, or the hint that was made of one")
+        if controlnet_cond is not None:
+            (hint,) = self.hint(controlnet_cond)
+        extra = Conditions(None, class_labels, added_cond_kwargs or {}, hint=hint)
         extra.check(self.layout, encoder_hidden_states)
         time = self._time(timesteps(timestep, sample), encoder_hidden_states, extra, sample.dtype)
         mask = mask_bias(attention_mask, sample.dtype)

@@ -18,6 +18,8 @@ PEERS = ("transformers", "diffusers")
 """Libraries whose models have our classes' names, configurations and weights."""
 DENOISERS = ("UNet2DConditionModel", "UNet2DModel")
 """Classes in whose place other modules are called as diffusers calls them."""
+NET = "ControlNetModel"
+"""The class in whose place one that was compiled may come, where its residuals are not pooled."""
 
 
 def as_component(
@@ -26,7 +28,7 @@ def as_component(
     """What a pipeline was given for a model slot; models of other libraries lend us their weights.
 
     Another PyTorch module takes the place of a denoiser, whose configuration is that of the model which it was
-    compiled from, or which it takes the place of (`replaced`).
+    compiled from, or which it takes the place of (`replaced`); one that was compiled, also that of a ControlNet.
     Raises InputError: something else than a component or one of our PyTorch models, or a model of a wrong class.
     """
     value = value.loaded if isinstance(value, Shown) else value
@@ -53,7 +55,7 @@ def as_component(
 
 
 def _called(name: str, value: Any, class_names: Sequence[str], replaced: Loaded | None) -> Component | None:
-    """A stranger's PyTorch module as a denoiser, or None."""
+    """A stranger's PyTorch module as a denoiser, or a ControlNet that was compiled, or None."""
     torch = sys.modules.get("torch")  # without it there is no such module
     if torch is None or not isinstance(value, torch.nn.Module):
         return None
@@ -65,12 +67,13 @@ def _called(name: str, value: Any, class_names: Sequence[str], replaced: Loaded 
         model = Component(name, type(inner).__name__, config)
     else:
         return None
-    if model.class_name not in DENOISERS or model.class_name not in class_names:
+    net = model.class_name == NET and hasattr(inner, "hint") and not model.config["global_pool_conditions"]
+    if (model.class_name not in DENOISERS and not net) or model.class_name not in class_names:
         return None
-    from anamorph.models.called import Called
+    from anamorph.models.called import Called, CalledNet
 
     ports = interfaces(model.class_name, name, model.refining)[name](model.config).inputs[2:]
-    module = Called(value, [port.name for port in ports])
+    module = (CalledNet if net else Called)(value, [port.name for port in ports])
     return Component(name, model.class_name, model.config, module=module, refining=model.refining)
 
 

@@ -56,6 +56,7 @@ def class_of(value: Any) -> str:
         return class_of(nets[0])
     if isinstance(value, str | Path):
         return open_checkpoint(Source(str(value))).class_name
+    value = getattr(value, "_orig_mod", value)  # what torch.compile made it of
     if isinstance(value, Shown):
         value = value.loaded
     if isinstance(value, Loaded):
