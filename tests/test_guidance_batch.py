@@ -10,7 +10,7 @@ from exported import FORMATS, exported
 from parity import IMAGE_BOUND, LATENT_BOUND, Agrees, Trace, ours, reference, worst
 from pictures import picture
 from test_conditioned import call, checkpoint
-from test_native import CALL, folder
+from test_native import CALL
 from test_step_caching import REWRITES
 
 import anamorph
@@ -61,7 +61,7 @@ def drawn(
     ("engine", "signature"), [("eager", NATIVE), *((one, NATIVE) for one in FORMATS), ("onnxruntime", PORTABLE)]
 )
 def test_every_engine_draws_the_same_branch_by_branch(sd1: Path, engine: str, signature: str, agrees: Agrees) -> None:
-    place = folder(sd1, engine) if signature == NATIVE else exported(sd1, engine)
+    place = exported(sd1, engine, signature)
     apart, rows = drawn(place, APART, engine, **CALL)
     agrees("StableDiffusionPipeline", worst(apart, reference(sd1, None, SEEDS, **CALL)), engine)
     assert rows == [2] * 2 * CALL["num_inference_steps"]

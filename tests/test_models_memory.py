@@ -28,6 +28,11 @@ TWO_SKIPPING_LEVELS: dict[str, Any] = {
     "layers_per_block": 1,
     "num_class_embeds": 20,
 }
+NET: dict[str, Any] = {
+    "block_out_channels": (32, 64), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "attention_head_dim": 2, "cross_attention_dim": 32, "conditioning_embedding_out_channels": (16, 32),
+    "norm_num_groups": 16,
+}  # fmt: skip
 EVERY: dict[str, dict[str, Any]] = {
     "UNet2DConditionModel": {**UNET, **UPSCALER, **TWO_LEVELS},
     "UNet2DModel": {**PLAIN, **SKIP, **TWO_SKIPPING_LEVELS},
@@ -43,10 +48,10 @@ EVERY: dict[str, dict[str, Any]] = {
     "CLIPVisionModelWithProjection": VISION,
     "Transformer2DModel": DIT,
     "DPTForDepthEstimation": HYBRID,
-    "ControlNetModel": {
-        "block_out_channels": (32, 64), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "attention_head_dim": 2, "cross_attention_dim": 32, "conditioning_embedding_out_channels": (16, 32),
-        "norm_num_groups": 16,
+    "ControlNetModel": NET,
+    "ControlNetUnionModel": {
+        **NET, "num_trans_channel": 32, "num_trans_head": 2, "num_trans_layer": 1, "num_proj_channel": 32,
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 80,
     },
     "T2IAdapter": {"channels": (32, 64), "downscale_factor": 2},
 }  # fmt: skip
