@@ -2,6 +2,7 @@
 
 import warnings
 from contextlib import nullcontext
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,12 @@ class OpenedModel(nn.Module, Shown):
     It shares the model's weights; layers, attributes and calls are the model's own, so that it can be compiled, traced
     and looked into. `to` takes a memory format alone: devices and precisions are the pipeline's.
     """
+
+    def __new__(cls, *_: Any) -> "OpenedModel":
+        """A class of its own for each: torch.compile counts what it made by code, and would add up all models."""
+        plain = cls.forward
+        own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, None, plain.__closure__)
+        return super().__new__(type(cls.__name__, (cls,), {"forward": own, "__doc__": cls.__doc__}))
 
     def __init__(self, model: nn.Module, loaded: Loaded) -> None:
         super().__init__()
