@@ -28,7 +28,7 @@ from anamorph.exporting import Quantization
 from anamorph.interface import Interface
 from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.denoiser import Opened
-from anamorph.pipelines.sampling import denoise
+from anamorph.pipelines.denoising import denoise
 from anamorph.plugins import choose_backend
 
 WISHES, PICTURES = "wishes.json", "pictures.npy"

@@ -11,7 +11,7 @@ from anamorph.denoiser_interfaces import even
 from anamorph.errors import BackendError, InputError
 from anamorph.exporting import ExportOptions
 from anamorph.interface import Axis, Interface, Port, Scaled
-from anamorph.native import is_branched
+from anamorph.native import takes_branches
 from anamorph.probes import probe
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def part_interface(
             limits[side] = _fixed(Axis(side, factor, factor), pixels)
     first = interface.inputs[0]
     if options.batch is not None and first.name != "input_ids":
-        apart = branches if alike and is_branched(interface.outputs[0]) else 1
+        apart = branches if alike and takes_branches(interface) else 1
         limits["batch"] = _fixed(Axis("batch"), options.batch * branches // apart)
         limits["branches"] = _fixed(Axis("branches"), apart)
     own = tuple(factor * size for size in first.axes[2:] if isinstance(size, int))

@@ -6,8 +6,9 @@ Three rewrites, each on its own or together with the others, share out what the 
     times-once      so do the time projections of all residual blocks, for all steps
     prefix-sharing  samples enter once for all branches of guidance, which part at the first attention to the text
 
-A fourth, step-caching, hands out the state that enters the last layer of the way up, and adds the part "..._shallow",
-which computes that layer alone, with an older such state (Ma et al. 2023, arXiv:2312.00858). No PyTorch here.
+With step-scope samples enter once, too, and the next ones come out: see `anamorph.stepping`. With step-caching the
+state that enters the last layer of the way up comes out, and the part "..._shallow" computes that layer alone, with an
+older such state (Ma et al. 2023, arXiv:2312.00858). No PyTorch here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +29,10 @@ from anamorph.conditions import (
 )
 from anamorph.decoders import BYTES, is_decoding, picturing
 from anamorph.interface import BATCH, Axis, Dimension, Interface, Port
+from anamorph.stepping import SCOPE, sample_ports, step_ports
 
 KEYS, TIMES, PREFIX, CACHING = "keys-once", "times-once", "prefix-sharing", "step-caching"
-NATIVE_REWRITES = (KEYS, TIMES, PREFIX, CACHING, BYTES)
+NATIVE_REWRITES = (KEYS, TIMES, PREFIX, SCOPE, CACHING, BYTES)
 """The rewrites that change what a part takes; others change how it computes."""
 
 BRANCHES, SEQUENCE, STEPS = (Axis(name) for name in ("branches", "sequence", "steps"))
@@ -85,6 +87,11 @@ def is_branched(port: Port) -> bool:
     return _begins(port, BRANCHES)
 
 
+def takes_branches(interface: Interface) -> bool:
+    """Whether samples enter a part once for all branches of guidance."""
+    return BRANCHES.name in interface.axes
+
+
 def in_steps(port: Port) -> bool:
     """Whether a port holds something for each step, [T, ...]."""
     return _begins(port, STEPS)
@@ -124,9 +131,14 @@ def split(plain: Interface, config: Mapping[str, Any], rewrites: Sequence[str]) 
     deep = [_deep(config, sample)] if CACHING in rewrites else []
 
     def part(name: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> Interface:
-        if PREFIX not in rewrites:
+        if not {PREFIX, SCOPE} & set(rewrites):
             return Interface(name, (sample, *inputs), tuple(outputs))
-        return Interface(name, (sample, inputs[0], *map(_branched, inputs[1:])), tuple(map(_branched, outputs)))
+        time = inputs[0] if BATCH not in inputs[0].axes else _branched(inputs[0])
+        told, made = (time, *map(_branched, inputs[1:])), tuple(map(_branched, outputs))
+        if SCOPE not in rewrites:
+            return Interface(name, (sample, *told), made)
+        own, history = sample_ports(sample)
+        return Interface(name, (own, *told, *step_ports(sample, BRANCHES)), (outputs[0], *made[1:], history))
 
     parts = [part(plain.component, (*told, *optional), (*plain.outputs, *deep))]
     if {KEYS, TIMES} & set(rewrites):

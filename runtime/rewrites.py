@@ -10,6 +10,7 @@ from typing import Any
 from anamorph import native
 from anamorph.decoders import BYTES, bytes_unmet
 from anamorph.errors import InputError
+from anamorph.stepping import SCOPE, scope_unmet
 
 ALL, NONE, DEFAULT = "all", "none", "default"
 Wish = str | Sequence[str] | None
@@ -24,7 +25,8 @@ class Rewrite:
     """One rewrite. `exact`: it changes nothing but the order of additions.
 
     `on` names the formats and the engines that run models for which it is on by itself: where it was measured to be
-    exact and no slower. `all_of` are the only ones for which "all" means it, too, where it is of no use elsewhere.
+    exact and no slower. `all_of` are the only ones for which "all" means it, too: it is of no use elsewhere, or asks
+    for schedulers of some kinds.
     """
 
     name: str
@@ -46,6 +48,12 @@ SEES = "it sees nothing but a picture"
 def _branches_part(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
     apart = native.is_preparing(part) or native.is_hinting(part)
     return "it sees no samples" if apart else native.prefix_unmet(class_name, config)
+
+
+def _goes_on(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
+    if class_name in native.CONTROLNETS or native.is_preparing(part):
+        return "it predicts no samples"
+    return native.unshaped(class_name, config) or scope_unmet(config)
 
 
 def _layers_part(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
@@ -137,6 +145,14 @@ REWRITES: Mapping[str, Rewrite] = {
             EVERYWHERE,
         ),
         Rewrite(
+            SCOPE,
+            "guidance and the scheduler's step are part of the denoiser's graph, which returns the next samples",
+            True,
+            _goes_on,
+            frozenset(),
+            frozenset(),
+        ),
+        Rewrite(
             BYTES,
             "the autoencoder scales latents by its own weights, and gives pictures as bytes, too",
             True,
@@ -178,7 +194,9 @@ def wanted(wish: Wish, place: str) -> tuple[str, ...]:
     if wish is None:
         return tuple(rewrite.name for rewrite in REWRITES.values() if place in rewrite.on)
     if wish == ALL:
-        return tuple(each.name for each in REWRITES.values() if each.exact and place in (each.all_of or {place}))
+        return tuple(
+            each.name for each in REWRITES.values() if each.exact and (each.all_of is None or place in each.all_of)
+        )
     names = named(wish)
     if strange := [name for name in names if name not in REWRITES]:
         known = ", ".join((ALL, NONE, DEFAULT, *REWRITES))

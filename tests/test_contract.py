@@ -25,7 +25,8 @@ from anamorph.interface import Axis, Interface, Port, Scaled
 from anamorph.model_interfaces import interfaces
 from anamorph.models.dit import DiTTransformer2DModel
 from anamorph.pipelines.denoiser import Opened
-from anamorph.pipelines.sampling import Plan, denoise
+from anamorph.pipelines.denoising import denoise
+from anamorph.pipelines.sampling import Plan
 
 BOUND = 1e-5
 BATCH, SEQUENCE = Axis("batch"), Axis("sequence")

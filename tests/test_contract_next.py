@@ -37,7 +37,8 @@ from anamorph.interface import Axis, Interface, Port
 from anamorph.models.attention import multi_head
 from anamorph.noise import SeededNoise
 from anamorph.pipelines.denoiser import NOTHING, Denoiser, Opened, Predict, Refresh
-from anamorph.pipelines.sampling import Guidance, Plan, denoise
+from anamorph.pipelines.denoising import denoise
+from anamorph.pipelines.sampling import Guidance, Plan
 from anamorph.pipelines.slots import Slots, model
 from anamorph.schedulers import Table
 

@@ -23,42 +23,12 @@ def generate(commands: Commands) -> None:
         choices=("text-to-image", "image-to-image", "inpainting", "depth", "edit", "upscale", "unconditional", "class"),
         help="what to do (default: what the pictures given call for, or what the checkpoint is for)",
     )
-    command.add_argument("--negative", metavar="TEXT", help="what to stay away from")
-    command.add_argument("--prompt-2", metavar="TEXT", help="the text for a second encoder (default: the prompt)")
-    command.add_argument("--negative-2", metavar="TEXT", help="the negative text for a second encoder")
-    command.add_argument("--steps", type=int, help="denoising steps (default: 20, or what a distilled model wants)")
-    command.add_argument("--guidance", type=float, help="guidance scale (default: 7.5; 4 for the bundled model)")
-    command.add_argument(
-        "--guidance-interval",
-        type=float,
-        nargs=2,
-        metavar=("START", "END"),
-        help="guide this part of the steps alone, 0 to 1: the others take half the time (default: all)",
-    )
-    command.add_argument(
-        "--step-caching",
-        type=lambda text: float(text) if "." in text else int(text),
-        metavar="STEPS",
-        help="compute every so many steps in full, or, below 1, whenever the picture has changed by that part; the "
-        "others take the last layer alone (needs the rewrite step-caching)",
-    )
+    _words(command)
+    _steps(command)
     _sources(command)
     _loras(command)
-    command.add_argument(
-        "--lora-mode",
-        choices=("hot", "fused"),
-        default="hot",
-        help="hot: factors come with each call, which costs some time per step; fused: they are added to the weights "
-        "first, and the engine compiles these anew (default: hot)",
-    )
-    command.add_argument(
-        "--strength", type=float, help="how much of the picture is drawn anew, 0 to 1 (default: 0.8; 1 with a mask)"
-    )
-    command.add_argument("--image-guidance", type=float, help="how close to the picture an edit stays (default: 1.5)")
-    command.add_argument("--noise-level", type=int, help="how much an upscaler noises the picture (default: 20)")
-    command.add_argument(
-        "--class-label", nargs="+", metavar="CLASS", help="numbers or names of classes, a picture of each"
-    )
+    _lora_mode(command)
+    _tasks(command)
     command.add_argument(
         "--size", metavar="HxW", help="height x width in pixels, such as 512x768 (default: the model's own)"
     )
@@ -76,6 +46,52 @@ def generate(commands: Commands) -> None:
         "--explain", action="store_true", help="say for which sizes models were compiled or found in the cache, and why"
     )
     command.add_argument("--json", action="store_true", help="print what was made as JSON")
+
+
+def _words(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--negative", metavar="TEXT", help="what to stay away from")
+    command.add_argument("--prompt-2", metavar="TEXT", help="the text for a second encoder (default: the prompt)")
+    command.add_argument("--negative-2", metavar="TEXT", help="the negative text for a second encoder")
+
+
+def _steps(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--steps", type=int, help="denoising steps (default: 20, or what a distilled model wants)")
+    command.add_argument("--guidance", type=float, help="guidance scale (default: 7.5; 4 for the bundled model)")
+    command.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("START", "END"),
+        help="guide this part of the steps alone, 0 to 1: the others take half the time (default: all)",
+    )
+    command.add_argument(
+        "--step-caching",
+        type=lambda text: float(text) if "." in text else int(text),
+        metavar="STEPS",
+        help="compute every so many steps in full, or, below 1, whenever the picture has changed by that part; the "
+        "others take the last layer alone (needs the rewrite step-caching)",
+    )
+
+
+def _lora_mode(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--lora-mode",
+        choices=("hot", "fused"),
+        default="hot",
+        help="hot: factors come with each call, which costs some time per step; fused: they are added to the weights "
+        "first, and the engine compiles these anew (default: hot)",
+    )
+
+
+def _tasks(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--strength", type=float, help="how much of the picture is drawn anew, 0 to 1 (default: 0.8; 1 with a mask)"
+    )
+    command.add_argument("--image-guidance", type=float, help="how close to the picture an edit stays (default: 1.5)")
+    command.add_argument("--noise-level", type=int, help="how much an upscaler noises the picture (default: 20)")
+    command.add_argument(
+        "--class-label", nargs="+", metavar="CLASS", help="numbers or names of classes, a picture of each"
+    )
 
 
 def _sources(command: argparse.ArgumentParser) -> None:

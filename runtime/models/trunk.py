@@ -20,12 +20,25 @@ from anamorph.models.embeddings import TimestepEmbedding
 from anamorph.models.image_attention import Images
 from anamorph.models.levels import DOWN_BLOCKS, down_levels, kinds
 from anamorph.models.pixel_attention import renamed
-from anamorph.models.told import Conditions, Joint, Text, Time, Times, give_places
+from anamorph.models.stepping import stepped
+from anamorph.models.told import Conditions, Joint, Text, Time, Times, dealt, give_places
 from anamorph.models.transformer import SpatialTransformer
 from anamorph.models.unet_blocks import down_ways, timesteps
 from anamorph.models.unet_build import middle, style_of, waves
-from anamorph.native import KEYS, TEXT_KEYS, TEXT_VALUES, TIME_ROW, TIMES, is_branched, is_preparing, split, splits
+from anamorph.native import (
+    KEYS,
+    PREFIX,
+    TEXT_KEYS,
+    TEXT_VALUES,
+    TIME_ROW,
+    TIMES,
+    is_branched,
+    is_preparing,
+    split,
+    splits,
+)
 from anamorph.rewrites import SPLIT_EINSUM
+from anamorph.stepping import SCALE, SCOPE
 
 
 class Trunk(Model):
@@ -145,36 +158,51 @@ class Trunk(Model):
         Where branches share the prefix, samples are [N, C, h, w] and what differs between branches is
         [branches, N, ...], and so are the results.
         """
-        _, time, text, extra = self._told(sample, "step", inputs)
-        return self._apart(self._results(sample, time, text, extra), sample, text)
+        given, branches = self._given("step", inputs)
+        x = self._entering(sample, given, branches)
+        return self._leaving(self._results(x, *self._told(x, given, branches)), sample, given, branches)
 
-    def _told(
-        self, sample: Tensor, method: str, inputs: Sequence[Tensor | None]
-    ) -> tuple[Mapping[str, Tensor], Time, Text, Conditions]:
-        """The inputs of a step after its samples by their names, branches in the batch, and what layers are told."""
+    def _given(self, method: str, inputs: Sequence[Tensor | None]) -> tuple[dict[str, Tensor], int | None]:
+        """The inputs of a step after its samples by their names, branches in the batch, and how many there are."""
         ports = self._takes[method][1:]
         named = [(*port, value) for port, value in zip(ports, inputs, strict=False) if value is not None]
         counts = [value.shape[0] for _, branched, value in named if branched]
-        branches = counts[0] if counts else None
         given = {name: value.flatten(0, 1) if branched else value for name, branched, value in named}
+        return given, counts[0] if counts else None
+
+    def _entering(self, sample: Tensor, given: Mapping[str, Tensor], branches: int | None) -> Tensor:
+        """What the layers see of samples."""
+        if SCOPE not in self.rewrites:
+            return sample
+        x = (given[SCALE] * sample).to(self.conv_in.weight.dtype)
+        return x if PREFIX in self.rewrites else dealt(x, branches)
+
+    def _told(self, x: Tensor, given: Mapping[str, Tensor], branches: int | None) -> tuple[Time, Text, Conditions]:
+        """What layers are told in a step that sees x."""
         states, extra = given.get("encoder_hidden_states"), self._extra(given)
         time: Time
         if TIMES in self.rewrites:
             time = Times(given[TIME_ROW])
         else:
-            time = self._time(timesteps(given["timestep"], sample), states, extra, sample.dtype)
+            time = self._time(timesteps(given["timestep"], x), states, extra, x.dtype)
         if KEYS in self.rewrites:
             text = Text(keys=given[TEXT_KEYS], values=given[TEXT_VALUES])
         else:
             text = self._text(states, extra)
-        return given, time, replace(text, branches=branches, images=self._images(given)), extra
+        shared = branches if PREFIX in self.rewrites else None
+        return time, replace(text, branches=shared, images=self._images(given)), extra
 
-    @staticmethod
-    def _apart(results: tuple[Tensor, ...], sample: Tensor, text: Text) -> tuple[Tensor, ...]:
-        """Results [branches N, ...] as [branches, N, ...] where branches share their N samples."""
-        if text.branches is None:
+    def _leaving(
+        self, results: tuple[Tensor, ...], sample: Tensor, given: Mapping[str, Tensor], branches: int | None
+    ) -> tuple[Tensor, ...]:
+        """Results [branches N, ...] as [branches, N, ...] where samples enter once for all; see `anamorph.stepping`."""
+        if branches is None:
             return results
-        return tuple(torch.unflatten(each, 0, (text.branches, sample.shape[0])) for each in results)
+        apart = tuple(torch.unflatten(each, 0, (branches, sample.shape[0])) for each in results)
+        if SCOPE not in self.rewrites:
+            return apart
+        following, history = stepped(sample, apart[0], given)
+        return following, *apart[1:], history
 
     def _extra(self, given: Mapping[str, Tensor]) -> Conditions:
         """The conditions among the inputs of a part."""

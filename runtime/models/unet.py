@@ -77,11 +77,13 @@ class UNet2DConditionModel(Trunk):
 
     def shallow(self, sample: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """The last layer of a step alone, with the state of an earlier one in the place of what precedes it."""
-        given, time, text, extra = self._told(sample, "shallow", inputs)
-        first = dealt(self._enter(sample, extra), text.branches)
+        given, branches = self._given("shallow", inputs)
+        x = self._entering(sample, given, branches)
+        time, text, extra = self._told(x, given, branches)
+        first = dealt(self._enter(x, extra), text.branches)
         if extra.down and extra.down[0] is not None:
             first = first + extra.down[0]
-        return self._apart((self._leave(given[DEEP], first, time, text),), sample, text)
+        return self._leaving((self._leave(given[DEEP], first, time, text),), sample, given, branches)
 
     @overload
     def forward(

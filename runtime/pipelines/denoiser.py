@@ -12,7 +12,8 @@ from anamorph.arrays import Array, Arrays
 from anamorph.engine import Program, Session
 from anamorph.errors import InputError
 from anamorph.interface import Interface
-from anamorph.native import CACHING, DEEP, in_steps, is_branched
+from anamorph.native import CACHING, DEEP, in_steps, is_branched, takes_branches
+from anamorph.stepping import WEIGHTS
 
 WINDOW = 64
 """Steps whose time projections are held at a time; SDXL's take 3.5 MB for each picture and branch."""
@@ -30,8 +31,13 @@ class Predict(Protocol):
         """
 
 
-Call = Callable[[int, Array, Mapping[str, Array]], dict[str, Array]]
-"""From the number of a step, its scaled samples and optional inputs to every output, [branches M, ...]."""
+class Call(Protocol):
+    """What computes every output at each step."""
+
+    def __call__(
+        self, n: int, sample: Array, added: Mapping[str, Array] = NOTHING, own: Mapping[str, Array] = NOTHING
+    ) -> dict[str, Array]:
+        """The same as `Predict`, with all outputs, [branches M, ...]; `own` are inputs that no branch has apart."""
 
 
 Refresh = int | float
@@ -104,7 +110,12 @@ class Opened:
     @property
     def shares(self) -> bool:
         """See `Denoiser.shares`."""
-        return is_branched(self.interface.outputs[0])
+        return takes_branches(self.interface)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its graph computes the next samples from the scheduler's row; see `anamorph.stepping`."""
+        return any(port.name == WEIGHTS for port in self.interface.inputs)
 
     @property
     def takes(self) -> frozenset[str]:
@@ -116,6 +127,10 @@ class Opened:
         self, timesteps: Sequence[float], conditions: Mapping[str, Array], branches: int, refresh: Refresh | None = None
     ) -> Predict:
         """See `Denoiser.prepare`."""
+        if self.goes_on:
+            raise InputError(
+                f"{self.interface.component} computes the next samples itself; draw whole pictures with it"
+            )
         call = self.calls(timesteps, conditions, branches, refresh)
         return lambda n, sample, added=NOTHING: call(n, sample, added)["out_sample"]
 
@@ -133,11 +148,12 @@ class Opened:
         def told(window: int) -> dict[str, Array]:
             part = timesteps[window * WINDOW : (window + 1) * WINDOW]
             given = self._told(part, conditions)
-            return {name: dealt(name, value) for name, value in given.items()}
+            return {name: value if name in rows else dealt(name, value) for name, value in given.items()}
 
         def inputs(n: int, sample: Array, added: Mapping[str, Array]) -> dict[str, Array]:
             window, index = divmod(n, WINDOW)
-            given = {name: value[index] if name in rows else value for name, value in told(window).items()}
+            every = told(window).items()
+            given = {name: dealt(name, value[index]) if name in rows else value for name, value in every}
             if "timestep" in takes:
                 given["timestep"] = self.arrays.put(np.array(timesteps[n], np.float32))
             # What is the same for every branch enters as often as the samples do.
@@ -146,9 +162,13 @@ class Opened:
 
         step = self._cached(refresh) if refresh is not None else lambda _, given: self.step(given)
 
-        def call(n: int, sample: Array, added: Mapping[str, Array]) -> dict[str, Array]:
-            outputs = step(n, inputs(n, sample, added))
-            return {name: out.reshape(-1, *out.shape[2:]) if self.shares else out for name, out in outputs.items()}
+        apart = {port.name for port in self.interface.outputs if is_branched(port)}
+
+        def call(
+            n: int, sample: Array, added: Mapping[str, Array] = NOTHING, own: Mapping[str, Array] = NOTHING
+        ) -> dict[str, Array]:
+            outputs = step(n, {**inputs(n, sample, added), **own})
+            return {name: out.reshape(-1, *out.shape[2:]) if name in apart else out for name, out in outputs.items()}
 
         return call
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from anamorph.arrays import Array
 from anamorph.errors import InputError
 from anamorph.pipelines.arguments import Job
-from anamorph.pipelines.sampling import Changes, Plan, Step, denoise
+from anamorph.pipelines.denoising import denoise
+from anamorph.pipelines.sampling import Changes, Plan, Step
 from anamorph.pipelines.signature import StepCallback
 from anamorph.progress import Bar
 

@@ -1,6 +1,6 @@
-"""The denoising loop: one generator for every task and every engine."""
+"""What the denoising loop is told, and what it tells: plans, guidance, steps, checks."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,11 +8,11 @@ from anamorph.arrays import Array, Arrays
 from anamorph.engine import Program
 from anamorph.errors import InputError, NumericalError
 from anamorph.memory import APART
-from anamorph.native import is_branched
+from anamorph.native import takes_branches
 from anamorph.noise import NoiseSource
-from anamorph.pipelines.controls import Added, Control, total
-from anamorph.pipelines.denoiser import Denoiser, Predict, Refresh, branch_by_branch
-from anamorph.schedulers import Table, advance
+from anamorph.pipelines.controls import Control
+from anamorph.pipelines.denoiser import Refresh
+from anamorph.schedulers import Table
 
 
 @dataclass(frozen=True)
@@ -180,67 +180,9 @@ def check_axes(
 ) -> None:
     """Raise InputError before anything runs where a denoiser was exported for other sizes than those of a call."""
     axes = program.interface.axes
-    shared = alike and is_branched(program.interface.outputs[0])
+    shared = alike and takes_branches(program.interface)
     batch = {"batch": images, "branches": branches} if shared else {"batch": branches * images, "branches": 1}
     sizes = {**batch, **sides}
     for name in (name for name in sizes if name in axes):
         if (refusal := axes[name].refusal(sizes[name])) is not None:
             raise InputError(f"the opened {program.interface.component} cannot draw {what}: {refusal}")
-
-
-def denoise(plan: Plan, denoiser: Denoiser) -> Generator[Step, Changes | None, Array]:
-    """Run the scheduler's table; yields after every row and takes `Changes` by `send`. Returns the last latents."""
-    table, guidance, arrays, alike = plan.table, plan.guidance, denoiser.arrays, plan.alike
-    timesteps = [row.timestep for row in table.rows]
-    prepared: dict[int, tuple[Predict, tuple[Added, ...]]] = {}
-    check = FiniteCheck(arrays, "unet", denoiser.engine)
-    x, conditions, beside, history = plan.latents, dict(plan.conditions), dict(plan.beside), ()
-    for n, row in enumerate(table.rows):
-        now = guidance.at(n)
-        shared = now.branches if alike and denoiser.shares and not now.apart else 1
-        if now.branches not in prepared:
-            told = conditions if now is guidance else _last(conditions, len(x))
-            controls = tuple(each.prepare(timesteps, told, now.branches, arrays) for each in plan.controls)
-            prepared[now.branches] = _predicting(denoiser, timesteps, told, now, shared, plan.refresh), controls
-        predict, controls = prepared[now.branches]
-        sample = x if row.scale == 1.0 else row.scale * x
-        added = total([each(n, sample) for each in controls])
-        sample = arrays.concat([sample] * (now.branches // shared)) if now.branches > shared else sample
-        if plan.joined:
-            joined = beside if now is guidance else _last(beside, len(x))
-            sample = arrays.concat([sample, *(joined[name][: len(sample)] for name in plan.joined)], 1)
-        out = predict(n, sample, added)
-        check.add(out, f"step {n + 1} of {len(table.rows)} (timestep {row.timestep:g})")
-        noise = arrays.put(plan.noise.normal(tuple(x.shape[1:]))) if row.draws else None
-        x, history = advance(table, n, x, now.combine(out), history, noise)
-        if plan.after is not None:
-            x = plan.after(n, x, beside)
-        changes = yield Step(n, len(table.rows), row.timestep, x, {**conditions, **beside})
-        if changes is not None:
-            x = x if changes.latents is None else changes.latents
-            for name, value in changes.conditions.items():
-                (beside if name in beside else conditions)[name] = value
-            if changes.conditions:
-                prepared.clear()
-                # What a caller joins to the samples may differ from branch to branch.
-                alike = alike and not set(changes.conditions) & set(plan.joined)
-    check.settle()
-    return x
-
-
-def _predicting(
-    denoiser: Denoiser,
-    timesteps: Sequence[float],
-    told: Mapping[str, Array],
-    now: Guidance,
-    shared: int,
-    refresh: Refresh | None,
-) -> Predict:
-    if now.apart:
-        return branch_by_branch(denoiser, timesteps, told, now.branches, refresh)
-    return denoiser.prepare(timesteps, told, shared, refresh)
-
-
-def _last(values: Mapping[str, Array], count: int) -> dict[str, Array]:
-    """Arrays of the most conditioned branch alone, which are those of `count` pictures."""
-    return {name: value[-count:] for name, value in values.items()}
