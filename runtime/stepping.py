@@ -16,7 +16,7 @@ from anamorph.interface import Axis, Port
 
 SCOPE = "step-scope"
 """The rewrite's name."""
-HELD = 4
+HELD = 6
 """States that a graph remembers from step to step: as many as the solvers that pipelines come with need."""
 SCALE, GUIDANCE, WEIGHTS, HISTORY, NOISE = "input_scale", "guidance_weights", "step_weights", "history", "step_noise"
 REMEMBERED = "next_history"

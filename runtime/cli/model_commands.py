@@ -58,6 +58,13 @@ def export_arguments(command: argparse.ArgumentParser) -> None:
         help="take this size alone, in pixels (default: any size; for coreml the model's own, or several with commas)",
     )
     command.add_argument("--batch", type=int, metavar="N", help="take N pictures at a time alone (default: any number)")
+    _int8(command)
+    _coreml(command)
+    command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
+    command.add_argument("--json", action="store_true", help="print the certificate as JSON")
+
+
+def _int8(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quantize", choices=("int8",), help="let the denoiser's layers multiply whole numbers")
     command.add_argument(
         "--calibrate", metavar="FILE", help="text file of prompts to draw, one on each line, for the ranges of int8"
@@ -69,6 +76,9 @@ def export_arguments(command: argparse.ArgumentParser) -> None:
         metavar="ERROR",
         help="leave the most harmful layers in float32 until a call differs by so much (relative L2; default: 0.05)",
     )
+
+
+def _coreml(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--attention",
         choices=("split_einsum", "original"),
@@ -86,8 +96,6 @@ def export_arguments(command: argparse.ArgumentParser) -> None:
         metavar="VERSION",
         help="coreml: files and inputs as apple/ml-stable-diffusion looks for them under this --model-version",
     )
-    command.add_argument("--variant", help="weights variant of the checkpoint, such as fp16")
-    command.add_argument("--json", action="store_true", help="print the certificate as JSON")
 
 
 def verify(commands: Commands) -> None:

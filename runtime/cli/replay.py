@@ -96,20 +96,29 @@ def run(options: argparse.Namespace) -> int:
     image = pipe.generate(job)[0]
     out = Path(options.out) if options.out else path.with_name(f"{path.stem}-replay.png")
     write_png(image, out, record(pipe, job.request, digest, values["inputs"], changed))
+    closeness, largest = _compared(path, image)
+    _say(out, closeness, largest, pipe, values, as_json=options.json)
+    return DIFFERENT if options.min_psnr is not None and closeness < options.min_psnr else OK
+
+
+def _compared(path: Path, image: Image.Image) -> tuple[float, int]:
+    """PSNR in dB, and the largest difference of a value of 8 bits."""
     with Image.open(path) as original:
         before = np.asarray(original.convert("RGB"), np.float32) / 255
     after = np.asarray(image.convert("RGB"), np.float32) / 255
-    closeness, largest = psnr(before, after), round(float(np.abs(before - after).max()) * 255)
+    return psnr(before, after), round(float(np.abs(before - after).max()) * 255)
+
+
+def _say(
+    out: Path, closeness: float, largest: int, pipe: DiffusionPipeline, values: dict[str, Any], *, as_json: bool
+) -> None:
     engines = [str(placed) for placed in pipe.placement.values()]
-    if options.json:
+    if as_json:
         # JSON has no infinity: an exact repetition has no PSNR.
         exact = not np.isfinite(closeness)
         result = {"file": str(out), "identical": exact, "psnr_db": None if exact else closeness, "engines": engines}
         print(json.dumps({**result, "largest_difference": largest}, indent=2))
-    else:
-        same = (
-            "identical to the picture" if largest == 0 else f"PSNR {closeness:.1f} dB, largest difference {largest}/255"
-        )
-        before_it, now = values["engines"].get(pipe.DENOISER), pipe.placement[pipe.DENOISER]
-        print(f"{out}  {same}\nmade by {before_it}; replayed by {now}")
-    return DIFFERENT if options.min_psnr is not None and closeness < options.min_psnr else OK
+        return
+    same = "identical to the picture" if largest == 0 else f"PSNR {closeness:.1f} dB, largest difference {largest}/255"
+    before_it, now = values["engines"].get(pipe.DENOISER), pipe.placement[pipe.DENOISER]
+    print(f"{out}  {same}\nmade by {before_it}; replayed by {now}")

@@ -40,9 +40,10 @@ def denoise(plan: Plan, denoiser: Denoiser) -> Generator[Step, Changes | None, A
     for n, row in enumerate(table.rows):
         now = plan.guidance.at(n)
         if now.branches not in moves:
-            every = (conditions, beside)
-            mine = every if now is plan.guidance else tuple(_last(values, len(x)) for values in every)
-            moves[now.branches] = _moving(plan, denoiser, _Told(now, *mine, alike), check)
+            mine, beside_mine = (
+                values if now is plan.guidance else _last(values, len(x)) for values in (conditions, beside)
+            )
+            moves[now.branches] = _moving(plan, denoiser, _Told(now, mine, beside_mine, alike), check)
         noise = arrays.put(plan.noise.normal(tuple(x.shape[1:]))) if row.draws else None
         x, history = moves[now.branches](n, x, history, noise)
         if plan.after is not None:
