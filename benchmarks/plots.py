@@ -29,7 +29,10 @@ COLOURS = {
     "post": "#009E73",
     "host": "#999999",
 }
-ENGINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#999933", "#444444")
+ENGINES = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#999933", "#444444", "#882255",
+    "#AAAAAA", "#661100",
+)  # fmt: skip
 BESIDE = {"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"}
 """A legend of many entries: above a plot it would grow over what stands there."""
 NAMED = {
