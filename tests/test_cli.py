@@ -175,14 +175,14 @@ def test_an_output_folder_that_cannot_be_made_is_one_sentence(sd1: Path, tmp_pat
 def test_an_interrupt_while_generating_stops_cleanly(sd1: Path, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
-        "from anamorph.pipelines import sampling\n"
+        "from anamorph.pipelines import denoising\n"
         "from anamorph.cli import main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
-        "plain = sampling.advance\n"
+        "plain = denoising.advance\n"
         "def advance(table, n, *rest):\n"
         "    if n == 1: os.kill(os.getpid(), signal.SIGINT)\n"
         "    return plain(table, n, *rest)\n"
-        "sampling.advance = advance\n"
+        "denoising.advance = advance\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     arguments = ["generate", "a", "--model", str(sd1), "--backend", "null", "--steps", "5", "--out"]

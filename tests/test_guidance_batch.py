@@ -23,7 +23,7 @@ from anamorph.cli import main
 from anamorph.errors import InputError
 from anamorph.guard import HeldSession
 from anamorph.memory import APART, JOINT
-from anamorph.pipelines import sampling
+from anamorph.pipelines import denoising
 from anamorph.profiles import Profile, store
 
 SEEDS = (3, 4)
@@ -71,14 +71,14 @@ def test_every_engine_draws_the_same_branch_by_branch(sd1: Path, engine: str, si
 
 
 def test_branches_that_change_places_would_be_seen(sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = sampling.branch_by_branch
+    plain = denoising.branch_by_branch
 
     def turned(denoiser: Any, times: Any, told: Any, branches: int, refresh: Any) -> Any:
         other = {name: value.roll(len(value) // branches, 0) for name, value in told.items()}
         return plain(denoiser, times, other, branches, refresh)
 
     exact, _ = drawn(sd1, JOINT, **CALL)
-    monkeypatch.setattr(sampling, "branch_by_branch", turned)
+    monkeypatch.setattr(denoising, "branch_by_branch", turned)
     assert worst(drawn(sd1, APART, **CALL)[0], exact)[0] > 1e-2
 
 
