@@ -58,7 +58,7 @@ class Group:
             self.run.add("cell", cell, cell=asdict(cell), flops=flops, model=self.hashes)
         if self.plan.prepare:
             self._prepare()
-        active = list(self.cells)
+        active = [cell for cell in self.cells if not self._ended(cell)]
         while active:
             for cells in [active] if self.plan.together else [[cell] for cell in active]:
                 if (started := time.monotonic()) > self.run.ends:
