@@ -5,7 +5,7 @@
     step          v  = (x, o, noise, h_1 .. h_K)
                   x' = sum_j W_0j v_j,   h'_i = sum_j W_ij v_j                  W of a table's row, `pipelines.stepping`
 
-So latents and what a solver remembers can stay with the engine; a few numbers and the noise travel. No PyTorch here.
+An engine whose arrays stay on a device then needs a few numbers and the noise from the host. No PyTorch here.
 """
 
 from collections.abc import Mapping
