@@ -11,7 +11,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from anamorph.backends import cuda_graphs
 from anamorph.backends.buckets import COMPILED, Buckets, Sizes
+from anamorph.backends.cuda_graphs import Recorded
 from anamorph.backends.eager import INSTALL, Eager, TorchProgram
 from anamorph.cache import cache_folder
 from anamorph.components import Component
@@ -63,13 +65,16 @@ class Compiled:
 
 
 class ShapeSpecialised:
-    """A function of the inputs of an interface in their order, compiled once per tuple of shapes."""
+    """A function of the inputs of an interface in their order, compiled once per tuple of shapes, perhaps recorded."""
 
-    def __init__(self, function: Callable[..., tuple[Any, ...]], interface: Interface) -> None:
+    def __init__(
+        self, function: Callable[..., tuple[Any, ...]], interface: Interface, *, recorded: bool = False
+    ) -> None:
         keep_code()
-        self.function, self.interface = function, interface
+        self.function, self.interface, self.recorded = function, interface, recorded
         self.known: dict[tuple[tuple[int, ...] | None, ...], Sizes] = {}
-        self.buckets: Buckets[Compiled] = Buckets(self._made, most=MOST, again=0)
+        most = cuda_graphs.MOST if recorded else MOST
+        self.buckets: Buckets[Compiled | Recorded] = Buckets(self._made, most=most, again=0)
 
     def __call__(self, *values: Any) -> tuple[Any, ...]:
         """Compute; what was left out is None."""
@@ -85,9 +90,10 @@ class ShapeSpecialised:
             {name: tuple(value.shape) for name, value in given.items()}, list(given), self.interface.sizes_of(given)
         )
 
-    def _made(self, sizes: Sizes | None) -> Compiled:
+    def _made(self, sizes: Sizes | None) -> Compiled | Recorded:
         log.info("compiling %s for %s", self.interface.component, sizes)
-        return Compiled(self.function)
+        compiled = Compiled(self.function)
+        return Recorded(compiled, compiled.origin) if self.recorded else compiled
 
 
 def keep_code() -> None:
@@ -111,7 +117,10 @@ class Compile(Eager):
 
     name = "compile"
     sizes = "each"
-    options: Mapping[str, str] = MappingProxyType({})  # its compiler chooses kernels by itself
+    options: Mapping[str, str] = MappingProxyType({
+        cuda_graphs.OPTION: "on: the kernels of a call are recorded once and replayed without the host (CUDA; tested "
+        "with the device faked alone)",
+    })  # fmt: skip
     savings: tuple[type[Saving], ...] = (ChannelsLast,)  # hooks and slices would be compiled again and again
     padded = True
     rank = None  # minutes of compilation are never spent without being asked for
@@ -125,10 +134,12 @@ class Compile(Eager):
 
     def program(self, component: Component, module: Any, part: str, target: Target) -> TorchProgram:
         plain = super().program(component, module, part, target)
+        recorded = cuda_graphs.asked(target)
         if is_preparing(part):  # what runs once per picture is no sooner compiled than computed
             return plain
-        function = ShapeSpecialised(plain.function, plain.interface)
-        return replace(plain, function=function, history=function.buckets.history)
+        function = ShapeSpecialised(plain.function, plain.interface, recorded=recorded)
+        savings = () if recorded else plain.savings  # a recording reads weights where they lay
+        return replace(plain, function=function, history=function.buckets.history, savings=savings)
 
 
 @hookimpl
