@@ -22,8 +22,9 @@ coverage: $(STAMP)
 
 # Every pipeline by torch.compile, too, and what is demanded of engines that compile: an hour of a C++ compiler.
 compiled: $(STAMP)
-	ANAMORPH_COMPILED=1 $(BIN)/pytest -k compile tests/test_tasks_exported.py tests/test_sdxl_exported.py \
-		tests/test_conditioned.py tests/test_unconditional.py tests/test_lora.py tests/test_compiled_nets.py
+	ANAMORPH_COMPILED=1 $(BIN)/pytest -k 'compile or aotinductor' tests/test_tasks_exported.py \
+		tests/test_sdxl_exported.py tests/test_conditioned.py tests/test_unconditional.py tests/test_lora.py \
+		tests/test_compiled_nets.py tests/test_torch_formats.py
 	$(BIN)/python -m anamorph.testing compile aotinductor
 
 # The table of tasks, adapters and engines: most of the hour is spent in C++ compilers. Stopped, it goes on from there.

@@ -48,15 +48,7 @@ def latents(pipe: DiffusionPipeline, **call: Any) -> list[Any]:
     return [np.asarray(state.latents).copy() for state in pipe.steps(**{**CALL, **call})]
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        "torchscript",
-        pytest.param(
-            "aotinductor", marks=pytest.mark.skipif(COMPILED not in os.environ, reason="minutes of compiling")
-        ),
-    ],
-)
+@pytest.mark.parametrize("form", ["torchscript", *(["aotinductor"] if COMPILED in os.environ else [])])
 def test_a_picture_is_what_eager_draws(form: str, sd2: Path) -> None:
     """On the bundled model where minutes may be spent, else on a tiny one."""
     checkpoint = BUNDLED if COMPILED in os.environ else sd2

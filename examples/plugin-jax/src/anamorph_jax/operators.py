@@ -58,6 +58,16 @@ def attention(
     return jax.nn.softmax(scores, -1) @ v
 
 
+def image_attention(q: Array, keys: Array, values: Array, bias: Array, mask: Array) -> Array:
+    """See `anamorph.models.image_attention`; what is absent is zeros of size 1."""
+    scale = q.shape[-1] ** -0.5
+    k, v = (x.reshape(x.shape[0], -1, q.shape[1], q.shape[3]).swapaxes(1, 2) for x in (keys * scale, values))
+    scores = (q @ k.swapaxes(-1, -2)).reshape(*q.shape[:3], *keys.shape[1:3])
+    shares = jax.nn.softmax(scores + bias[:, None, None], -1)
+    pixels = mask.reshape(*mask.shape[:2], -1).swapaxes(1, 2)[:, None, :, :, None]
+    return (shares * (1 + pixels)).reshape(*q.shape[:3], -1) @ v
+
+
 def nearest(x: Array, size: Sequence[int] | None, factors: Sequence[float] | None) -> Array:
     if size is None:
         assert factors is not None
@@ -121,6 +131,7 @@ OPERATORS: Mapping[str, Function] = MappingProxyType({
     "aten.gelu.default": gelu, "aten.softmax.int": lambda x, axis, *_: jax.nn.softmax(x, axis),
     "aten.linear.default": linear, "aten.conv2d.default": convolution, "aten.group_norm.default": group_norm,
     "aten.layer_norm.default": layer_norm, "aten.scaled_dot_product_attention.default": attention,
+    "anamorph.image_attention.default": image_attention,
     "aten.embedding.default": lambda table, ids, *_: table[ids], "aten.upsample_nearest2d.vec": nearest,
     "aten.pad.default": pad, "aten.cat.default": lambda values, axis=0: jnp.concatenate(values, axis),
     "aten.chunk.default": chunk, "aten.slice.Tensor": cut, "aten.select.int": lambda x, axis, n: jnp.take(x, n, axis),
