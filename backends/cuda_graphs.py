@@ -60,15 +60,16 @@ class Recorded:
         import torch
 
         inputs = [None if value is None else value.clone() for value in values]
-        now = torch.cuda.current_stream()
-        apart = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        apart.wait_stream(now)
-        with torch.cuda.stream(apart):
-            for _ in range(BEFORE):
-                self.function(*inputs)
-        now.wait_stream(apart)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may take memory meanwhile, which recordings of the whole process would forbid them.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            outputs = self.function(*inputs)
+        device = next(value.device for value in inputs if value is not None)
+        with torch.cuda.device(device):  # streams and recordings are those of the device that is the current one
+            now, apart = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            apart.wait_stream(now)
+            with torch.cuda.stream(apart):
+                for _ in range(BEFORE):
+                    self.function(*inputs)
+            now.wait_stream(apart)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may take memory meanwhile, which recordings of the whole process would forbid them.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                outputs = self.function(*inputs)
         self.inputs, self.outputs, self.graph = inputs, outputs, graph

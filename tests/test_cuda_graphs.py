@@ -1,7 +1,7 @@
 """CUDA graphs on a processor that plays the device: what was recorded is computed again where it lay, and no more."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -71,12 +71,25 @@ class Recording(TorchDispatchMode):
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Graph]]:
     """The processor as a device with CUDA graphs, and without a compiler; the graphs that were recorded."""
     stream = SimpleNamespace(wait_stream=lambda _: None)
+    chosen: list[torch.device] = []
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        chosen.append(device)
+        yield
+        chosen.pop()
+
+    def recording(graph: Graph, capture_error_mode: str) -> Recording:
+        assert chosen == [torch.device("cpu")], "the recording is another device's"
+        return Recording(graph, capture_error_mode)
+
     monkeypatch.setattr(cuda_graphs, "KIND", "cpu")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", Recording)
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     Graph.every.clear()
     yield Graph.every
