@@ -4,6 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n auto --dist worksteal --durations=15
 STAMP := .venv/installed
 PEERS := diffusers optimum-onnx optimum-intel openvino-genai
+BUILT_PEERS := stable-diffusion-cpp
 
 .PHONY: demo test coverage compiled adapters types peers interop clean
 
@@ -38,10 +39,11 @@ types: $(STAMP)
 	MYPYPATH=build/typecheck $(BIN)/mypy -p anamorph
 
 # Other tools, each in an environment of its own: their packages exclude one another. `anamorph bench` measures them.
-peers: $(PEERS:%=build/peers/%/installed)
+# Those of BUILT_PEERS are compiled, which takes half an hour.
+peers: $(PEERS:%=build/peers/%/installed) $(BUILT_PEERS:%=build/peers/%/installed)
 
 # They open our folders and we theirs.
-interop: $(STAMP) peers
+interop: $(STAMP) $(PEERS:%=build/peers/%/installed)
 	$(BIN)/python -m anamorph.benchmarks.interop
 
 # The lists are complete, so nothing is resolved: a resolver would bring in torch's packages for CUDA.

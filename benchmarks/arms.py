@@ -29,6 +29,7 @@ PEERS = {
     "optimum-onnx": Peer("optimum-onnx", ("optimum_arm.py", "optimum-onnx"), ("float32",)),
     "optimum-intel": Peer("optimum-intel", ("optimum_arm.py", "optimum-intel")),
     "openvino-genai": Peer("openvino-genai", ("genai_arm.py",)),
+    "stable-diffusion-cpp": Peer("stable-diffusion-cpp", ("sdcpp_arm.py",), ("float32", "bfloat16", "float16")),
 }
 
 

@@ -1,12 +1,14 @@
 """Checkpoints of the full size with random weights, in diffusers' layout: what benchmarks need and nobody downloads.
 
     python -m anamorph.benchmarks.full_size FOLDER [--kind sd15|sd15-control|sd21|sdxl] [--dtype float32|...]
+        [--tokenizer FOLDER]
 
 The seed is fixed, so that two machines measure the same weights. One component is in memory at a time.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 from anamorph.checkpoint import BUNDLED, VERSION_WRITTEN
 from anamorph.config import read_json
+from anamorph.errors import AnamorphError
 from anamorph.files import replacing
 from anamorph.schedulers import load_scheduler
 from anamorph.tokenizer import ClipTokenizer
@@ -116,14 +119,14 @@ KINDS = {
 }
 
 
-def make(folder: Path, name: str, dtype: str = "float32") -> dict[str, int]:
-    """Write the checkpoint; returns the number of parameters of each model."""
+def make(folder: Path, name: str, dtype: str = "float32", vocabulary: Path = BUNDLED / "tokenizer") -> dict[str, int]:
+    """Write the checkpoint with a tokenizer's vocabulary; returns the number of parameters of each model."""
     import torch
 
     from anamorph.models import MODELS
 
     kind = KINDS[name]
-    tokenizer = ClipTokenizer.from_pretrained(BUNDLED / "tokenizer")
+    tokenizer = ClipTokenizer.from_pretrained(vocabulary)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     index: dict[str, Any] = {"_class_name": kind.pipeline, "_diffusers_version": VERSION_WRITTEN, **kind.settings}
     if name != "sdxl":
@@ -166,8 +169,18 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=list(KINDS), default="sd15")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        default=BUNDLED / "tokenizer",
+        help="folder of CLIP's vocabulary (default: the bundled model's, unlike that of tools that bring their own)",
+    )
     options = parser.parse_args()
-    for slot, count in make(options.folder, options.kind, options.dtype).items():
+    try:
+        counts = make(options.folder, options.kind, options.dtype, options.tokenizer)
+    except AnamorphError as error:
+        sys.exit(f"full_size: {error}")
+    for slot, count in counts.items():
         print(f"{slot}: {count / 1e6:.1f} M parameters")
 
 
