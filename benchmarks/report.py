@@ -10,7 +10,7 @@ from typing import Any
 
 from anamorph.benchmarks.records import Result
 from anamorph.benchmarks.scenarios import PICTURES
-from anamorph.benchmarks.summary import STARTS, Line, break_even, lines, reference_of
+from anamorph.benchmarks.summary import STARTS, Line, break_even, in_turn, lines, reference_of
 from anamorph.files import replacing
 
 HEAD = ("arm", "picture or call", "interval", "per second", "denoiser or decoder", "GFLOP/s", "of peak", "memory",
@@ -41,12 +41,24 @@ def markdown(result: Result, done: Sequence[Line]) -> str:
         shown = ranked(group)
         rows = [cells(one, reference_of(one, group)) for one in shown]
         parts.append(f"## {title}\n\n{_markdown_table(HEAD, rows)}" if rows else f"## {title}\n\nNo figure counts.")
+        if compared := in_turns(result, shown):
+            parts.append("\n".join(f"- {sentence}" for sentence in compared))
         if refused := [one for one in group if one.refusal]:
             parts.append("\n".join(f"- {one.cell.arm}: no speed shown; {one.refusal}" for one in refused))
         if starts := start_rows(shown):
             parts.append(_markdown_table(START_HEAD, starts))
     parts.append(environment_text(result))
     return "\n\n".join(parts) + "\n"
+
+
+def in_turns(result: Result, shown: Sequence[Line]) -> list[str]:
+    """What the pairs of calls say that took turns, beside the fastest arm."""
+    found = {one.cell.arm: in_turn(result, shown[0].cell, one.cell) for one in shown[1:]}
+    return [
+        f"call by call {arm} takes {pairs.ratio:.3f} times as long as {shown[0].cell.arm} "
+        f"({pairs.low:.3f} to {pairs.high:.3f}, {pairs.count} pairs of calls)"
+        for arm, pairs in found.items() if pairs is not None
+    ]  # fmt: skip
 
 
 def summary(done: Sequence[Line]) -> str:

@@ -107,6 +107,27 @@ def contrast(old: Bursts, new: Bursts) -> Contrast | None:
     return Contrast(math.exp(float(np.mean(sides[1]) - np.mean(sides[0]))), math.exp(low), math.exp(high), found.pvalue)
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """New over old for calls that followed each other: the median ratio, its interval at 95 %, and their number."""
+
+    ratio: float
+    low: float
+    high: float
+    count: int
+
+
+def paired(old: Bursts, new: Bursts) -> Pairs | None:
+    """The median of the ratios of calls in turn, which a machine whose speed changes slowly leaves as it is.
+
+    The interval is that of these processes: others of the same arms may differ. None without a pair.
+    """
+    ratios = [np.asarray(after) / np.asarray(before) for before, after in zip(old, new, strict=True) if len(before)]
+    if not ratios:
+        return None
+    return Pairs(float(np.median(pooled(ratios))), *interval(ratios), sum(map(len, ratios)))
+
+
 def needed(old: Bursts, new: Bursts, ratio: float) -> int:
     """Processes a side that would show a change by `ratio` nine times in ten, from how much these ones differ.
 

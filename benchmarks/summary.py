@@ -9,7 +9,7 @@ import numpy as np
 
 from anamorph.benchmarks.records import Measured, Result
 from anamorph.benchmarks.scenarios import PICTURES, Cell
-from anamorph.benchmarks.statistics import interval, mad, outliers, percentile, pooled
+from anamorph.benchmarks.statistics import Pairs, interval, mad, outliers, paired, percentile, pooled
 
 PHASES = ("text", "encode", "denoiser", "vae", "post", "host")
 """Where the time of a picture goes; host is the rest: noise, scheduler, and what lies between the calls."""
@@ -163,6 +163,20 @@ def _until_step(burst: Mapping[str, Any], call: float) -> float:
 def _memory(measured: Measured) -> dict[str, float]:
     names = {name for burst in measured.bursts for name in burst["memory"]}
     return {name: max(burst["memory"].get(name, 0.0) for burst in measured.bursts) for name in sorted(names)}
+
+
+def in_turn(result: Result, old: Cell, new: Cell) -> Pairs | None:
+    """How two arms compare whose calls took turns, by the pairs that count on both sides; None where they did not."""
+    if not result.run["plan"].get("together"):
+        return None
+    sides = {measured.cell: measured for measured in result.cells.values()}
+    before, after = sides[old], sides[new]
+    turns = {burst["turn"]: burst for burst in before.bursts if burst["void"] is None}
+    kept: list[list[tuple[float, float]]] = []
+    for burst in (burst for burst in after.bursts if burst["void"] is None and burst["turn"] in turns):
+        both = zip(turns[burst["turn"]]["samples"], burst["samples"], strict=False)  # one may have failed earlier
+        kept.append([(x["total"], y["total"]) for x, y in both if before.steady(x) and after.steady(y)])
+    return paired([[x for x, _ in pairs] for pairs in kept], [[y for _, y in pairs] for pairs in kept])
 
 
 def break_even(slow: Line, fast: Line) -> float | None:

@@ -12,7 +12,7 @@ from anamorph.benchmarks import environment, parity, report
 from anamorph.benchmarks.comparing import broken, changes
 from anamorph.benchmarks.records import Measured, Result, read
 from anamorph.benchmarks.scenarios import Cell
-from anamorph.benchmarks.summary import break_even, line
+from anamorph.benchmarks.summary import break_even, in_turn, line
 from anamorph.errors import InputError
 
 
@@ -92,6 +92,44 @@ def known(scale: float, processes: int = 6, seed: int = 0, engine: str = "eager"
     found.bursts = [burst(*(scale * random.lognormal(0, 0.01, 5))) for _ in range(processes)]
     about = dict.fromkeys(("processor", "instruction_sets", "cores", "affinity", "versions", "gpu"), "same")
     return Result({"environment": about, "plan": {"drift": 0.1}}, {found.cell.key: found})
+
+
+def beside(turns: list[tuple[list[float], list[float]]], together: bool = True) -> Result:
+    """Two arms whose calls took turns."""
+    sides = [Measured(Cell(engine=name), parity={"passed": True, "note": "", "stages": {}}) for name in ("a", "b")]
+    for side, found in enumerate(sides):
+        found.bursts = [{**burst(*turn[side]), "turn": number} for number, turn in enumerate(turns)]
+    about = {"drift": 0.1, "together": together}
+    result = Result({"plan": about}, {found.cell.key: found for found in sides})
+    result.weigh(sides[0].cell.work)
+    return result
+
+
+def test_calls_in_turn_are_compared_pair_by_pair() -> None:
+    """A machine that gets four times as slow leaves the ratios of neighbours as they are, but not the medians."""
+    speed = np.linspace(1, 4, 41)
+    found = beside([(list(speed), list(1.1 * speed)), (list(speed[:9]), list(1.2 * speed[:9]))])
+    old, new = (measured.cell for measured in found.cells.values())
+    pairs = in_turn(found, old, new)
+    assert pairs is not None
+    assert (pairs.ratio, pairs.count) == (pytest.approx(1.1), 50)
+    assert 1.1 <= pairs.low <= pairs.high <= 1.2 + 1e-12
+    assert report.in_turns(found, [line(one, {}) for one in found.cells.values()])[0].startswith(
+        "call by call b float32 takes 1.100 times as long as a float32"
+    )
+    assert in_turn(beside([([1.0], [1.1])], together=False), old, new) is None
+
+
+def test_a_pair_counts_where_the_machine_ran_as_usual_on_both_sides() -> None:
+    found = beside([([1.0, 1.0, 1.0], [1.5, 9.0, 1.5]), ([1.0], [7.0])])
+    first, second = found.cells.values()
+    second.bursts[0]["samples"][1]["sentinel"] = [1.0, 2.0]
+    first.bursts[1] = {**first.bursts[1], "void": "others"}
+    pairs = in_turn(found, first.cell, second.cell)
+    assert pairs is not None
+    assert (pairs.ratio, pairs.count) == (1.5, 2)
+    second.bursts = []
+    assert in_turn(found, first.cell, second.cell) is None
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.05, "slower"), (0.9, "faster"), (1.0, "same"), (1.015, "unclear")])
