@@ -70,13 +70,13 @@ class Measured:
     @property
     def valid(self) -> list[Row]:
         """The bursts that count, each with the samples during which the machine ran at its usual speed."""
-        counting = (burst for burst in self.bursts if burst["void"] is None)
-        kept = [{**burst, "samples": list(filter(self.steady, burst["samples"]))} for burst in counting]
-        return [burst for burst in kept if burst["samples"]]
 
-    def steady(self, sample: Row) -> bool:
-        """Whether the machine ran at its usual speed during a sample."""
-        return not drifted(sample["sentinel"], self.usual, self.drift)
+        def steady(sample: Row) -> bool:
+            return not drifted(sample["sentinel"], self.usual, self.drift)
+
+        counting = (burst for burst in self.bursts if burst["void"] is None)
+        kept = [{**burst, "samples": list(filter(steady, burst["samples"]))} for burst in counting]
+        return [burst for burst in kept if burst["samples"]]
 
     @property
     def taken(self) -> int:

@@ -166,7 +166,7 @@ def _memory(measured: Measured) -> dict[str, float]:
 
 
 def in_turn(result: Result, old: Cell, new: Cell) -> Pairs | None:
-    """How two arms compare whose calls took turns, by the pairs that count on both sides; None where they did not."""
+    """How two arms compare whose calls took turns, whatever the machine's speed was; None where they did not."""
     if not result.run["plan"].get("together"):
         return None
     sides = {measured.cell: measured for measured in result.cells.values()}
@@ -175,7 +175,7 @@ def in_turn(result: Result, old: Cell, new: Cell) -> Pairs | None:
     kept: list[list[tuple[float, float]]] = []
     for burst in (burst for burst in after.bursts if burst["void"] is None and burst["turn"] in turns):
         both = zip(turns[burst["turn"]]["samples"], burst["samples"], strict=False)  # one may have failed earlier
-        kept.append([(x["total"], y["total"]) for x, y in both if before.steady(x) and after.steady(y)])
+        kept.append([(x["total"], y["total"]) for x, y in both])
     return paired([[x for x, _ in pairs] for pairs in kept], [[y for _, y in pairs] for pairs in kept])
 
 

@@ -120,8 +120,8 @@ def test_calls_in_turn_are_compared_pair_by_pair() -> None:
     assert in_turn(beside([([1.0], [1.1])], together=False), old, new) is None
 
 
-def test_a_pair_counts_where_the_machine_ran_as_usual_on_both_sides() -> None:
-    found = beside([([1.0, 1.0, 1.0], [1.5, 9.0, 1.5]), ([1.0], [7.0])])
+def test_pairs_are_of_one_turn_and_count_where_the_machine_drifted() -> None:
+    found = beside([([1.0, 2.0, 1.0], [1.5, 3.0]), ([1.0], [7.0])])  # the second arm failed in between
     first, second = found.cells.values()
     second.bursts[0]["samples"][1]["sentinel"] = [1.0, 2.0]
     first.bursts[1] = {**first.bursts[1], "void": "others"}
