@@ -168,6 +168,9 @@ class Plan:
     """Whether arms of one format share their export, which is then cold for the first alone."""
     prepare: bool = False
     """Whether exports are made first, for several engines at once, so that no cold start of these is measured."""
+    last: str = ""
+    """Engines, by commas, that are measured in what time is left when the others are settled; nothing is prepared for
+    them. For those that start for longer than they are measured."""
     parity_steps: int = 3
     together: bool = False
     """Whether arms of equal work are open at once and take turns call by call, so that a machine whose speed changes

@@ -56,22 +56,28 @@ class Group:
         for cell in self.cells:
             self.run.measured(cell).flops = flops
             self.run.add("cell", cell, cell=asdict(cell), flops=flops, model=self.hashes)
+        last = [cell for cell in self.cells if cell.engine in self.plan.last.split(",")]
+        first = [cell for cell in self.cells if cell not in last]
         if self.plan.prepare:
-            self._prepare()
-        active = [cell for cell in self.cells if not self._ended(cell)]
+            self._prepare(first)
+        self._settle(first)
+        self._settle(last)
+
+    def _settle(self, cells: Sequence[Cell]) -> None:
+        active = [cell for cell in cells if not self._ended(cell)]
         while active:
-            for cells in [active] if self.plan.together else [[cell] for cell in active]:
+            for turn in [active] if self.plan.together else [[cell] for cell in active]:
                 if (started := time.monotonic()) > self.run.ends:
                     continue
-                self._turn(cells)
-                for cell in cells:
+                self._turn(turn)
+                for cell in turn:
                     self.turns[cell] += 1
-                    self.spent[cell] += (time.monotonic() - started) / len(cells)
+                    self.spent[cell] += (time.monotonic() - started) / len(turn)
             active = [cell for cell in active if not self._ended(cell)]
 
-    def _prepare(self) -> None:
+    def _prepare(self, cells: Sequence[Cell]) -> None:
         """Make the exports that engines need, one on each core; what fails here fails again in its turn."""
-        own = [cell for cell in self.cells if cell.engine not in PEERS]
+        own = [cell for cell in cells if cell.engine not in PEERS]
         exporting = [cell for cell in own if "checkpoint" not in get_backend(cell.engine).formats]
         firsts = {(cell.engine, cell.static, cell.rewrites, cell.quantize): cell for cell in reversed(exporting)}
 

@@ -63,6 +63,15 @@ def test_exports_are_made_before_anything_is_measured_where_the_plan_says_so(tmp
 
 
 @pytest.mark.usefixtures("quiet")
+def test_engines_that_start_slowly_come_when_the_others_are_settled(tmp_path: Path) -> None:
+    plan = replace(QUICK, prepare=True, last="openvino,silent")
+    measured(tmp_path / "r.jsonl", "openvino", "eager", plan=plan)
+    rows = [json.loads(text) for text in (tmp_path / "r.jsonl").read_text().splitlines()]
+    found = [(row["key"].split("-")[0], row["cache"]) for row in rows if row["kind"] == "burst"]
+    assert found == [("eager", "cold"), *[("eager", "warm")] * 2, ("openvino", "cold"), *[("openvino", "warm")] * 2]
+
+
+@pytest.mark.usefixtures("quiet")
 def test_a_scenario_ends_when_its_time_is_spent(tmp_path: Path) -> None:
     found = lines(measured(tmp_path / "r.jsonl", "eager", "good", plan=replace(QUICK, total_s=-1.0)))
     assert [one.refusal for one in found] == ["failed: not run: the -1 s of the scenario were spent"] * 2
