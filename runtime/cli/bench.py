@@ -21,7 +21,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     run.add_argument(
         "scenario",
         help="approximations, attention, cold-start, control, lora, memory, quick, rewrites, seeds, stable-diffusion, "
-        "stable-diffusion-xl, or a TOML file",
+        "stable-diffusion-cpp, stable-diffusion-xl, or a TOML file",
     )
     _measuring(run)
     quick = actions.add_parser("quick", help="the bundled model on all engines here, in three minutes")
