@@ -39,7 +39,7 @@ types: $(STAMP)
 	MYPYPATH=build/typecheck $(BIN)/mypy -p anamorph
 
 # Other tools, each in an environment of its own: their packages exclude one another. `anamorph bench` measures them.
-# Those of BUILT_PEERS are compiled, which takes half an hour.
+# Those of BUILT_PEERS are compiled, which takes minutes.
 peers: $(PEERS:%=build/peers/%/installed) $(BUILT_PEERS:%=build/peers/%/installed)
 
 # They open our folders and we theirs.

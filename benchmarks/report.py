@@ -10,6 +10,7 @@ from typing import Any
 
 from anamorph.benchmarks.records import Result
 from anamorph.benchmarks.scenarios import PICTURES
+from anamorph.benchmarks.statistics import Pairs
 from anamorph.benchmarks.summary import STARTS, Line, break_even, in_turn, lines, reference_of
 from anamorph.files import replacing
 
@@ -56,9 +57,16 @@ def in_turns(result: Result, shown: Sequence[Line]) -> list[str]:
     found = {one.cell.arm: in_turn(result, shown[0].cell, one.cell) for one in shown[1:]}
     return [
         f"call by call {arm} takes {pairs.ratio:.3f} times as long as {shown[0].cell.arm} "
-        f"({pairs.low:.3f} to {pairs.high:.3f}, {pairs.count} pairs of calls)"
+        f"({_pairs(pairs)})"
         for arm, pairs in found.items() if pairs is not None
     ]  # fmt: skip
+
+
+def _pairs(pairs: Pairs) -> str:
+    if pairs.interval is None:
+        return f"{pairs.count} pair{'s' * (pairs.count > 1)} of calls, too few for an interval"
+    low, high = pairs.interval
+    return f"{low:.3f} to {high:.3f}, {pairs.count} pairs of calls"
 
 
 def summary(done: Sequence[Line]) -> str:
@@ -69,7 +77,8 @@ def summary(done: Sequence[Line]) -> str:
             sentences.append(f"{title}: no figure counts.")
             continue
         best, reference = shown[0], reference_of(shown[0], group)
-        said = f"{title}: {best.cell.arm} is fastest, {seconds(best.median)} a {UNITS[best.cell.task]}"
+        takes = "takes" if len(shown) == 1 else "is fastest,"
+        said = f"{title}: {best.cell.arm} {takes} {seconds(best.median)} a {UNITS[best.cell.task]}"
         if reference is not None and reference.median and best.median and reference is not best:
             said += f", {reference.median / best.median:.2f} times as fast as eager float32"
         sentences.append(f"{said}.")

@@ -24,6 +24,8 @@ BLOCK = 1_000_000
 """Samples that a bootstrap draws at once."""
 Z_BOTH = 1.959964 + 1.281552
 """Quantiles of the normal distribution at 97.5 % (sure) and 90 % (found)."""
+ENOUGH = 6
+"""Values without which no interval between two of them holds the median at 95 %: 1 - 2 / 2^n >= 0.95."""
 FEWEST = 3
 """Processes a side without which two arms are not compared."""
 
@@ -109,11 +111,13 @@ def contrast(old: Bursts, new: Bursts) -> Contrast | None:
 
 @dataclass(frozen=True)
 class Pairs:
-    """New over old for calls that followed each other: the median ratio, its interval at 95 %, and their number."""
+    """New over old for calls that followed each other: the median ratio, its interval at 95 %, and their number.
+
+    There is no interval of fewer than `ENOUGH` pairs.
+    """
 
     ratio: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
     count: int
 
 
@@ -125,7 +129,8 @@ def paired(old: Bursts, new: Bursts) -> Pairs | None:
     ratios = [np.asarray(after) / np.asarray(before) for before, after in zip(old, new, strict=True) if len(before)]
     if not ratios:
         return None
-    return Pairs(float(np.median(pooled(ratios))), *interval(ratios), sum(map(len, ratios)))
+    count = sum(map(len, ratios))
+    return Pairs(float(np.median(pooled(ratios))), interval(ratios) if count >= ENOUGH else None, count)
 
 
 def needed(old: Bursts, new: Bursts, ratio: float) -> int:

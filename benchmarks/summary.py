@@ -77,7 +77,7 @@ def line(measured: Measured, peak: Mapping[str, Any], within: float = 0.0) -> Li
     middle = float(np.median(samples))
     call = _call(measured)
     flops = measured.flops.get(COUNTED[cell.task])
-    gflops = flops / call / 1e9 if flops and call else None
+    gflops = flops / call / 1e9 if flops and call and not cell.near else None  # an approximation does other work
     top = peak.get(cell.precision, {}).get("gflops")
     energies = pooled(measured.samples("energy_j"))
     return Line(

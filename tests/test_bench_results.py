@@ -113,7 +113,8 @@ def test_calls_in_turn_are_compared_pair_by_pair() -> None:
     pairs = in_turn(found, old, new)
     assert pairs is not None
     assert (pairs.ratio, pairs.count) == (pytest.approx(1.1), 50)
-    assert 1.1 <= pairs.low <= pairs.high <= 1.2 + 1e-12
+    assert pairs.interval is not None
+    assert 1.1 - 1e-12 <= pairs.interval[0] <= pairs.interval[1] <= 1.2 + 1e-12
     assert report.in_turns(found, [line(one, {}) for one in found.cells.values()])[0].startswith(
         "call by call b float32 takes 1.100 times as long as a float32"
     )
@@ -127,7 +128,9 @@ def test_pairs_are_of_one_turn_and_count_where_the_machine_drifted() -> None:
     first.bursts[1] = {**first.bursts[1], "void": "others"}
     pairs = in_turn(found, first.cell, second.cell)
     assert pairs is not None
-    assert (pairs.ratio, pairs.count) == (1.5, 2)
+    assert (pairs.ratio, pairs.interval, pairs.count) == (1.5, None, 2)
+    (sentence,) = report.in_turns(found, [line(one, {}) for one in found.cells.values()])
+    assert sentence.endswith("(2 pairs of calls, too few for an interval)")
     second.bursts = []
     assert in_turn(found, first.cell, second.cell) is None
 
