@@ -16,7 +16,7 @@ from typing import Any
 
 from anamorph.checkpoint import BUNDLED, VERSION_WRITTEN
 from anamorph.config import read_json
-from anamorph.errors import AnamorphError
+from anamorph.errors import AnamorphError, InputError
 from anamorph.files import replacing
 from anamorph.schedulers import load_scheduler
 from anamorph.tokenizer import ClipTokenizer
@@ -120,13 +120,19 @@ KINDS = {
 
 
 def make(folder: Path, name: str, dtype: str = "float32", vocabulary: Path = BUNDLED / "tokenizer") -> dict[str, int]:
-    """Write the checkpoint with a tokenizer's vocabulary; returns the number of parameters of each model."""
+    """Write the checkpoint with a tokenizer's vocabulary; returns the number of parameters of each model.
+
+    Raises CheckpointError: there is no such vocabulary. Raises InputError: a text encoder knows fewer words.
+    """
     import torch
 
     from anamorph.models import MODELS
 
     kind = KINDS[name]
     tokenizer = ClipTokenizer.from_pretrained(vocabulary)
+    known = min(config["vocab_size"] for _, config in kind.models.values() if "vocab_size" in config)
+    if tokenizer.vocab_size > known:
+        raise InputError(f"{vocabulary} has {tokenizer.vocab_size} tokens, expected {known} at most, as CLIP's")
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     index: dict[str, Any] = {"_class_name": kind.pipeline, "_diffusers_version": VERSION_WRITTEN, **kind.settings}
     if name != "sdxl":

@@ -65,14 +65,17 @@ def sized(cell: Cell, checkpoint: Checkpoint) -> tuple[int, int]:
 def scheduler_config(cell: Cell, checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The configuration that every arm takes, None for the checkpoint's own scheduler.
 
-    No scheduler clips: latents are no pictures, and peers differ in what they take a missing key for.
+    No scheduler clips: latents are no pictures, and peers differ in what they take a missing key for. Raises
+    InputError: the cell asks for a spacing, which its scheduler does not have.
     """
     if cell.scheduler == "own":
         return None
     own = dict(load_scheduler(read_json(checkpoint.place("scheduler") / "scheduler_config.json")).config)
-    full = {**own, "clip_sample": False}
-    config = dict(scheduler_class(cell.scheduler, full).config)
-    return {**config, "_class_name": cell.scheduler}
+    full = {**own, "clip_sample": False, **({"timestep_spacing": cell.spacing} if cell.spacing else {})}
+    scheduler = scheduler_class(cell.scheduler, full)
+    if cell.spacing and "timestep_spacing" not in scheduler.own:
+        raise InputError(f"{cell.scheduler} has no timestep_spacing; leave out spacing")
+    return {**scheduler.config, "_class_name": cell.scheduler}
 
 
 def write_inputs(cell: Cell, checkpoint: Checkpoint, folder: Path, steps: int) -> None:

@@ -32,6 +32,7 @@ TASKS = (*PICTURES, "denoiser", "decode")
 ALL = "*"
 BUNDLED_MODEL = "bundled"
 ADAPTER = re.compile(r"(hot|fused)-[1-9]\d*")
+SPACINGS = ("leading", "linspace", "trailing")
 INTERVAL = re.compile(r"\d(\.\d+)?-\d(\.\d+)?")
 
 
@@ -39,7 +40,8 @@ INTERVAL = re.compile(r"\d(\.\d+)?-\d(\.\d+)?")
 class Cell:
     """One thing to measure: an arm (an engine of ours or a peer, in one precision) and what it shall do.
 
-    `height` and `width` of 0 are the model's own size; `scheduler` is a class name or "own", the checkpoint's.
+    `height` and `width` of 0 are the model's own size; `scheduler` is a class name or "own", the checkpoint's;
+    `spacing` is a named scheduler's `timestep_spacing`, and by default what the checkpoint says.
     `static`: the arm takes an export for this size and batch alone. What follows is asked of our own engines alone:
     `rewrites` are names with commas, "all" or "none", and by default those that are on by themselves; `interval`,
     such as 0.2-0.8, is the share of the steps that are guided; `quantize` is "int8" for a denoiser of such layers;
@@ -57,6 +59,7 @@ class Cell:
     batch: int = 1
     steps: int = 20
     scheduler: str = "own"
+    spacing: str = ""
     guidance: float = 7.5
     static: bool = False
     rewrites: str = ""
@@ -74,6 +77,8 @@ class Cell:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
         if min(self.height, self.width) < 0 or (self.height == 0) != (self.width == 0):
             raise InputError(f"{self.height}x{self.width} is no size; give height and width, or neither")
+        if self.spacing and (self.scheduler == "own" or self.spacing not in SPACINGS):
+            raise InputError(f"spacing is {self.spacing!r}, expected {', '.join(SPACINGS)}, and a scheduler by name")
         if self.interval and not INTERVAL.fullmatch(self.interval):
             raise InputError(f"interval is {self.interval!r}, expected two shares of the steps, such as 0.2-0.8")
         as_refresh(self.refresh)
@@ -141,7 +146,8 @@ class Cell:
         """The work, as people read it."""
         size = f"{self.height}x{self.width}" if self.height else "own size"
         parts = [Path(self.model).name, self.task, size, f"batch {self.batch}", f"guidance {self.guidance:g}"]
-        return "/".join(parts + [f"{self.steps} steps", self.scheduler] * (self.task in PICTURES))
+        steps = [f"{self.steps} steps", f"{self.scheduler} {self.spacing}".strip()]
+        return "/".join(parts + steps * (self.task in PICTURES))
 
 
 @dataclass(frozen=True)

@@ -163,8 +163,8 @@ class Group:
         """What the arm opens, and the seconds that we took to export it for a peer that cannot."""
         if (form := form_of(cell.engine)) is None:
             return self.checkpoint.folder, 0.0
-        name = "own" if self.scheduler is None else self.scheduler["_class_name"]
-        folder, started = exports / f"portable-{form}-{name}", time.perf_counter()
+        name = f"portable-{form}-{self.work.scheduler}{self.work.spacing}"
+        folder, started = exports / name, time.perf_counter()
         if folder.exists():
             return folder, 0.0
         exporting = [sys.executable, "-P", "-m", "anamorph", "export", str(self.checkpoint.folder), str(folder)]

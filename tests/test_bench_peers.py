@@ -94,7 +94,8 @@ def test_stable_diffusion_cpp_is_asked_for_the_cell_s_picture(
         ({**CELL, "task": "denoiser"}, CONFIG, "whole pictures alone"),
         (CELL, None, "EulerDiscreteScheduler"),
         (CELL, {**CONFIG, "_class_name": "DDIMScheduler"}, "EulerDiscreteScheduler"),
-        (CELL, {**CONFIG, "timestep_spacing": "leading"}, "linspace"),
+        (CELL, {**CONFIG, "timestep_spacing": "leading"}, "spacing to trailing"),
+        (CELL, {**CONFIG, "prediction_type": "sample"}, "sample, it knows epsilon and v_prediction"),
     ],
 )
 def test_stable_diffusion_cpp_refuses_other_work(

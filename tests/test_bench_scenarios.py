@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from diffusers import EulerDiscreteScheduler
 
-from anamorph.benchmarks import scenarios
+from anamorph.benchmarks import parity, scenarios
 from anamorph.cli import main
 from anamorph.errors import InputError
 
@@ -42,7 +43,9 @@ def test_a_matrix_is_a_product_with_exclusions_and_filters(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "says"),
     [("[defaults]\nsteps = 'many'", "expected a int"), ("[plan]\nhours = 3", "'hours'"), ("[other]", "other"),
-     ("[defaults]\ntask = 'sing'", "task"), ("not toml", "TOML"), ("[defaults]\nbatch = true", "expected a int")],
+     ("[defaults]\ntask = 'sing'", "task"), ("not toml", "TOML"), ("[defaults]\nbatch = true", "expected a int"),
+     ("[defaults]\nspacing = 'trailing'", "a scheduler by name"),
+     ("[defaults]\nscheduler = 'DDIM'\nspacing = 'wide'", "leading, linspace")],
 )  # fmt: skip
 def test_what_a_scenario_must_not_say_is_named(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "bad.toml"
@@ -72,3 +75,16 @@ def test_wishes_belong_to_an_arm_and_not_to_the_work() -> None:
     for wrong in ({"interval": "half"}, {"quantize": "int4"}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             replace(plain, **wrong)
+
+
+def test_a_spacing_changes_the_scheduler_that_all_arms_take() -> None:
+    cell = scenarios.Cell(steps=4, scheduler="EulerDiscreteScheduler", spacing="trailing")
+    assert cell.what.endswith("4 steps/EulerDiscreteScheduler trailing")
+    checkpoint = parity.checkpoint_of(cell.model)
+    config = parity.scheduler_config(cell, checkpoint)
+    assert config is not None
+    scheduler = EulerDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 749, 499, 249]  # Lin et al. 2023 (arXiv:2305.08891), table 2
+    with pytest.raises(InputError, match="no timestep_spacing"):
+        parity.scheduler_config(replace(cell, scheduler="IPNDMScheduler"), checkpoint)

@@ -1,5 +1,7 @@
 """Checkpoints for benchmarks: as large as the published models, and opened by diffusers and by us."""
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from anamorph import DiffusionPipeline
 from anamorph.benchmarks import full_size
+from anamorph.checkpoint import BUNDLED
 from anamorph.models import MODELS
 
 PUBLISHED = {
@@ -39,10 +43,16 @@ def test_they_are_as_large_as_the_published_models(name: str) -> None:
         assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[name][slot], slot
 
 
-def test_diffusers_and_we_open_what_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(name="small")
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stable Diffusion 1.5 with layers that take no time."""
     kind = full_size.KINDS["sd15"]
     models = {slot: (name, {**config, **SMALL[slot]}) for slot, (name, config) in kind.models.items()}
     monkeypatch.setitem(full_size.KINDS, "sd15", replace(kind, models=models))
+
+
+@pytest.mark.usefixtures("small")
+def test_diffusers_and_we_open_what_was_made(tmp_path: Path) -> None:
     full_size.make(tmp_path / "one", "sd15")
     full_size.make(tmp_path / "two", "sd15")
     call = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "np"}
@@ -56,3 +66,28 @@ def test_diffusers_and_we_open_what_was_made(tmp_path: Path, monkeypatch: pytest
     assert theirs.tokenizer.model_max_length == 77
     np.testing.assert_array_equal(ours[0], ours[1])  # seeded
     np.testing.assert_allclose(ours[0], theirs("a cat", latents=torch.from_numpy(latents), **call).images, atol=1e-4)
+
+
+@pytest.mark.usefixtures("small")
+def test_another_vocabulary_s_tokens_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    words = transformers.CLIPTokenizer.from_pretrained(BUNDLED / "tokenizer")
+    words.add_tokens(["<lighthouse>"])
+    words.save_pretrained(tmp_path / "words")
+    full_size.make(tmp_path / "made", "sd15", vocabulary=tmp_path / "words")
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path / "made" / "tokenizer")
+    assert theirs.encode("a <lighthouse>") == words.encode("a <lighthouse>")
+    config = json.loads((tmp_path / "made" / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+    assert (config["bos_token_id"], config["eos_token_id"]) == (theirs.bos_token_id, theirs.eos_token_id)
+
+
+def test_vocabularies_that_are_none_or_too_large_end_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, size, says in ((tmp_path, 49408, "tokenizer_config.json"), (BUNDLED / "tokenizer", 9, "expected 9")):
+        kind = full_size.KINDS["sd15"]
+        models = {**kind.models, "text_encoder": ("CLIPTextModel", {**full_size.CLIP_L, "vocab_size": size})}
+        monkeypatch.setitem(full_size.KINDS, "sd15", replace(kind, models=models))
+        monkeypatch.setattr(sys, "argv", ["full_size", str(tmp_path / "made"), "--tokenizer", str(folder)])
+        with pytest.raises(SystemExit, match=says):
+            full_size.main()
+        assert not (tmp_path / "made").exists()

@@ -40,9 +40,11 @@ class StableDiffusionCpp:
         cell = request["cell"]
         config = request["scheduler"] or {}
         if cell["task"] != "text-to-image":
-            raise ValueError("stable-diffusion.cpp is measured on whole pictures alone")
+            raise ValueError("stable-diffusion.cpp is measured on whole pictures alone; set task to text-to-image")
         if config.get("_class_name") != SCHEDULER or config["timestep_spacing"] not in SPACINGS:
-            raise ValueError(f"stable-diffusion.cpp is measured with {SCHEDULER}, spaced by {' or '.join(SPACINGS)}")
+            raise ValueError(f"it is measured with other noise; set scheduler to {SCHEDULER}, spacing to trailing")
+        if config["prediction_type"] not in PREDICTIONS:
+            raise ValueError(f"prediction_type is {config['prediction_type']}, it knows {' and '.join(PREDICTIONS)}")
         self.config = config
         started = time.perf_counter()
         self.model = self.library.StableDiffusion(

@@ -35,6 +35,22 @@ SIDE = 64  # pixels of a picture
 CHANNELS = (16, 32, 64)  # of the encoder of edges, which halves them twice, as the autoencoder does
 THRESHOLDS = (100, 200)
 DROPOUT = 0.5  # share of empty captions
+COPIES = 8  # of each picture, all but the first one moved
+
+
+def moved(x: Tensor) -> Tensor:
+    """Each picture turned, mirrored, made smaller and shifted at random, on white.
+
+    The UNet knows its pictures by heart: where they stand as it knows them, edges would tell it nothing new.
+    """
+    n = len(x)
+    angle, scale = 2 * torch.pi * torch.rand(n), 1 + torch.rand(n)
+    mirror = (torch.rand(n) < 0.5).float() * 2 - 1
+    rows = (mirror * angle.cos(), -angle.sin()), (mirror * angle.sin(), angle.cos())
+    turned = torch.stack([torch.stack(row, -1) for row in rows], 1) * scale[:, None, None]
+    theta = torch.cat([turned, 0.3 * (2 * torch.rand(n, 2, 1) - 1)], -1)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x - 1, grid, align_corners=False) + 1  # outside is white (1), not grey (0)
 
 
 def edges(x: Tensor) -> Tensor:
@@ -69,6 +85,7 @@ def train(data: Path, work: Path, out: Path, steps: int) -> None:
     """Train, or go on from the last checkpoint, and save the averaged weights in fp16."""
     torch.manual_seed(0)
     x = read(data)
+    x = torch.cat([x, *(moved(x) for _ in range(1, COPIES))])
     vae = AutoencoderKL.from_pretrained(BUNDLED, subfolder="vae")
     latents, drawn = encode_all(vae, x) * vae.config.scaling_factor, edges(x)
     captions = [str(names).split("|")[0] for names in np.load(data)["captions"]]
@@ -81,7 +98,7 @@ def train(data: Path, work: Path, out: Path, steps: int) -> None:
     for step in range(load_checkpoint(work / "control.pt", net, average, optimizer, log), steps):
         optimizer.param_groups[0]["lr"] = one_cycle(step, steps, PEAK_RATE, 100)
         chosen = torch.randint(len(x), (BATCH,))
-        words = torch.where(torch.rand(BATCH) < DROPOUT, len(captions), chosen)
+        words = torch.where(torch.rand(BATCH) < DROPOUT, len(captions), chosen % len(captions))
         loss = loss_of(net, unet, latents[chosen], drawn[chosen], states[words], cumulative)
         optimizer.zero_grad()
         loss.backward()
