@@ -2,7 +2,8 @@
 
     python examples/control/draw.py CONTROLNET [--out FILE]
 
-Rows: what the edges are of, the edges, the prompt alone, and the prompt along the edges.
+Rows: what the edges are of, which stands where the model would not put it by itself; the edges; the prompt alone; the
+prompt along the edges.
 """
 
 import argparse
@@ -13,8 +14,19 @@ from PIL import Image
 from anamorph import ControlNetModel, StableDiffusionControlNetPipeline
 from anamorph.control_images import canny
 
-COLUMNS = (("red apple", "green apple"), ("yellow heart", "blue heart"), ("rocket", "pencil"), ("sunflower", "orange"))
+COLUMNS = (
+    ("red apple", "green apple"), ("red heart", "blue heart"), ("cat face", "tiger face"), ("rocket", "pencil"),
+    ("mushroom", "umbrella"),
+)  # fmt: skip
 SIDE, GAP, SCALE, SEED = 64, 4, 2, 7
+TURN, SMALLER = 30, 52  # degrees, pixels
+
+
+def displaced(image: Image.Image) -> Image.Image:
+    """Turned, smaller and off the middle, on white."""
+    white = Image.new("RGB", (SIDE, SIDE), "white")
+    white.paste(image.resize((SMALLER,) * 2, Image.Resampling.LANCZOS), (SIDE - SMALLER, SIDE - SMALLER))
+    return white.rotate(TURN, Image.Resampling.BICUBIC, fillcolor="white")
 
 
 def main() -> None:
@@ -29,6 +41,7 @@ def main() -> None:
     rows: list[list[Image.Image]] = [[], [], [], []]
     for shape, prompt in COLUMNS:
         drawn = pipe(shape, Image.new("RGB", (SIDE, SIDE)), controlnet_conditioning_scale=0.0, **call).images[0]
+        drawn = displaced(drawn)
         edges = canny(drawn)
         alone = pipe(prompt, edges, controlnet_conditioning_scale=0.0, **call).images[0]
         along = pipe(prompt, edges, **call).images[0]

@@ -30,7 +30,7 @@ from anamorph import AutoencoderKL, ControlNetModel, DiffusionPipeline, UNet2DCo
 from anamorph.checkpoint import BUNDLED  # noqa: E402
 from anamorph.control_images import canny  # noqa: E402
 
-STEPS, PEAK_RATE, BATCH = 900, 4e-4, 32
+STEPS, PEAK_RATE, BATCH = 1500, 4e-4, 32
 SIDE = 64  # pixels of a picture
 CHANNELS = (16, 32, 64)  # of the encoder of edges, which halves them twice, as the autoencoder does
 THRESHOLDS = (100, 200)
