@@ -1,9 +1,8 @@
-"""Pictures of the bundled model along edges, beside those without: one column per prompt.
+"""The bundled model along the edges of other pictures, beside the prompt alone, on one sheet.
 
     python examples/control/draw.py CONTROLNET [--out FILE]
 
-Rows: what the edges are of, which stands where the model would not put it by itself; the edges; the prompt alone; the
-prompt along the edges.
+What the edges are of is displaced first, so that it stands where the model would not put it by itself.
 """
 
 import argparse
@@ -13,12 +12,14 @@ from PIL import Image
 
 from anamorph import ControlNetModel, StableDiffusionControlNetPipeline
 from anamorph.control_images import canny
+from anamorph.sheet import Row, contact_sheet
 
-COLUMNS = (
-    ("red apple", "green apple"), ("red heart", "blue heart"), ("cat face", "tiger face"), ("rocket", "pencil"),
-    ("mushroom", "umbrella"),
-)  # fmt: skip
-SIDE, GAP, SCALE, SEED = 64, 4, 2, 7
+SHAPES = {
+    "green apple": "red apple", "blue heart": "red heart", "tiger face": "cat face", "pencil": "rocket",
+    "umbrella": "mushroom",
+}  # fmt: skip
+"""Prompt -> what it shall be drawn along."""
+SIDE, SEED = 64, 7
 TURN, SMALLER = 30, 52  # degrees, pixels
 
 
@@ -38,21 +39,15 @@ def main() -> None:
     net = ControlNetModel.from_pretrained(options.controlnet)
     pipe = StableDiffusionControlNetPipeline.from_pretrained(controlnet=net, backend="eager")
     call = {"num_inference_steps": 25, "guidance_scale": 4.0, "seed": SEED}
-    rows: list[list[Image.Image]] = [[], [], [], []]
-    for shape, prompt in COLUMNS:
-        drawn = pipe(shape, Image.new("RGB", (SIDE, SIDE)), controlnet_conditioning_scale=0.0, **call).images[0]
-        drawn = displaced(drawn)
+    nothing = Image.new("RGB", (SIDE, SIDE))
+    rows = []
+    for prompt, shape in SHAPES.items():
+        drawn = displaced(pipe(shape, nothing, controlnet_conditioning_scale=0.0, **call).images[0])
         edges = canny(drawn)
-        alone = pipe(prompt, edges, controlnet_conditioning_scale=0.0, **call).images[0]
-        along = pipe(prompt, edges, **call).images[0]
-        for row, image in zip(rows, (drawn, edges, alone, along), strict=True):
-            row.append(image)
-    place = SIDE * SCALE + GAP
-    sheet = Image.new("RGB", (place * len(COLUMNS) - GAP, place * len(rows) - GAP), "white")
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            sheet.paste(image.resize((SIDE * SCALE,) * 2, Image.Resampling.NEAREST), (x * place, y * place))
-    sheet.save(options.out)
+        alone = pipe(prompt, nothing, controlnet_conditioning_scale=0.0, **call).images[0]
+        rows.append(Row(prompt, "", [drawn, edges.convert("RGB"), alone, pipe(prompt, edges, **call).images[0]]))
+    title, subtitle = "Following edges", "The bundled model, and what a ControlNet makes of its pictures"
+    contact_sheet(title, subtitle, ("picture", "edges", "prompt alone", "along the edges"), rows).save(options.out)
 
 
 if __name__ == "__main__":
