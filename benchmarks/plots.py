@@ -14,6 +14,7 @@ from anamorph.benchmarks.report import (
     cells,
     environment_text,
     groups,
+    in_turns,
     ranked,
     start_rows,
     summary,
@@ -65,7 +66,7 @@ details summary { cursor: pointer; color: #5a6675 } .where { color: #5a6675; fon
 def page(result: Result, done: Sequence[Line]) -> str:
     """The whole page; raises BackendUnavailable: Plotly is not installed."""
     script = _plotly().offline.get_plotlyjs()
-    sections = [_section(title, group, done) for title, group in groups(done)]
+    sections = [_section(title, group, done, result) for title, group in groups(done)]
     throughput = _throughput(done)
     if throughput is not None:
         note = "Logarithmic axes; a cross is the batch that failed."
@@ -81,7 +82,7 @@ def page(result: Result, done: Sequence[Line]) -> str:
     )
 
 
-def _section(title: str, group: Sequence[Line], done: Sequence[Line]) -> str:
+def _section(title: str, group: Sequence[Line], done: Sequence[Line], result: Result) -> str:
     shown = ranked(group)
     parts = [f"<h2>{html.escape(title)}</h2>"]
     if shown:
@@ -90,7 +91,8 @@ def _section(title: str, group: Sequence[Line], done: Sequence[Line]) -> str:
         notes = "Medians with bootstrap intervals at 95 % over processes."
         if wide:
             notes += " Wide: the interval was not within the scenario's share of the median when its time was spent."
-        parts.append(f'<div class="card">{_table(HEAD, rows)}<p class="note">{notes}</p></div>')
+        compared = "".join(f'<p class="note">{html.escape(one)}</p>' for one in in_turns(result, shown))
+        parts.append(f'<div class="card">{_table(HEAD, rows)}<p class="note">{notes}</p>{compared}</div>')
         engines = list(dict.fromkeys(one.cell.engine for one in done))
         if any(one.phases for one in shown):
             parts.append(_card(_stacked(shown), "Where the time of one call of the pipeline goes, medians."))

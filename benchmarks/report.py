@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from anamorph.benchmarks.growth import growing
 from anamorph.benchmarks.records import Result
 from anamorph.benchmarks.scenarios import PICTURES
 from anamorph.benchmarks.statistics import Pairs
@@ -70,19 +71,19 @@ def _pairs(pairs: Pairs) -> str:
 
 
 def summary(done: Sequence[Line]) -> str:
-    """The answer first: the fastest arm of each work."""
-    sentences = []
+    """The answer first: the fastest arm of each work, and how time grows with work."""
+    said = []
     for title, group in groups(done):
         if not (shown := ranked(group)):
-            sentences.append(f"{title}: no figure counts.")
+            said.append(f"{title}: no figure counts.")
             continue
         best, reference = shown[0], reference_of(shown[0], group)
         takes = "takes" if len(shown) == 1 else "is fastest,"
-        said = f"{title}: {best.cell.arm} {takes} {seconds(best.median)} a {UNITS[best.cell.task]}"
+        answer = f"{title}: {best.cell.arm} {takes} {seconds(best.median)} a {UNITS[best.cell.task]}"
         if reference is not None and reference.median and best.median and reference is not best:
-            said += f", {reference.median / best.median:.2f} times as fast as eager float32"
-        sentences.append(f"{said}.")
-    return "\n".join(f"- {sentence}" for sentence in sentences)
+            answer += f", {reference.median / best.median:.2f} times as fast as eager float32"
+        said.append(f"{answer}.")
+    return "\n".join(f"- {sentence}" for sentence in [*said, *growing(done)])
 
 
 def groups(done: Sequence[Line]) -> list[tuple[str, list[Line]]]:

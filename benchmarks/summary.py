@@ -38,6 +38,8 @@ class Line:
     """Pictures (or calls) each second, the whole batch counted."""
     call: float | None = None
     """Median seconds of one call of the denoiser, or of the decoder where that is the task."""
+    work: float | None = None
+    """Operations of what `median` took, as far as the reference counted them."""
     gflops: float | None = None
     peak_share: float | None = None
     phases: Mapping[str, float] = field(default_factory=dict)
@@ -84,7 +86,7 @@ def line(measured: Measured, peak: Mapping[str, Any], within: float = 0.0) -> Li
         **common, processes=len(bursts), samples=len(samples), median=middle, low=low, high=high, mad=mad(samples),
         p90=percentile(samples, 0.9), p99=percentile(samples, 0.99), outliers=int(outliers(samples).sum()),
         wide=max(high - middle, middle - low) > within * middle,
-        per_second=cell.batch / middle, call=call, gflops=gflops,
+        per_second=cell.batch / middle, call=call, work=_work(measured), gflops=gflops,
         peak_share=gflops / top if gflops and top else None, phases=_phases(measured),
         starts=_starts(measured, middle, call),
         energy_j=float(np.median(energies)) if len(energies) else None,
@@ -119,6 +121,15 @@ def _fidelity(measured: Measured) -> str:
 def _call(measured: Measured) -> float | None:
     calls = pooled(measured.samples("steps" if measured.cell.task in PICTURES else "total"))
     return float(np.median(calls)) if len(calls) else None
+
+
+def _work(measured: Measured) -> float | None:
+    cell, counted = measured.cell, measured.flops
+    if cell.near or COUNTED[cell.task] not in counted:
+        return None
+    if cell.task not in PICTURES:
+        return counted[COUNTED[cell.task]]
+    return counted.get("text", 0) + cell.steps * counted["denoiser"] + counted.get("vae", 0)
 
 
 def _phases(measured: Measured) -> dict[str, float]:

@@ -10,6 +10,7 @@ import pytest
 
 from anamorph.benchmarks import environment, parity, report
 from anamorph.benchmarks.comparing import broken, changes
+from anamorph.benchmarks.growth import growing, growth
 from anamorph.benchmarks.records import Measured, Result, read
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.benchmarks.summary import break_even, in_turn, line
@@ -189,3 +190,25 @@ def test_an_approximation_is_judged_by_its_picture(tmp_path: Path) -> None:
     assert [result["passed"] for result in results] == [True, False, False, True]
     assert results[0]["psnr_db"] == pytest.approx(20 * np.log10(1 / 0.05), abs=0.1)
     assert results[2]["note"] == "the picture is 13.98 dB from eager in float32, 20 dB are asked"
+
+
+def measured(seconds: float, batch: int, **cell: Any) -> Measured:
+    """A picture of 2 steps, for which the reference counted 5 operations a batch."""
+    found = Measured(Cell(steps=2, batch=batch, **cell), parity={"passed": True, "note": "", "stages": {}})
+    found.flops = {"text": batch, "denoiser": batch, "vae": 2 * batch}
+    found.bursts = [burst(seconds)]
+    return found
+
+
+def test_time_that_grows_with_a_power_of_the_work_shows_that_power() -> None:
+    cells = [measured(3.0 * batch**1.2, batch) for batch in (1, 2, 4, 8)]
+    (found,) = growth([line(one, {}) for one in cells]).values()
+    assert (found.exponent, found.worst) == (pytest.approx(1.2), pytest.approx(8**0.2))
+    assert (found.count, found.least, found.most) == (4, 5.0, 40.0)
+    (sentence,) = growing([line(one, {}) for one in cells])
+    assert "to the power 1.20 (4 sizes and batches" in sentence
+
+
+def test_no_growth_is_told_of_few_figures_or_of_approximations() -> None:
+    assert not growth([line(measured(1.0, batch), {}) for batch in (1, 2, 4)])
+    assert not growth([line(measured(1.0, batch, caching=2), {}) for batch in (1, 2, 4, 8)])

@@ -20,8 +20,8 @@ def arguments(command: argparse.ArgumentParser) -> None:
     run = actions.add_parser("run", help="measure a scenario; a stopped run goes on where it was")
     run.add_argument(
         "scenario",
-        help="approximations, attention, cold-start, control, lora, memory, quick, rewrites, seeds, stable-diffusion, "
-        "stable-diffusion-cpp, stable-diffusion-xl, or a TOML file",
+        help="approximations, attention, cold-start, control, lora, memory, quick, rewrites, seeds, sizes, "
+        "stable-diffusion, stable-diffusion-cpp, stable-diffusion-xl, or a TOML file",
     )
     _measuring(run)
     quick = actions.add_parser("quick", help="the bundled model on all engines here, in three minutes")
