@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,11 @@ CALLS = 3
 TIMESTEP = 500.0
 HEAD = """# What LoRA costs
 
-{name}, float32, rank {rank} in all attention and feed-forward layers of the denoiser, {size}x{size} pixels: to switch
-from one adapter to another; a call of the denoiser with both branches of guidance without an adapter, and how much
-longer one with an adapter takes, hot and fused (medians of three calls; those without one before and after all others);
-to fuse until the first call has ended; memory of the process's own pages without an adapter and with 1, 2 and 10.
+{model} on {processor}, {cores} cores, float32, rank {rank} in all attention and feed-forward layers of the denoiser,
+{size}x{size} pixels: to switch from one adapter to another; a call of the denoiser with both branches of guidance
+without an adapter, and how much longer one with an adapter takes, hot and fused (medians of three calls; those without
+one before and after all others); to fuse until the first call has ended; memory of the process's own pages without an
+adapter and with 1, 2 and 10; files of an adapter, and of the compiled graph that all adapters share.
 
 """
 
@@ -150,19 +151,26 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures as Markdown."""
-    rows = ["| engine | switch, s | plain call, s | hot | fused | fuse, first call, s | GB: plain, 1, 2, 10 |",
-            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    rows = ["| engine | switch, s | plain call, s | hot | fused | fuse, first call, s | GB: plain, 1, 2, 10 "
+            "| MB on disk: each, cache |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for engine, one in results.items():
         plain = statistics.median([*one["plain_calls_s"], *one["plain_again_calls_s"]])  # machines change meanwhile
         memory = ", ".join(f"{one[f'{name}_memory_bytes'] / 1e9:.2f}"
                            for name in ("plain", "hot", "hot_two", "hot_one_of_ten"))  # fmt: skip
         rows.append(
             f"| {engine} | {one['switch_s']:.3f} | {plain:.2f} | {one['hot_call_s'] / plain - 1:+.1%} | "
-            f"{one['fused_call_s'] / plain - 1:+.1%} | {one['fuse_s'] + one['fused_first_call_s']:.1f} | {memory} |"
+            f"{one['fused_call_s'] / plain - 1:+.1%} | {one['fuse_s'] + one['fused_first_call_s']:.1f} | {memory} | "
+            f"{one['adapter_bytes'] / 1e6:.0f}, {one['hot_cache_bytes'] / 1e6:.0f} |"
         )
     return "\n".join(rows)
+
+
+def page(whole: Mapping[str, Any]) -> str:
+    """The table with what it says."""
+    about = {name: whole["environment"][name] for name in ("processor", "cores")}
+    return HEAD.format(**about, **whole) + table(whole["engines"]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -188,14 +196,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{engine}: {ran.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             return 1
         results[engine] = json.loads(ran.stdout.splitlines()[-1])
-    text = table(results)
-    print(text)
+    print(table(results))
     if options.out:
-        whole = {"model": options.model, "rank": options.rank, "size": options.size, "engines": results}
+        whole = {"model": Path(options.model).name, "rank": options.rank, "size": options.size,
+                 "environment": environment(), "engines": results}  # fmt: skip
         with replacing(Path(options.out)) as draft:
-            draft.write_text(json.dumps({**whole, "environment": environment()}, indent=1) + "\n", encoding="utf-8")
+            draft.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         with replacing(Path(options.out).with_suffix(".md")) as draft:
-            draft.write_text(HEAD.format(name=Path(options.model).name, **whole) + text + "\n", encoding="utf-8")
+            draft.write_text(page(whole), encoding="utf-8")
     return 0
 
 
