@@ -4,6 +4,7 @@ Colours follow the engine, not its rank, in an order that people with colour bli
 """
 
 import html
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ COLOURS = {
     "text": "#CC79A7",
     "encode": "#56B4E9",
     "denoiser": "#0072B2",
+    "control": "#D55E00",
     "vae": "#E69F00",
     "post": "#009E73",
     "host": "#999999",
@@ -40,6 +42,7 @@ NAMED = {
     "text": "text",
     "encode": "encoder",
     "denoiser": "denoiser",
+    "control": "ControlNet",
     "vae": "decoder",
     "post": "post-processing",
     "host": "host",
@@ -190,24 +193,31 @@ def _fidelity(shown: Sequence[Line], engines: Sequence[str]) -> Any:
     """Time against the largest difference of a stage; eager in float32 differs from itself by nothing."""
     unit, factor = _unit(max(one.median or 0 for one in shown))
     figure = _figure("Latency against fidelity", 420)
-    least = 1e-8
+    least, drawn = 1e-8, []
     for one in shown:
         away = max(one.stages.values(), default=None)
         if away is None:
             continue
         symbol = "circle" if one.cell.precision == "float32" else "diamond"
+        drawn.append(max(away, least))
         figure.add_scatter(
-            x=[(one.median or 0) * factor], y=[max(away, least)], mode="markers", name=one.cell.arm,
+            x=[(one.median or 0) * factor], y=drawn[-1:], mode="markers", name=one.cell.arm,
             marker={"color": _colour(one, engines), "size": 13, "symbol": symbol},
             hovertemplate=f"{one.cell.arm}: %{{x:.4g}} {unit}, {away:.1e}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title=unit, rangemode="tozero", gridcolor="#e8ecf1")
     figure.update_layout(legend=BESIDE)
     figure.update_yaxes(
-        title="largest relative difference of a stage", type="log", autorange="reversed", gridcolor="#e8ecf1",
+        title="largest relative difference of a stage", type="log", range=_decades(drawn)[::-1], gridcolor="#e8ecf1",
         exponentformat="power", dtick=1,
     )  # fmt: skip
     return figure
+
+
+def _decades(values: Sequence[float]) -> list[float]:
+    """Powers of ten around all values, and a little more, so that two of them at least have their mark on the axis."""
+    low, high = (math.log10(one) for one in (min(values, default=1.0), max(values, default=1.0)))
+    return [math.floor(low) - 0.1, math.floor(high) + 1.1]
 
 
 def _memory(shown: Sequence[Line]) -> Any:

@@ -11,7 +11,7 @@ from anamorph.benchmarks.records import Measured, Result
 from anamorph.benchmarks.scenarios import PICTURES, Cell
 from anamorph.benchmarks.statistics import Pairs, interval, mad, outliers, paired, percentile, pooled
 
-PHASES = ("text", "encode", "denoiser", "vae", "post", "host")
+PHASES = ("text", "encode", "denoiser", "control", "vae", "post", "host")
 """Where the time of a picture goes; host is the rest: noise, scheduler, and what lies between the calls."""
 STARTS = ("import_s", "export_s", "load_s", "first_s", "compile_s", "step_s")
 COUNTED = {**dict.fromkeys(PICTURES, "denoiser"), "denoiser": "denoiser", "decode": "vae"}
@@ -138,7 +138,7 @@ def _phases(measured: Measured) -> dict[str, float]:
         return {}
     found: dict[str, list[float]] = {name: [] for name in PHASES}
     for sample in (sample for burst in measured.valid for sample in burst["samples"]):
-        parts = {name: sample.get(name, 0.0) for name in ("text", "encode", "vae", "post")}
+        parts = {name: sample.get(name, 0.0) for name in PHASES if name not in ("denoiser", "host")}
         parts["denoiser"] = sum(sample.get("steps", ()))
         parts["host"] = max(0.0, sample["total"] - sum(parts.values()))
         for name, seconds in parts.items():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anamorph.benchmarks import environment, parity, report
+from anamorph.benchmarks import environment, parity, plots, report
 from anamorph.benchmarks.comparing import broken, changes
 from anamorph.benchmarks.growth import growing, growth
 from anamorph.benchmarks.records import Measured, Result, read
@@ -212,3 +212,18 @@ def test_time_that_grows_with_a_power_of_the_work_shows_that_power() -> None:
 def test_no_growth_is_told_of_few_figures_or_of_approximations() -> None:
     assert not growth([line(measured(1.0, batch), {}) for batch in (1, 2, 4)])
     assert not growth([line(measured(1.0, batch, caching=2), {}) for batch in (1, 2, 4, 8)])
+
+
+def test_the_calls_of_a_control_net_are_a_phase_of_their_own() -> None:
+    found = measured(10.0, 1, task="control")
+    found.bursts[0]["samples"] = [
+        {"total": 10.0, "text": 1.0, "steps": [2.0, 2.5], "control": 3.0, "vae": 1.0, "sentinel": [1.0, 1.0]}
+    ]
+    assert line(found, {}).phases == {
+        "text": 1.0, "encode": 0.0, "denoiser": 4.5, "control": 3.0, "vae": 1.0, "post": 0.0, "host": 0.5,
+    }  # fmt: skip
+
+
+def test_an_axis_of_differences_shows_two_powers_of_ten() -> None:
+    assert plots._decades([2e-3, 3e-3]) == [-3.1, pytest.approx(-1.9)]
+    assert plots._decades([1e-8, 3e-3]) == [-8.1, pytest.approx(-1.9)]
