@@ -74,7 +74,7 @@ class Process:
             waiting.register(self.child.stdout, selectors.EVENT_READ)
             while b"\n" not in self.left:
                 if not waiting.select(max(0.0, ends - time.monotonic())):
-                    raise BackendError(f"it took more than {self.timeout_s:g} s")
+                    raise BackendError(f"it took more than {self.timeout_s:.3g} s")
                 if not (read := os.read(self.child.stdout.fileno(), 1 << 16)):
                     raise BackendError(self._ending())
                 self.left += read
