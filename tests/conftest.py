@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MKL_CBWR"] = "AUTO,STRICT"  # else products of MKL differ in their last bits by where their weights lie
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 else:
