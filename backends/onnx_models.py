@@ -6,6 +6,7 @@ once. Such models map the same weights, but each packs those of its products for
 faster, so that there are none unless they are asked for.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from anamorph.artifact import Artifact, Part
 from anamorph.backends.buckets import COMPILED, FOUND, Sizes
 from anamorph.backends.cores import physical_cores
 from anamorph.backends.numpy_program import imported
+from anamorph.backends.onnx_arena import share, shrink
 from anamorph.backends.onnx_files import with_outputs
 from anamorph.backends.onnx_lora import fused_weights, with_inputs
 from anamorph.backends.onnx_providers import HOST, RECORD, Choice
@@ -50,6 +52,12 @@ class Model:
     file: str | bytes
     folder: Path
     weights: Mapping[str, Linked]
+
+    def __del__(self) -> None:
+        """Give the session's memory back to the system: the arena outlives it."""
+        if not sys.is_finalizing():
+            vars(self).clear()
+            shrink()
 
     def dimensions(self, sizes: Sizes) -> dict[str, int] | None:
         """Open dimensions by their names in the graph, or None where inputs of different sizes share a name."""
@@ -177,6 +185,8 @@ def _session(
     if choice is not None:
         options.add_session_config_entry(RECORD, "1")
         providers = choice.listed()
+    if choice is None or choice.plain:
+        share(options)
     return imported("onnxruntime", "onnx").InferenceSession(model, options, providers=providers)
 
 

@@ -1,0 +1,57 @@
+"""The memory that ONNX Runtime's sessions on the processor share.
+
+Left alone, each session keeps an arena of its own, which grows by powers of two and holds the most that it ever held:
+a pipeline's parts, which run one after another, would hold the sum of their peaks.
+"""
+
+from functools import cache, partial
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from anamorph.backends.numpy_program import imported
+
+AS_REQUESTED = 1
+"""The strategy by which an arena grows by what is asked for (arena_extend_strategy, onnxruntime.ai)."""
+SHARED = ("session.use_env_allocators", "1")
+ONCE = Lock()
+"""Parts are opened at the same time, and a second arena would take the first one's place for later sessions."""
+SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+
+@cache
+def _idle() -> Any:
+    """Make the arena of this process, and a call that does next to nothing: whatever runs in an arena can shrink it.
+
+    Its values lie outside of the arena, of which they would hold a region while that shrinks.
+    """
+    engine, onnx = imported("onnxruntime", "onnx"), imported("onnx", "onnx")
+    memory = engine.OrtMemoryInfo("Cpu", engine.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, engine.OrtMemType.DEFAULT)
+    engine.create_and_register_allocator(memory, engine.OrtArenaCfg({"arena_extend_strategy": AS_REQUESTED}))
+    helper = onnx.helper
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "idle", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = engine.SessionOptions()
+    options.add_session_config_entry(*SHARED)
+    session = engine.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    for bind, name in ((binding.bind_ortvalue_input, "x"), (binding.bind_ortvalue_output, "y")):
+        bind(name, engine.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32)))
+    how = engine.RunOptions()
+    how.add_run_config_entry(*SHRINK)
+    return partial(session.run_with_iobinding, binding, how)
+
+
+def share(options: Any) -> None:
+    """Have the session of these options take its memory from the shared arena."""
+    with ONCE:
+        _idle()
+    options.add_session_config_entry(*SHARED)
+
+
+def shrink() -> None:
+    """Give the system back what no session holds of the shared arena."""
+    with ONCE:
+        _idle()()
