@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MAPS = Path("/proc/self/maps")
-INTERVAL_S = 0.05
-"""Between two times of giving pages back: a processor packs some hundred megabytes meanwhile (seconds)."""
+INTERVAL_S = 0.2
+"""Between two times of giving pages back: a processor packs half a gigabyte meanwhile (seconds)."""
 
 
 @contextmanager

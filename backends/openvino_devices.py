@@ -28,8 +28,9 @@ def core() -> Any:
     return imported("openvino", "openvino").Core()
 
 
+@functools.cache
 def devices() -> tuple[str, ...]:
-    """Those of this machine, the processor first, and "auto", which chooses among them."""
+    """Those that this process found first, the processor before others, and "auto", which chooses among them."""
     found = [name.lower() for name in core().available_devices if kind_of(name.lower()) in PLACES]
     return (*sorted(found, key=lambda name: name != "cpu"), AUTO)
 

@@ -23,6 +23,8 @@ from anamorph.machine import free_memory
 SPARED = 1.0
 """GiB of the memory that is free at the start of a process that it may not take."""
 GIB = 2**30
+UNCOMPILED = "PYTHONDONTWRITEBYTECODE"
+"""Arms start with the bytecode of their first process, as programs do."""
 
 
 class Process:
@@ -35,9 +37,10 @@ class Process:
         self.timeout_s = timeout_s
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         started = time.perf_counter()
+        inherited = {name: value for name, value in os.environ.items() if name != UNCOMPILED}
         try:
             self.child = subprocess.Popen(
-                command, env={**os.environ, **variables}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                command, env={**inherited, **variables}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=self.said, start_new_session=True,
             )  # fmt: skip
         except OSError as error:

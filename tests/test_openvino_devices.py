@@ -1,5 +1,6 @@
 """OpenVINO's devices: what exists, what each is told, and AUTO, which really runs here on the processor."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,9 +44,12 @@ class Fake:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(openvino_devices, "core", Fake)
     monkeypatch.setattr(openvino_devices, "resolved", resolved.__wrapped__)
+    openvino_devices.devices.cache_clear()
+    yield
+    openvino_devices.devices.cache_clear()
 
 
 @pytest.mark.usefixtures("machine")
