@@ -49,7 +49,7 @@ def _elementwise(kind: str) -> Rule:
 
 for _name, _kind in (
     ("exp", "Exp"), ("log", "Log"), ("sin", "Sin"), ("cos", "Cos"), ("sigmoid", "Sigmoid"), ("tanh", "Tanh"),
-    ("relu", "Relu"), ("round", "Round"),
+    ("relu", "Relu"), ("round", "Round"), ("sqrt", "Sqrt"),
 ):  # fmt: skip
     OPERATORS[f"aten.{_name}.default"] = _elementwise(_kind)
 

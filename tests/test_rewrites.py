@@ -11,6 +11,8 @@ import pytest
 import torch
 from checkpoints import UNET
 from exported import FORMATS, export, exported
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from parity import relative
 from torch import nn
@@ -24,7 +26,8 @@ from anamorph.errors import ArtifactError, InputError
 from anamorph.exporting import LINKED, ExportOptions, cached_export
 from anamorph.models import MODELS, blocks, phases
 from anamorph.models.blocks import Upsample2D
-from anamorph.rewrites import MERGING, PHASES, REWRITES, SPLIT_EINSUM, Wish, fitting, wanted
+from anamorph.models.row_norm import GroupNorm
+from anamorph.rewrites import MERGING, PHASES, REWRITES, ROWS, SPLIT_EINSUM, Wish, fitting, wanted
 from anamorph.stepping import SCOPE
 
 BOUND = 1e-5
@@ -61,6 +64,51 @@ def test_a_size_of_its_own_keeps_the_plain_form() -> None:
     assert torch.equal(layer(x, (5, 9)), plain)
 
 
+def normed(channels: int, groups: int) -> GroupNorm:
+    torch.manual_seed(0)
+    layer = GroupNorm(groups, channels, eps=1e-6).double()
+    layer.load_state_dict({name: torch.randn(channels, dtype=torch.float64) for name in ("weight", "bias")})
+    return layer
+
+
+@given(
+    size=st.tuples(*(st.integers(1, 9),) * 2), groups=st.integers(1, 5), inner=st.integers(1, 4),
+    offset=st.floats(-1e3, 1e3), spread=st.floats(1e-3, 1e3),
+)  # fmt: skip
+def test_rows_are_the_group_norm(size: tuple[int, int], groups: int, inner: int, offset: float, spread: float) -> None:
+    layer = normed(groups * inner, groups)
+    x = offset + spread * torch.randn(2, groups * inner, *size, dtype=torch.float64)
+    expected = layer(x)
+    layer.rewritten = True
+    # Both subtract the mean, scaled by 1 / sqrt(eps) = 1000 where nothing is left beside it.
+    assert (layer(x) - expected).abs().max() <= 1e-11 * (1 + x.abs().max())
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, 30.0])
+def test_rows_lose_no_more_to_rounding_than_groups_do(offset: float) -> None:
+    layer = normed(16, 4)
+    x = offset + torch.randn(1, 16, 64, 64, dtype=torch.float64)
+    exact = layer(x)
+    plain = (layer.float()(x.float()) - exact).abs().max()
+    layer.rewritten = True
+    assert (layer(x.float()) - exact).abs().max() <= 3 * plain
+
+
+def test_rows_hold_in_half_precision_what_its_squares_do_not() -> None:
+    """A deviation of 2000, squared, is no float16."""
+    layer, x = normed(8, 2), 2e3 * torch.randn(1, 8, 16, 16, dtype=torch.float64)
+    exact = layer(x)
+    layer.rewritten = True
+    assert relative(layer.half()(x.half()).detach().double().numpy(), exact.detach().numpy()) <= 4e-3
+
+
+def test_norms_of_rows_of_tokens_stay_as_they_are() -> None:
+    layer, x = normed(8, 2), torch.randn(1, 8, 16, dtype=torch.float64)
+    plain = layer(x)
+    layer.rewritten = True
+    assert torch.equal(layer(x), plain)
+
+
 @pytest.mark.parametrize("name", ["unet", "vae"])
 def test_a_rewritten_model_keeps_its_weights_and_values(sd2: Path, name: str) -> None:
     model = MODELS[{"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}[name]].from_pretrained(sd2, subfolder=name)
@@ -71,7 +119,7 @@ def test_a_rewritten_model_keeps_its_weights_and_values(sd2: Path, name: str) ->
     call = model.pixels if name == "vae" else model
     with torch.no_grad():
         plain = call(*inputs)[0].numpy()
-        model.rewrite([PHASES])
+        model.rewrite([PHASES, ROWS])
         other = call(*inputs)[0].numpy()
         model.rewrite(())
         assert np.array_equal(call(*inputs)[0].numpy(), plain)
@@ -100,7 +148,9 @@ def test_every_engine_computes_the_same_by_rewrites(sd2: Path, engine: str) -> N
     plain = load(sd2, backend="eager", rewrites="none")
     pipe = load(native(sd2, engine)) if engine in FORMATS else load(sd2, backend=engine, rewrites="all")
     assert PHASES in pipe.placement["unet"].details["rewrites"].split()
-    assert PHASES in pipe.placement["vae_decoder"].details["rewrites"].split()
+    told = pipe.placement["vae_decoder"].details["rewrites"].split()
+    assert PHASES in told
+    assert (ROWS in told) == (engine != "onnxruntime")  # which it made no faster
     assert relative(decoded(pipe), decoded(plain)) <= BOUND
     latents = [np.asarray(one("a cat", **CALL, output_type="latent").images) for one in (pipe, plain)]
     assert relative(*latents) <= BOUND

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from anamorph.models.activations import ACTIVATIONS
 from anamorph.models.phases import doubled
+from anamorph.models.row_norm import GroupNorm
 from anamorph.models.told import Time, Times
 from anamorph.rewrites import PHASES
 
@@ -34,7 +35,7 @@ class Residual:
 
     def norm(self, channels: int, groups: int | None = None) -> nn.GroupNorm:
         """The group norm for so many channels."""
-        return nn.GroupNorm(groups or self.groups or min(channels // 4, MOST_GROUPS), channels, eps=self.eps)
+        return GroupNorm(groups or self.groups or min(channels // 4, MOST_GROUPS), channels, eps=self.eps)
 
 
 class ResnetBlock2D(nn.Module):

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anamorph.models.attention import Attention, Sliceable, multi_head
+from anamorph.models.row_norm import GroupNorm
 from anamorph.models.told import Text
 
 
@@ -19,7 +20,7 @@ class PixelAttention(Attention):
     ) -> None:
         super().__init__(channels, heads, bias=True)
         self.scale = scale
-        self.group_norm = None if groups is None else nn.GroupNorm(groups, channels, eps=eps)
+        self.group_norm = None if groups is None else GroupNorm(groups, channels, eps=eps)
 
     def forward(self, x: Tensor, text: Text | None = None) -> Tensor:
         normed = x if self.group_norm is None else self.group_norm(x)
