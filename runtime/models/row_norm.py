@@ -16,7 +16,8 @@ class GroupNorm(nn.GroupNorm):
     rewritten = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return by_rows(x, self) if self.rewritten and x.ndim == 4 else super().forward(x)
+        plain = not self.rewritten or x.ndim != 4
+        return super().forward(x) if plain else by_rows(x, self)
 
 
 def by_rows(x: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -38,9 +39,13 @@ def by_rows(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     spread = spread / _root(inner * height)
     spread = torch.linalg.vector_norm(F.pad(spread, (0, 1), value=norm.eps**0.5), dim=2, keepdim=True)
     scale = (norm.weight.reshape(1, groups, inner) / spread).reshape(batch, channels, 1, 1)
-    return x * scale + (norm.bias.reshape(1, channels, 1, 1) - mean * scale)
+    y: Tensor = x * scale + (norm.bias.reshape(1, channels, 1, 1) - mean * scale)
+    return y
 
 
 def _root(size: int) -> float | Tensor:
     """The square root of a size, which may be open in a graph."""
-    return math.sqrt(size) if isinstance(size, int) else (torch.arange(size).amax(dim=0) + 1).float().sqrt()
+    if isinstance(size, int):
+        return math.sqrt(size)
+    last = torch.arange(size).amax(dim=0)
+    return (last + 1).float().sqrt()
