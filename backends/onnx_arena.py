@@ -5,7 +5,7 @@ a pipeline's parts, which run one after another, would hold the sum of their pea
 """
 
 from functools import cache, partial
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,14 @@ from anamorph.backends.numpy_program import imported
 AS_REQUESTED = 1
 """The strategy by which an arena grows by what is asked for (arena_extend_strategy, onnxruntime.ai)."""
 SHARED = ("session.use_env_allocators", "1")
-ONCE = Lock()
-"""Parts are opened at the same time, and a second arena would take the first one's place for later sessions."""
+IDLE = bytes.fromhex(
+    "08083a3a0a100a017812017922084964656e74697479120469646c655a0f0a017812"
+    "0a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a001011"
+)
+"""The graph y = Identity(x) of one number (IR 8, opset 17) as a file, so that no package that writes graphs is needed."""
+ONCE = RLock()
+"""Parts are opened at the same time, and a second arena would take the first one's place for later sessions. A model may
+be dropped while its thread holds this."""
 SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
 
@@ -26,16 +32,12 @@ def _idle() -> Any:
 
     Its values lie outside of the arena, of which they would hold a region while that shrinks.
     """
-    engine, onnx = imported("onnxruntime", "onnx"), imported("onnx", "onnx")
+    engine = imported("onnxruntime", "onnx")
     memory = engine.OrtMemoryInfo("Cpu", engine.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, engine.OrtMemType.DEFAULT)
     engine.create_and_register_allocator(memory, engine.OrtArenaCfg({"arena_extend_strategy": AS_REQUESTED}))
-    helper = onnx.helper
-    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "idle", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = engine.SessionOptions()
     options.add_session_config_entry(*SHARED)
-    session = engine.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = engine.InferenceSession(IDLE, options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     for bind, name in ((binding.bind_ortvalue_input, "x"), (binding.bind_ortvalue_output, "y")):
         bind(name, engine.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32)))

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from anamorph.backends import onnx_models
 from anamorph.backends.buckets import COMPILED
-from anamorph.backends.onnx_arena import SHARED
+from anamorph.backends.onnx_arena import IDLE, SHARED
 from anamorph.backends.onnx_providers import Choice
 from anamorph.engine import Target
 
@@ -69,3 +69,9 @@ def test_an_arena_that_is_asked_for_is_not_replaced(tmp_path: Path) -> None:
     assert plain.engine.get_session_options().get_session_config_entry(SHARED[0]) == "1"
     with pytest.raises(RuntimeError, match=SHARED[0]):
         own.engine.get_session_options().get_session_config_entry(SHARED[0])
+
+
+def test_the_graph_that_shrinks_it_copies_a_number() -> None:
+    model = onnx.load_from_string(IDLE)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(node.op_type, node.input, node.output) for node in model.graph.node] == [("Identity", ["x"], ["y"])]
