@@ -19,10 +19,10 @@ IDLE = bytes.fromhex(
     "08083a3a0a100a017812017922084964656e74697479120469646c655a0f0a017812"
     "0a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a001011"
 )
-"""The graph y = Identity(x) of one number (IR 8, opset 17) as a file, so that no package that writes graphs is needed."""
+"""The graph y = Identity(x) of one number (IR 8, opset 17), as a file: no package that writes graphs is needed."""
 ONCE = RLock()
-"""Parts are opened at the same time, and a second arena would take the first one's place for later sessions. A model may
-be dropped while its thread holds this."""
+"""Parts are opened at the same time, and a second arena would take the first one's place for later sessions. A model
+may be dropped while its thread holds this."""
 SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
 
