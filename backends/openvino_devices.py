@@ -30,7 +30,7 @@ def core() -> Any:
 
 @functools.cache
 def devices() -> tuple[str, ...]:
-    """Those that this process found first, the processor before others, and "auto", which chooses among them."""
+    """Those of this machine when this process first asks, the processor first, and "auto", which chooses among them."""
     found = [name.lower() for name in core().available_devices if kind_of(name.lower()) in PLACES]
     return (*sorted(found, key=lambda name: name != "cpu"), AUTO)
 

@@ -171,6 +171,13 @@ def test_a_process_that_ends_early_says_why() -> None:
         Process([sys.executable, "-c", "import sys; print('last words', file=sys.stderr); sys.exit(3)"], {}, 20)
 
 
+def test_arms_write_their_bytecode_whatever_the_shell_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    said = "import sys; print('{\"versions\": {\"silent\": \"%s\"}}' % sys.dont_write_bytecode, flush=True)"
+    with Process([sys.executable, "-c", said], {}, 20) as process:
+        assert process.versions == {"silent": "False"}
+
+
 def test_a_clock_tells_phases_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 1.0, 2.0, 2.0, 5.0, 5.0, 9.0, 10.0, 12.0, 15.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(times))

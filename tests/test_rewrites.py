@@ -150,7 +150,7 @@ def test_every_engine_computes_the_same_by_rewrites(sd2: Path, engine: str) -> N
     assert PHASES in pipe.placement["unet"].details["rewrites"].split()
     told = pipe.placement["vae_decoder"].details["rewrites"].split()
     assert PHASES in told
-    assert (ROWS in told) == (engine != "onnxruntime")  # which it made no faster
+    assert (ROWS in told) == (engine != "onnxruntime")  # on where it was measured to be faster
     assert relative(decoded(pipe), decoded(plain)) <= BOUND
     latents = [np.asarray(one("a cat", **CALL, output_type="latent").images) for one in (pipe, plain)]
     assert relative(*latents) <= BOUND
