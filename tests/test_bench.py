@@ -173,7 +173,7 @@ def test_a_process_that_ends_early_says_why() -> None:
 
 def test_arms_write_their_bytecode_whatever_the_shell_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    said = "import sys; print('{\"versions\": {\"silent\": \"%s\"}}' % sys.dont_write_bytecode, flush=True)"
+    said = 'import sys; print(\'{"versions": {"silent": "%s"}}\' % sys.dont_write_bytecode, flush=True)'
     with Process([sys.executable, "-c", said], {}, 20) as process:
         assert process.versions == {"silent": "False"}
 
