@@ -47,10 +47,14 @@ def _idle() -> Any:
 
 
 def share(options: Any) -> None:
-    """Have the session of these options take its memory from the shared arena."""
+    """Have the session of these options take its memory from the shared arena.
+
+    Without a plan of all values of a call in one piece: the second call would take that beside what the first one took.
+    """
     with ONCE:
         _idle()
     options.add_session_config_entry(*SHARED)
+    options.enable_mem_pattern = False
 
 
 def shrink() -> None:

@@ -53,6 +53,8 @@ OPTIONS = {
     "provider.*": "an option of the execution provider by its own name, such as provider.device_id=1",
 }
 STRICT = {"yes": True, "no": False, "True": True, "False": False}
+OWN = "MultiHeadAttention"
+"""The operation of the rewrite fused-attention, which not every provider has."""
 RECORD = "session.record_ep_graph_assignment_info"
 
 
@@ -121,9 +123,10 @@ class Choice:
             )
         counts, strangers = self._counted(session.get_provider_graph_assignment_info())
         if self.strict and strangers:
+            own = ", leave the rewrite fused-attention out" * any(OWN in kind for kind in strangers)
             raise BackendError(
                 f"{self.provider.name} leaves {', '.join(strangers)} to the processor; pass the option strict=no "
-                "to allow that, or take another device"
+                f"to allow that{own}, or take another device"
             )
         return {"operators": ", ".join(f"{count} by {name}" for name, count in counts.items())}
 

@@ -18,13 +18,14 @@ from anamorph.errors import BackendError
 from anamorph.exporters import operators_layers, operators_shapes  # noqa: F401 - they enter their rules
 from anamorph.exporters.nodes import bound_arguments, leaves
 from anamorph.exporters.onnx_tensors import DATA, MODEL, TYPES, linked_tensor, stored_tensor, type_of
-from anamorph.exporters.operators import OPERATORS, Size
+from anamorph.exporters.operators import ONNX_RUNTIME, OPERATORS, Size
 from anamorph.exporters.storing import INLINE, Origin, Storing, Weight, Written
 from anamorph.exporters.taps import block_outputs
 from anamorph.interface import Axis, Dimension, Interface, Port, Scaled
 from anamorph.linked import AS_STORED, TRANSPOSED, Constant
 
-OPSET, IR_VERSION = 18, 10
+VERSIONS, IR_VERSION = {"": 18, ONNX_RUNTIME: 1}, 10
+"""Domain of operations -> its version; that of files."""
 
 
 @dataclass
@@ -259,9 +260,9 @@ def _write(builder: Builder, interface: Interface, folder: Path) -> None:
         (folder / DATA).unlink()
     inputs, outputs = ([_value_info(port) for port in ports] for ports in (interface.inputs, interface.outputs))
     graph = helper.make_graph(builder.nodes, interface.component, [*inputs, *further], outputs, initialisers)
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="anamorph"
-    )
+    used = {node.domain for node in builder.nodes}
+    opsets = [helper.make_opsetid(domain, VERSIONS[domain]) for domain in sorted(used | {""})]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="anamorph")
     (folder / MODEL).write_bytes(model.SerializeToString())
 
 

@@ -27,6 +27,8 @@ class Size:
 
 Rule = Callable[["Call"], Any]
 OPERATORS: dict[str, Rule] = {}
+ONNX_RUNTIME = "com.microsoft"
+"""The domain of ONNX Runtime's own operations."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:

@@ -6,7 +6,7 @@ import numpy as np
 from onnx import TensorProto
 
 from anamorph.errors import BackendError
-from anamorph.exporters.operators import Size, rule
+from anamorph.exporters.operators import ONNX_RUNTIME, Size, rule
 from anamorph.exporters.storing import Weight
 
 if TYPE_CHECKING:
@@ -97,6 +97,20 @@ def _attention(call: "Call") -> str:
         low = builder.op("ConstantOfShape", square, value=_filled(-np.inf))
         scores = builder.op("Add", scores, builder.op("Trilu", low, builder.constant(1, np.int64), upper=1))
     return builder.op("MatMul", builder.op("Softmax", scores, axis=-1), v)
+
+
+@rule("anamorph.attention.default")
+def _one_attention(call: "Call") -> str:
+    """ONNX Runtime's operation, whose heads are side by side: [B, S, heads d], [B, T, heads d] twice."""
+    builder, heads = call.builder, int(call.shape("q")[1])
+    side_by_side = builder.constant([0, 0, -1], np.int64)
+    q, k, v = (
+        builder.op("Reshape", builder.op("Transpose", call.tensor(name), perm=[0, 2, 1, 3]), side_by_side)
+        for name in ("q", "k", "v")
+    )
+    mixed = builder.op("MultiHeadAttention", q, k, v, domain=ONNX_RUNTIME, num_heads=heads)
+    apart = builder.op("Reshape", mixed, builder.constant([0, 0, heads, -1], np.int64))
+    return builder.op("Transpose", apart, perm=[0, 2, 1, 3])
 
 
 @rule("anamorph.image_attention.default")

@@ -26,7 +26,7 @@ class Rewrite:
 
     `on` names the formats and the engines that run models for which it is on by itself: where it was measured to be
     exact and no slower. `all_of` are the only ones for which "all" means it, too: it is of no use elsewhere, or asks
-    for schedulers of some kinds.
+    for schedulers of some kinds. `only` are the only ones that have it at all.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Rewrite:
     unmet: Unmet
     on: frozenset[str]
     all_of: frozenset[str] | None = None
+    only: frozenset[str] | None = None
 
 
 def _once(unmet: Callable[[str, Mapping[str, Any]], str | None]) -> Unmet:
@@ -80,6 +81,16 @@ def _normalises(part: str, class_name: str, config: Mapping[str, Any]) -> str | 
     return None if class_name in ("AutoencoderKL", "VQModel") else "it is no autoencoder of pictures"
 
 
+def _attends(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
+    """Whether pixels look around: in autoencoders' middle, and in blocks of UNets that say so."""
+    if native.is_preparing(part) or native.is_hinting(part):
+        return "it sees no pixels that look around"
+    if class_name in ("AutoencoderKL", "VQModel"):
+        return None if config.get("mid_block_add_attention", True) else "nothing in it looks around"
+    blocks = (*config.get("down_block_types", ()), *config.get("up_block_types", ()), config.get("mid_block_type"))
+    return None if any("Attn" in str(block) for block in blocks) else "nothing in it looks around"
+
+
 PLAIN_UP = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D")
 """Blocks of a UNet's way up that double by nearest neighbours and a 3x3 convolution."""
 
@@ -117,7 +128,8 @@ TRANSFORMING = ("CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "CrossAttnUpB
 """Blocks of a UNet with transformers over pixels."""
 
 
-PHASES, ROWS, MERGING, SPLIT_EINSUM = "phase-convolutions", "row-norms", "token-merging", "split-einsum"
+PHASES, ROWS, ATTENTION = "phase-convolutions", "row-norms", "fused-attention"
+MERGING, SPLIT_EINSUM = "token-merging", "split-einsum"
 REWRITES: Mapping[str, Rewrite] = {
     rewrite.name: rewrite
     for rewrite in (
@@ -134,6 +146,14 @@ REWRITES: Mapping[str, Rewrite] = {
             True,
             _normalises,
             frozenset({"openvino"}),
+        ),
+        Rewrite(
+            ATTENTION,
+            "attention of pixels is one operation of the graph, which never has all scores in memory at once",
+            True,
+            _attends,
+            frozenset({"onnx"}),
+            only=frozenset({"onnx"}),
         ),
         Rewrite(
             native.KEYS,
@@ -201,20 +221,27 @@ REWRITES: Mapping[str, Rewrite] = {
 def wanted(wish: Wish, place: str) -> tuple[str, ...]:
     """Names of the rewrites that a wish means for a format or an engine that runs models.
 
-    Raises InputError: a name is unknown.
+    Raises InputError: a name is unknown, or of a rewrite that this place does not have.
     """
     if wish is None:
         return tuple(rewrite.name for rewrite in REWRITES.values() if place in rewrite.on)
     if wish == ALL:
-        return tuple(
-            each.name for each in REWRITES.values() if each.exact and (each.all_of is None or place in each.all_of)
-        )
+        exact = [each for each in REWRITES.values() if each.exact and _has(each, place)]
+        return tuple(each.name for each in exact if each.all_of is None or place in each.all_of)
     names = named(wish)
     if strange := [name for name in names if name not in REWRITES]:
         known = ", ".join((ALL, NONE, DEFAULT, *REWRITES))
         raise InputError(f"there is no rewrite {strange[0]!r}; expected {known}")
+    for name in names:
+        if not _has(REWRITES[name], place):
+            places = " and ".join(sorted(REWRITES[name].only or ()))
+            raise InputError(f"the rewrite {name} is for {places}, and {place} does not have it; leave it out")
     usual = wanted(None, place) if DEFAULT in _listed(wish) else ()
     return tuple(name for name in REWRITES if name in (*names, *usual))
+
+
+def _has(rewrite: Rewrite, place: str) -> bool:
+    return rewrite.only is None or place in rewrite.only
 
 
 def named(wish: Wish) -> tuple[str, ...]:

@@ -19,15 +19,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from anamorph import DiffusionPipeline, StableDiffusionPipeline
-from anamorph.artifact import NATIVE, read_artifact
+from anamorph.artifact import NATIVE, PORTABLE, read_artifact
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.cli import main
 from anamorph.errors import ArtifactError, InputError
 from anamorph.exporting import LINKED, ExportOptions, cached_export
 from anamorph.models import MODELS, blocks, phases
+from anamorph.models.attention import Attention
+from anamorph.models.attention_kernels import ONE
 from anamorph.models.blocks import Upsample2D
 from anamorph.models.row_norm import GroupNorm
-from anamorph.rewrites import MERGING, PHASES, REWRITES, ROWS, SPLIT_EINSUM, Wish, fitting, wanted
+from anamorph.rewrites import ATTENTION, MERGING, PHASES, REWRITES, ROWS, SPLIT_EINSUM, Wish, fitting, wanted
 from anamorph.stepping import SCOPE
 
 BOUND = 1e-5
@@ -162,11 +164,42 @@ def test_a_graph_holds_no_doubled_picture_and_its_weights_stay_linked(sd2: Path,
     artifact = read_artifact(native(sd2, "onnxruntime"))
     part = artifact.parts[name]
     graph = onnx.load(artifact.folder / part.file, load_external_data=False).graph
-    assert artifact.parts["vae_encoder"].rewrites == ()
+    assert artifact.parts["vae_encoder"].rewrites == (ATTENTION,)
     assert "Resize" not in {node.op_type for node in graph.node}
     up = [constant for name, constant in part.constants.items() if "upsamplers" in name and name.endswith("weight")]
     assert len(up) == 1
     assert all(constant.linked for constant in up)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("unet", 8), ("vae_decoder", 1)])
+def test_a_graph_names_attention_as_one_operation(sd2: Path, name: str, layers: int) -> None:
+    """No scores of all pixels are in it, and folders for other readers hold standard operations alone."""
+    portable = nodes(exported(sd2, "onnxruntime", PORTABLE), name)
+    assert nodes(native(sd2, "onnxruntime"), name).count("MultiHeadAttention") == portable.count("Softmax") == layers
+    assert "MultiHeadAttention" not in portable
+
+
+def nodes(folder: Path, part: str) -> list[str]:
+    artifact = read_artifact(folder)
+    return [node.op_type for node in onnx.load(folder / artifact.parts[part].file, load_external_data=False).graph.node]
+
+
+def test_attention_as_one_operation_is_attention() -> None:
+    torch.manual_seed(0)
+    layer, x = Attention(32, 4).double(), torch.randn(2, 9, 32, dtype=torch.float64)
+    plain = layer(x)
+    layer.rewritten = True
+    assert layer.way == ONE
+    assert torch.equal(layer(x), plain)
+    layer.at_once = 2  # the user's wish to save memory comes first
+    assert layer.way is True
+
+
+@pytest.mark.parametrize("place", ["openvino", "eager", "coreml"])
+def test_a_rewrite_that_only_one_format_has_is_refused_elsewhere(place: str) -> None:
+    assert ATTENTION not in wanted("all", place)
+    with pytest.raises(InputError, match=f"fused-attention is for onnx, and {place} does not have it"):
+        wanted("default,fused-attention", place)
 
 
 def test_a_certificate_compares_with_the_model_as_it_was(
@@ -203,9 +236,11 @@ def test_preconditions() -> None:
 
 def test_what_a_wish_means() -> None:
     assert wanted("none", "onnx") == ()
-    exact = tuple(name for name, rewrite in REWRITES.items() if rewrite.exact and name != SCOPE)  # not every scheduler
-    assert wanted("all", "coreml") == exact
-    assert wanted("all", "eager") == tuple(name for name in exact if name != SPLIT_EINSUM)  # slower elsewhere
+    exact = [name for name, rewrite in REWRITES.items() if rewrite.exact and name != SCOPE]  # not every scheduler
+    others = {"coreml": ATTENTION, "onnx": SPLIT_EINSUM}  # that are ONNX Runtime's alone, and slower but for Apple
+    for place, other in others.items():
+        assert wanted("all", place) == tuple(name for name in exact if name != other)
+    assert wanted("all", "eager") == tuple(name for name in exact if name not in others.values())
     assert wanted(None, "null") == ()
     assert wanted("default,token-merging", "eager") == (*wanted(None, "eager"), MERGING)
     assert wanted(f" {PHASES} ", "eager") == wanted([PHASES], "eager") == (PHASES,)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anamorph.errors import InputError
-from anamorph.models.attention_kernels import kernel
+from anamorph.models.attention_kernels import ONE, kernel
 from anamorph.models.told import Text
+from anamorph.rewrites import ATTENTION
 
 
 def multi_head(
@@ -83,6 +84,13 @@ class Sliceable(nn.Module):
     """Whether PyTorch's fused function computes it, or the kernel of that name."""
     at_once: int | None = None
     """How many heads of one picture are computed at a time; None: all of them, of all pictures."""
+    REWRITE = ATTENTION
+    rewritten = False
+
+    @property
+    def way(self) -> bool | str:
+        """`fused`, or one operation of graphs where the rewrite says so and nothing else is asked for."""
+        return ONE if self.rewritten and self.fused is True and self.at_once is None else self.fused
 
 
 def slice_attention(module: nn.Module, size: int | str | None) -> None:
@@ -136,7 +144,7 @@ class Attention(Sliceable):
             q, mask, beside = text.dealt(q, self.place), text.mask, self._beside(text)
             k, v = self.told(text)
         mixed: Tensor = self.to_out(
-            multi_head(q, k, v, self.heads, bias=mask, at_once=self.at_once, fused=self.fused, beside=beside)
+            multi_head(q, k, v, self.heads, bias=mask, at_once=self.at_once, fused=self.way, beside=beside)
         )
         return mixed
 

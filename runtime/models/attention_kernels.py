@@ -15,13 +15,35 @@ PYTORCH: Mapping[str, str] = MappingProxyType({
 """Name of a kernel of `scaled_dot_product_attention` -> PyTorch's name for it (torch.nn.attention.SDPBackend)."""
 XFORMERS = "xformers"
 NAMES = (*PYTORCH, XFORMERS)
+ONE = "one operation"
+"""The kernel that graphs name as one operation, which their engine has a kernel for."""
 Attend = Callable[..., Tensor]
 """From q [B, heads, S, d], k and v [B, heads, T, d], `attn_mask` and `is_causal` to [B, heads, S, d]."""
 
 
 def kernel(name: str) -> Attend:
     """Attention by that kernel and no other. Calls raise BackendError where it does not take them here."""
-    return by_xformers if name == XFORMERS else _insisting(name)
+    own = {XFORMERS: by_xformers, ONE: as_one}
+    return own[name] if name in own else _insisting(name)
+
+
+@torch.library.custom_op("anamorph::attention", mutates_args=())
+def traced(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention as one operation of a graph: q [B, heads, S, d], k and v [B, heads, T, d] -> [B, heads, S, d]."""
+    return F.scaled_dot_product_attention(q, k, v).contiguous()
+
+
+@traced.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG001
+    return q.new_empty(q.shape)
+
+
+def as_one(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Attention as one operation where nothing is masked."""
+    if attn_mask is not None or is_causal:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal)
+    mixed: Tensor = traced(q, k, v)
+    return mixed
 
 
 def _insisting(name: str) -> Attend:

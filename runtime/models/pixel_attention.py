@@ -59,7 +59,7 @@ class AddedAttention(Sliceable):
         if self.to_k is not None and self.to_v is not None:
             k, v = torch.cat((k, self.to_k(tokens)), dim=1), torch.cat((v, self.to_v(tokens)), dim=1)
             mask = None if mask is None else F.pad(mask, (0, tokens.shape[1]))
-        mixed = multi_head(self.to_q(tokens), k, v, self.heads, bias=mask, at_once=self.at_once, fused=self.fused)
+        mixed = multi_head(self.to_q(tokens), k, v, self.heads, bias=mask, at_once=self.at_once, fused=self.way)
         update: Tensor = self.to_out(mixed)
         return x + to_pixels(update, x)
 
