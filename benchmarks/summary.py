@@ -172,8 +172,10 @@ def _until_step(burst: Mapping[str, Any], call: float) -> float:
 
 
 def _memory(measured: Measured) -> dict[str, float]:
-    names = {name for burst in measured.bursts for name in burst["memory"]}
-    return {name: max(burst["memory"].get(name, 0.0) for burst in measured.bursts) for name in sorted(names)}
+    """The most that a process held: one with filled caches where there were any, because others may export, too."""
+    bursts = [burst for burst in measured.bursts if burst["cache"] == "warm"] or measured.bursts
+    names = {name for burst in bursts for name in burst["memory"]}
+    return {name: max(burst["memory"].get(name, 0.0) for burst in bursts) for name in sorted(names)}
 
 
 def in_turn(result: Result, old: Cell, new: Cell) -> Pairs | None:

@@ -87,6 +87,14 @@ def test_a_start_ends_with_the_first_step() -> None:
     assert "step_s" not in line(next(iter(known(1.0).cells.values())), {}).starts["cold"]
 
 
+def test_memory_is_that_of_a_process_which_exports_nothing_where_there_is_one() -> None:
+    found = Measured(Cell(), parity={"passed": True, "note": "", "stages": {}})
+    found.bursts = [{**burst(2.0), "memory": {"rss_mib": 900.0}}]
+    assert line(found, {}).memory == {"rss_mib": 900.0}
+    found.bursts += [{**burst(2.0, cache="warm"), "memory": {"rss_mib": mib}} for mib in (300.0, 310.0)]
+    assert line(found, {}).memory == {"rss_mib": 310.0}
+
+
 def known(scale: float, processes: int = 6, seed: int = 0, engine: str = "eager") -> Result:
     random = np.random.default_rng(seed)
     found = Measured(Cell(engine=engine), parity={"passed": True, "note": "", "stages": {}})

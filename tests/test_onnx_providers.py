@@ -60,7 +60,9 @@ def test_partial_fallback_is_refused_unless_it_is_allowed(device: str) -> None:
     assert strict.assigned(Fake(name, ["Shape", "Gather"])) == {"operators": f"3 by {name}, 2 by {HOST}"}
     with pytest.raises(BackendError, match=rf"{name} leaves 1 Einsum, 2 Resize to the processor; pass .* strict=no"):
         strict.assigned(Fake(name, ["Shape", "Resize", "Einsum", "Resize"]))
-    with pytest.raises(BackendError, match="1 MultiHeadAttention to .* leave the rewrite fused-attention out, or take"):
+    with pytest.raises(
+        BackendError, match=r"1 MultiHeadAttention to .* leave the rewrite fused-attention out, or take"
+    ):
         strict.assigned(Fake(name, ["MultiHeadAttention"]))
     assert loose.assigned(Fake(name, ["Resize"])) == {"operators": f"3 by {name}, 1 by {HOST}"}
     for choice in (strict, loose):
