@@ -14,6 +14,7 @@ from anamorph.benchmarks.scenarios import PICTURES
 from anamorph.benchmarks.statistics import Pairs
 from anamorph.benchmarks.summary import STARTS, Line, break_even, in_turn, lines, reference_of
 from anamorph.files import replacing
+from anamorph.rewrites import NONE
 
 HEAD = ("arm", "picture or call", "interval", "per second", "denoiser or decoder", "GFLOP/s", "of peak", "memory",
         "to eager fp32", "pictures until it pays")  # fmt: skip
@@ -54,13 +55,20 @@ def markdown(result: Result, done: Sequence[Line]) -> str:
 
 
 def in_turns(result: Result, shown: Sequence[Line]) -> list[str]:
-    """What the pairs of calls say that took turns, beside the fastest arm."""
-    found = {one.cell.arm: in_turn(result, shown[0].cell, one.cell) for one in shown[1:]}
+    """What the pairs of calls say that took turns: how much longer each takes than the fastest arm does.
+
+    Where one arm has no rewrites, how much longer that takes than each of the others.
+    """
+    plain = next((one.cell for one in shown if one.cell.rewrites == NONE), None)
+    sides = [(shown[0].cell, one.cell) for one in shown[1:]]
+    if plain is not None:
+        sides = [(one.cell, plain) for one in shown if one.cell != plain]
+    found = [(fast, slow, in_turn(result, fast, slow)) for fast, slow in sides]
     return [
-        f"call by call {arm} takes {pairs.ratio:.3f} times as long as {shown[0].cell.arm} "
-        f"({_pairs(pairs)})"
-        for arm, pairs in found.items() if pairs is not None
-    ]  # fmt: skip
+        f"call by call {slow.arm} takes {pairs.ratio:.3f} times as long as {fast.arm} ({_pairs(pairs)})"
+        for fast, slow, pairs in found
+        if pairs is not None
+    ]
 
 
 def _pairs(pairs: Pairs) -> str:

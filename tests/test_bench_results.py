@@ -130,6 +130,22 @@ def test_calls_in_turn_are_compared_pair_by_pair() -> None:
     assert in_turn(beside([([1.0], [1.1])], together=False), old, new) is None
 
 
+def test_pairs_are_beside_the_arm_without_rewrites_where_there_is_one() -> None:
+    found = beside([([2.0] * 9, [2.2] * 9)])
+    first, second = found.cells.values()
+    for measured, rewrites in ((first, "keys-once"), (second, "none")):
+        measured.cell = replace(measured.cell, rewrites=rewrites)
+    slowest = Measured(replace(second.cell, rewrites="row-norms"), parity=second.parity)
+    slowest.bursts = [{**burst(*[4.4] * 9), "turn": 0}]
+    slowest.usual = second.usual
+    third = Result(found.run, {one.cell.key: one for one in (first, second, slowest)})
+    said = report.in_turns(third, [line(one, {}) for one in third.cells.values()])
+    assert [sentence.split(" (")[0] for sentence in said] == [
+        "call by call b float32 none takes 1.100 times as long as a float32 keys-once",
+        "call by call b float32 none takes 0.500 times as long as b float32 row-norms",
+    ]
+
+
 def test_pairs_are_of_one_turn_and_count_where_the_machine_drifted() -> None:
     found = beside([([1.0, 2.0, 1.0], [1.5, 3.0]), ([1.0], [7.0])])  # the second arm failed in between
     first, second = found.cells.values()
