@@ -84,7 +84,7 @@ class OnnxRuntime:
     double = False
     places: Mapping[str, tuple[str, ...]] = MappingProxyType(dict.fromkeys(PROVIDERS, ("float32",)))
     sizes = "any"
-    costs = Costs(disk=4.0)
+    costs = Costs(disk={"float32": 4.0})
     concurrent = True
     options: Mapping[str, str] = MappingProxyType(OPTIONS)
 

@@ -132,7 +132,7 @@ class OpenVino:
     double = False
     places: Mapping[str, tuple[str, ...]] = PLACES
     sizes = "any"
-    costs = Costs(memory=1.9)
+    costs = Costs(memory=1.9, disk={"bfloat16": 2.0})
     concurrent = True
     options: Mapping[str, str] = MappingProxyType({})
 

@@ -1,11 +1,13 @@
 """Compiled models of one exported part: read from its graph, or taken from the cache where they were compiled before.
 
-What OpenVINO stores of a compiled model is its rewritten graph; the weights stay in the checkpoint's file, or in the
-graph's own, and are packed again at each start. Packing reads them once: their pages are then given back.
+What OpenVINO stores of a compiled model is its rewritten graph; the weights stay in the checkpoint's file, in a rounded
+copy of that, or in the graph's own, and are packed again at each start. Packing reads them once: their pages are then
+given back.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,8 @@ from anamorph.backends.openvino_angles import cut_angles
 from anamorph.backends.openvino_devices import EXACT, check_sizes, core, read_back, resolved, settings_for
 from anamorph.backends.openvino_files import check_ir
 from anamorph.backends.openvino_lora import fused_weights, put_inputs
-from anamorph.backends.openvino_weights import (
-    exchange_weights,
-    forget_files,
-    multiply_narrow,
-    put_mapped_weights,
-    put_weights,
-)
+from anamorph.backends.openvino_rounded import multiplied, multiply_narrow, rounded
+from anamorph.backends.openvino_weights import exchange_weights, forget_files, put_mapped_weights, put_weights
 from anamorph.engine import Target
 from anamorph.entries import ANY, Entry, Key, discard, find, keep
 from anamorph.errors import ArtifactError, BackendError
@@ -40,7 +37,7 @@ TYPES = {"f32": "float32", "i64": "int64", "u8": "uint8"}
 """OpenVINO's names of types -> those of an interface."""
 SCALAR = (1,)
 """The shape of single numbers in OpenVINO's files, as other tools feed them."""
-LAYOUT = 1
+LAYOUT = 2
 """Raised whenever the same graph is compiled in another way, so that older entries of the cache are not taken."""
 MAIN, ANGLES = "model.blob", "angles.blob"
 
@@ -84,19 +81,22 @@ class Source:
     def checked(self, interface: Interface) -> Interface:
         """The interface as far as the graph serves it, after comparing files and graph with their record."""
         check_ir(self.artifact, self.part, self.artifact.open_part(self.part))
+        linked = set(self.artifact.open_weights(self.part))
         try:
-            model, _ = self._read()
+            model = core().read_model(self.path)
+            self._change(model)
         except RuntimeError as error:
             raise self._refused(error) from None
         check_sizes(self.part, interface, self.target.device)
         declared = {port.name for port in interface.inputs}
-        inputs = {min(port.names, key=lambda name: name not in declared): _port(port) for port in model.inputs}
+        asked = [port for port in model.inputs if not port.names & linked]
+        inputs = {min(port.names, key=lambda name: name not in declared): _port(port) for port in asked}
         outputs = {name for port in model.outputs for name in port.names}
         return agreed(self.path, interface, inputs, outputs, SCALAR)
 
     def compiled(self, sizes: Sizes | None) -> Compiled:
         """The model for these sizes, or for all; from the cache, or compiled now and kept there."""
-        key = None if self.further or self.fused else self.key(sizes)
+        key = None if self.further or self.fused or self._copy is None else self.key(sizes)
         entry = None if key is None else find(key)
         if entry is not None:
             try:
@@ -119,6 +119,8 @@ class Source:
         settings = {**self._settings(precision), "layout": LAYOUT, "device": self._device}
         if self.adapted:
             settings["adapted"] = digest_of(self.adapted)
+        if self._rounds:
+            settings["weights"] = "rounded"
         engine, shape = package_version("openvino"), ANY if sizes is None else sizes.name
         return Key.of(self.part, engine, part.files, part.linked, shape, precision, settings)
 
@@ -159,6 +161,8 @@ class Source:
         model, weights = core().read_model(self.path), self.artifact.open_weights(self.part)
         if weights:
             forget_files(model)
+            narrow = self._copy or {}
+            weights = {**weights, **{name: narrow[name] for name in multiplied(model) & set(narrow)}}
             file = self._weight_files()[0]
             here = {name: one for name, one in weights.items() if one.place is not None and one.place.file == file}
             put_mapped_weights(model, here, core())
@@ -168,17 +172,34 @@ class Source:
             changed = fused_weights(model, self.path, part, self.fused, weights)
             exchange_weights(model, changed)
             weights = {**weights, **changed}
+        self._change(model)
+        return model, weights
+
+    def _change(self, model: Any) -> None:
+        """Let the model take what is given to it here, beside what it was exported for."""
+        part = self.artifact.parts[self.part]
         if self.adapted:
             put_inputs(model, part, self.adapted)
         _take_floats(model, part.interface)
-        return model, weights
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether matrices are taken from their copy in bfloat16; adapters change what is stored."""
+        narrow = self.target.precision == "bfloat16" and self._device == "CPU"
+        return narrow and not self.adapted and not self.fused and bool(self.artifact.parts[self.part].linked)
+
+    @cached_property
+    def _copy(self) -> Mapping[str, Linked] | None:
+        """That copy; None where there should be one, but the cache does not take it."""
+        return rounded(self.artifact.parts[self.part], self.artifact.checkpoint) if self._rounds else {}
 
     def _weight_files(self) -> list[Path]:
-        """The files that its weights lie in, the largest first."""
+        """The files that its weights lie in, first the one that most are in."""
         part = self.artifact.parts[self.part]
         own = self.path.with_suffix(".bin")
         linked = sorted(part.linked, key=lambda name: -part.linked[name].size)
-        return [self.artifact.checkpoint / name for name in linked] or [own] * own.exists()
+        copies = {one.place.file: None for one in (self._copy or {}).values() if one.place is not None}
+        return [*copies, *(self.artifact.checkpoint / name for name in linked)] or [own] * own.exists()
 
     def _apart(self) -> dict[str, Any]:
         """What lets OpenVINO store a compiled model without the weights of one file, and find them there again."""

@@ -72,43 +72,19 @@ def exchange_weights(model: Any, weights: Mapping[str, Linked]) -> None:
 
 
 def _replace(model: Any, constants: Mapping[str, Any]) -> None:
+    """Put constants in the place of inputs; where these are of a wider type, readers get it by a conversion."""
+    from openvino import opset13
+
     for port in [port for port in model.inputs if port.names & set(constants)]:
-        constants[port.any_name].set_friendly_name(port.any_name)  # by which adapters find it
-        for reader in port.get_target_inputs():
-            reader.replace_source_output(constants[port.any_name].output(0))
+        constant = constants[port.any_name]
+        constant.set_friendly_name(port.any_name)  # by which adapters find it
+        readers, given = port.get_target_inputs(), constant.output(0)
+        wide = given if given.get_element_type() == port.get_element_type() else None
+        for reader in readers:
+            if reader.get_node().get_type_name() == "Convert":
+                reader.replace_source_output(given)
+                continue
+            wide = wide or opset13.convert(constant, port.get_element_type()).output(0)
+            reader.replace_source_output(wide)
         model.remove_parameter(port.get_node())
     model.validate_nodes_and_infer_types()
-
-
-def multiply_narrow(model: Any) -> None:
-    """Multiply by matrices that are stored in bfloat16 as they are, for a model that runs in bfloat16.
-
-    A graph widens them to float32, because that is the type of its values. OpenVINO would do so when it compiles, keep
-    the result, and round it again: four more bytes for every weight.
-    """
-    from openvino import Type, opset13
-
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "MatMul" or (narrow := _narrow(node.input_value(1))) is None:
-            continue
-        turned = node.get_attributes()
-        x = opset13.convert(node.input_value(0), Type.bf16)
-        product = opset13.matmul(x, narrow, turned["transpose_a"], turned["transpose_b"])
-        product.set_friendly_name(node.get_friendly_name())
-        wide = opset13.convert(product, node.get_output_element_type(0))
-        wide.output(0).set_names(node.output(0).get_names())
-        for reader in node.output(0).get_target_inputs():
-            reader.replace_source_output(wide.output(0))
-    model.validate_nodes_and_infer_types()
-
-
-def _narrow(value: Any) -> Any | None:
-    """The bfloat16 constant that a conversion to float32 widens, or None where the value is something else."""
-    import openvino
-
-    node = value.get_node()
-    if node.get_type_name() != "Convert":
-        return None
-    source = node.input_value(0)
-    constant = source.get_node().get_type_name() == "Constant"
-    return source if constant and source.get_element_type() == openvino.Type.bf16 else None

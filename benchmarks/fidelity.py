@@ -4,9 +4,10 @@
         [--guidance 4] [--out SHEET.png] ARM ...
 
 An ARM is a text of options, `guidance_interval=[0.1,0.8]` or `backend=openvino torch_dtype=bf16`: arguments of
-`from_pretrained` and of a call, values as JSON or plain words. Every arm draws each prompt from the same seed as the
-full computation, which is PyTorch eager in float32 without rewrites, in turns with the others. Seconds are of this
-process and this machine; claims about speed belong to `anamorph bench`.
+`from_pretrained` and of a call, values as JSON or plain words; `model=FOLDER` opens another folder, such as an export
+in int8. Every arm draws each prompt from the same seed as the full computation, which is PyTorch eager in float32
+without rewrites, in turns with the others. Seconds are of this process and this machine; claims about speed belong to
+`anamorph bench`.
 """
 
 import argparse
@@ -76,9 +77,11 @@ def parsed(text: str) -> dict[str, Any]:
 
 def opened(model: str | None, text: str) -> Arm:
     """An arm, ready to draw."""
-    options = {**FULL, **parsed(text)}
+    given = parsed(text)
+    folder = given.pop("model", model)
+    options = {**FULL, "rewrites": FULL["rewrites"] if folder == model else None, **given}  # an export has its own
     opening = {name: options.pop(name) for name in OPENING}
-    pipe: Any = DiffusionPipeline.from_pretrained(model, **opening)
+    pipe: Any = DiffusionPipeline.from_pretrained(folder, **opening)
     pipe.set_progress_bar_config(disable=True)
     return Arm(text or "full", pipe, options)
 

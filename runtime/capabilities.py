@@ -122,7 +122,7 @@ def _costs(backend: Backend, precision: str, needs: Needs) -> tuple[int, int]:
     else:
         storage = get_exporter(backend.formats).storages[0]
         written = 0 if storage == LINKED else needs.parameters * PRECISIONS[storage] // 8
-    return int(memory), int(needs.parameters * backend.costs.disk) + written
+    return int(memory), int(needs.parameters * backend.costs.disk.get(precision, 0.0)) + written
 
 
 def _too_much(memory: int | None, disk: int | None) -> str | None:

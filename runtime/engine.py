@@ -139,12 +139,12 @@ class Around:
 class Costs:
     """What weights cost with an engine.
 
-    `memory`: bytes of memory for each byte of weights in the precision that runs; `disk`: bytes of the user's cache for
-    each parameter, beside what an exporter writes.
+    `memory`: bytes of memory for each byte of weights in the precision that runs; `disk`: precision -> bytes of the
+    user's cache for each parameter, beside what an exporter writes.
     """
 
     memory: float = 1.0
-    disk: float = 0.0
+    disk: Mapping[str, float] = field(default_factory=dict)
 
 
 SIZES = {
