@@ -19,6 +19,7 @@ from anamorph.backends.buckets import COMPILED, FOUND, Sizes
 from anamorph.backends.memory import giving_back
 from anamorph.backends.numpy_program import GraphPort, agreed, imported
 from anamorph.backends.openvino_angles import cut_angles
+from anamorph.backends.openvino_chunks import CHUNK, chunk_keys
 from anamorph.backends.openvino_devices import EXACT, check_sizes, core, read_back, resolved, settings_for
 from anamorph.backends.openvino_files import check_ir
 from anamorph.backends.openvino_lora import fused_weights, put_inputs
@@ -32,6 +33,7 @@ from anamorph.linked import Linked
 from anamorph.lora.factors import Change, Layers
 from anamorph.lora.ports import digest_of
 from anamorph.machine import package_version
+from anamorph.rewrites import CHUNKS
 
 TYPES = {"f32": "float32", "i64": "int64", "u8": "uint8"}
 """OpenVINO's names of types -> those of an interface."""
@@ -121,6 +123,8 @@ class Source:
             settings["adapted"] = digest_of(self.adapted)
         if self._rounds:
             settings["weights"] = "rounded"
+        if self._chunks:
+            settings["chunk"] = CHUNK
         engine, shape = package_version("openvino"), ANY if sizes is None else sizes.name
         return Key.of(self.part, engine, part.files, part.linked, shape, precision, settings)
 
@@ -135,6 +139,8 @@ class Source:
         angles = cut_angles(model) if self.target.precision != EXACT else None
         if self.target.precision == "bfloat16":
             multiply_narrow(model)
+        if self._chunks:
+            chunk_keys(model)
         if angles is not None:
             forget_files(angles)
             angles = core().compile_model(angles, self._device, self._settings(EXACT))
@@ -181,6 +187,12 @@ class Source:
         if self.adapted:
             put_inputs(model, part, self.adapted)
         _take_floats(model, part.interface)
+
+    @property
+    def _chunks(self) -> bool:
+        """Whether attention to many keys goes by chunks; in float32 that is no faster."""
+        narrow = self.target.precision == "bfloat16" and self._device == "CPU"
+        return narrow and CHUNKS in self.artifact.parts[self.part].rewrites
 
     @property
     def _rounds(self) -> bool:

@@ -129,7 +129,7 @@ TRANSFORMING = ("CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "CrossAttnUpB
 
 
 PHASES, ROWS, ATTENTION = "phase-convolutions", "row-norms", "fused-attention"
-MERGING, SPLIT_EINSUM = "token-merging", "split-einsum"
+CHUNKS, MERGING, SPLIT_EINSUM = "key-chunks", "token-merging", "split-einsum"
 REWRITES: Mapping[str, Rewrite] = {
     rewrite.name: rewrite
     for rewrite in (
@@ -154,6 +154,14 @@ REWRITES: Mapping[str, Rewrite] = {
             _attends,
             frozenset({"onnx"}),
             only=frozenset({"onnx"}),
+        ),
+        Rewrite(
+            CHUNKS,
+            "attention to very many pixels goes by chunks of keys, whose scores stay near the cores (bfloat16)",
+            True,
+            _attends,
+            frozenset({"openvino"}),
+            only=frozenset({"openvino"}),
         ),
         Rewrite(
             native.KEYS,

@@ -29,7 +29,7 @@ from anamorph.models.attention import Attention
 from anamorph.models.attention_kernels import ONE
 from anamorph.models.blocks import Upsample2D
 from anamorph.models.row_norm import GroupNorm
-from anamorph.rewrites import ATTENTION, MERGING, PHASES, REWRITES, ROWS, SPLIT_EINSUM, Wish, fitting, wanted
+from anamorph.rewrites import ATTENTION, CHUNKS, MERGING, PHASES, REWRITES, ROWS, SPLIT_EINSUM, Wish, fitting, wanted
 from anamorph.stepping import SCOPE
 
 BOUND = 1e-5
@@ -237,10 +237,9 @@ def test_preconditions() -> None:
 def test_what_a_wish_means() -> None:
     assert wanted("none", "onnx") == ()
     exact = [name for name, rewrite in REWRITES.items() if rewrite.exact and name != SCOPE]  # not every scheduler
-    others = {"coreml": ATTENTION, "onnx": SPLIT_EINSUM}  # that are ONNX Runtime's alone, and slower but for Apple
-    for place, other in others.items():
-        assert wanted("all", place) == tuple(name for name in exact if name != other)
-    assert wanted("all", "eager") == tuple(name for name in exact if name not in others.values())
+    own = {"onnx": ATTENTION, "openvino": CHUNKS, "coreml": SPLIT_EINSUM, "eager": ""}
+    for place, name in own.items():
+        assert wanted("all", place) == tuple(each for each in exact if each == name or each not in own.values())
     assert wanted(None, "null") == ()
     assert wanted("default,token-merging", "eager") == (*wanted(None, "eager"), MERGING)
     assert wanted(f" {PHASES} ", "eager") == wanted([PHASES], "eager") == (PHASES,)
