@@ -10,7 +10,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,11 +145,11 @@ class Engine:
         }
         flops = {}
         for name, function in work.items():
-            with _counter(self.backend.name) as counter:
+            with counter(self.backend.name) as counted:
                 value = function()
             np.save(out / f"{name}.npy", value)
-            if counter is not None:
-                flops[name] = counter.get_total_flops()
+            if counted is not None:
+                flops[name] = counted.get_total_flops()
         return {"stages": list(work), **({"flops": flops} if flops else {})}
 
     def _texts(self, inputs: Path) -> Callable[[], Any]:
@@ -228,12 +228,21 @@ def _waiting(pipe: DiffusionPipeline) -> Callable[[], None]:
     return torch.cuda.synchronize
 
 
-def _counter(engine: str) -> Any:
+def counter(engine: str) -> Any:
+    """A context that counts operations where PyTorch computes; None in it elsewhere."""
     if engine != "eager":
         return nullcontext()
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    return FlopCounterMode(display=False)
+    here = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # only kernels of GPUs are counted by themselves
+    return FlopCounterMode(display=False, custom_mapping={here: _attention})
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Operations of the two products of attention over tensors of these shapes [batch, heads, tokens, width]."""
+    batch, heads, tokens, width = query
+    return 2 * batch * heads * tokens * key[2] * (width + value[3])
 
 
 if __name__ == "__main__":

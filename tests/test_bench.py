@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from anamorph.benchmarks import environment, peers, plots, runner, turns
+from anamorph.benchmarks.arm import counter
 from anamorph.benchmarks.peers.serve import Clock
 from anamorph.benchmarks.process import Process
 from anamorph.benchmarks.records import Result, read
@@ -221,3 +223,16 @@ def test_the_command_compares_and_reports(tmp_path: Path, capsys: pytest.Capture
     )
     assert "| good float32 |" in path.with_suffix(".md").read_text()
     assert path.with_suffix(".csv").read_text().count("\n") == 4
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_operations_of_attention_count(masked: bool) -> None:
+    """Both of its products, 2 m n k operations each; a processor's kernels, too."""
+    query, key, value = torch.randn(2, 3, 10, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    mask = torch.zeros(10, 7) if masked else None
+    with counter("eager") as counted:
+        torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
+        query.flatten(0, 2) @ torch.randn(8, 5)
+    assert counted.get_total_flops() == 2 * 3 * (2 * 10 * 7 * 8 + 2 * 10 * 7 * 8) + 2 * 60 * 8 * 5
+    with counter("openvino") as nothing:
+        assert nothing is None
