@@ -33,7 +33,7 @@ class Builder:
     """Collects the nodes and constants of one graph."""
 
     storing: Storing = field(default_factory=Storing)
-    weights_as_inputs: bool = False
+    for_converter: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
     small: list[TensorProto] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Builder:
 
     def as_input(self, weight: Weight) -> bool:
         """Whether the graph takes the weight as an input."""
-        return self.weights_as_inputs and weight.value.nbytes > INLINE and weight.value.is_floating_point()
+        return self.for_converter and weight.value.nbytes > INLINE and weight.value.is_floating_point()
 
     def _own(self, weight: Weight) -> str:
         name = f"{weight.name}.transposed" if weight.transposed else weight.name
@@ -108,16 +108,17 @@ def emit(
     interface: Interface,
     folder: Path,
     storing: Storing,
-    weights_as_inputs: bool = False,
+    for_converter: bool = False,
 ) -> Written:
     """Write `model.onnx` and, for weights that are not linked, `model.onnx_data` into `folder`.
 
     `interface` names the inputs and outputs in the order of the program's. The graph computes in float32. Linked
     weights are external data in the checkpoint's files. Converters that would fold weights get all large ones as
-    further inputs, in the order of the checkpoint and in the type of `storing`, and put them back themselves.
+    further inputs, in the order of the checkpoint and in the type of `storing`, and put them back themselves;
+    for them, nothing is written as ONNX Runtime in particular likes it.
     Raises BackendError: the graph holds an operation that has no entry in the table, or a weight does not fit its type.
     """
-    builder = Builder(storing, weights_as_inputs)
+    builder = Builder(storing, for_converter)
     values = _Values(builder, program)
     inputs = iter(interface.inputs)
     outputs: dict[str, str] = {}

@@ -37,7 +37,7 @@ def write(program: "torch.export.ExportedProgram", interface: Interface, folder:
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as draft:
-        written = emit(program, interface, Path(draft), storing, weights_as_inputs=True)
+        written = emit(program, interface, Path(draft), storing, for_converter=True)
         # Not convert_model: it tells its makers of every conversion, and waits a second for the answer.
         model = openvino.Core().read_model(Path(draft) / written.file)
         apply_moc_transformations(model, cf=False, smart_reshape=True)  # as convert_model does

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from anamorph.exporters.emit import Call
 
 END = 2**63 - 1
+INTERLEAVING = [0, 3, 4, 1, 5, 2]
+"""From pictures [B, 2, 2, C, h, w] of each second pixel to [B, C, h, 2, w, 2], where they lie between each other."""
 
 
 @rule("aten.sym_size.int")
@@ -45,7 +47,21 @@ def _transpose(call: "Call") -> str:
 
 @rule("aten.permute.default")
 def _permute(call: "Call") -> str:
-    return call.builder.op("Transpose", call.tensor("self"), perm=[d % len(call["dims"]) for d in call["dims"]])
+    order = [axis % len(call["dims"]) for axis in call["dims"]]
+    if order == INTERLEAVING and not call.builder.for_converter:
+        return _interleaved(call)
+    return call.builder.op("Transpose", call.tensor("self"), perm=order)
+
+
+def _interleaved(call: "Call") -> str:
+    """Columns first, then rows: ONNX Runtime moves one axis fast, and several number by number in one thread."""
+    op, constant = call.builder.op, call.builder.constant
+    channels, height, _ = _following(call, 3)
+    apart = op("Reshape", call.tensor("self"), constant([0, 0, 0, -1], np.int64))
+    columns = op("Transpose", apart, perm=[0, 1, 3, 2])
+    lines = op("Reshape", columns, call.builder.sizes([0, 0, channels, height, -1]))
+    rows = op("Transpose", lines, perm=[0, 2, 3, 1, 4])
+    return op("Reshape", rows, constant([0, 0, 0, 0, -1, 2], np.int64))
 
 
 @rule("aten.t.default")

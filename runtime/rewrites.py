@@ -138,7 +138,7 @@ REWRITES: Mapping[str, Rewrite] = {
             "a 3x3 convolution of pixels that are each doubled becomes four 2x2 convolutions of the small picture",
             True,
             _doubles,
-            frozenset({"onnx", "openvino"}),
+            frozenset({"onnx", "openvino", "compile"}),
         ),
         Rewrite(
             ROWS,

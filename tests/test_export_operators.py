@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -38,7 +39,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def written(folder: Path, model: nn.Module, values: tuple[Tensor, ...], dynamic: Any, storage: str) -> None:
+def written(
+    folder: Path, model: nn.Module, values: tuple[Tensor, ...], dynamic: Any, storage: str, converter: bool
+) -> None:
     program = torch.export.export(model, values, dynamic_shapes=(dynamic,) if dynamic else None, strict=False)
     ports = tuple(
         Port(f"x{i}", tuple(Axis(f"a{i}{d}") for d in range(value.ndim)), str(value.dtype).removeprefix("torch."))
@@ -48,7 +51,7 @@ def written(folder: Path, model: nn.Module, values: tuple[Tensor, ...], dynamic:
         Port(f"y{i}", tuple(Axis(f"b{i}{d}") for d in range(value.ndim)), str(value.dtype).removeprefix("torch."))
         for i, value in enumerate(model(*values))
     )
-    emit(program, Interface("test", ports, results), folder, Storing(storage))
+    emit(program, Interface("test", ports, results), folder, Storing(storage), converter)
 
 
 def check(
@@ -59,9 +62,10 @@ def check(
     dynamic: Any = None,
     storage: str = "float32",
     bound: float = 1e-6,
+    converter: bool = False,
 ) -> None:
     """Export with `values`, then compare on them and on `others`."""
-    written(folder, model.eval(), values, dynamic, storage)
+    written(folder, model.eval(), values, dynamic, storage, converter)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     compiled = core().compile_model(folder / "model.onnx", "CPU", PLAIN)
     for inputs in (values, *others):
@@ -178,9 +182,23 @@ def test_weights_in_float16_are_halved_on_disk_and_computed_in_float32(tmp_path:
     assert (tmp_path / "model.onnx_data").stat().st_size == 64 * 64 * 2
     layer.weight.data[0, 0] = 1e6
     with pytest.raises(BackendError, match="float16"):
-        written(tmp_path, model, inputs, None, "float16")
+        written(tmp_path, model, inputs, None, "float16", converter=False)
 
 
 def test_an_operation_without_a_rule_is_named(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"aten\.fft_fft"):
-        written(tmp_path, Model(lambda x: torch.fft.fft(x).real), (normal(2, 4),), None, "float32")
+        written(tmp_path, Model(lambda x: torch.fft.fft(x).real), (normal(2, 4),), None, "float32", converter=False)
+
+
+@pytest.mark.parametrize("converter", [False, True])
+def test_pictures_are_interleaved_axis_by_axis_except_for_converters(tmp_path: Path, converter: bool) -> None:
+    def between(x: Tensor) -> Tensor:
+        return x.permute(0, 3, 4, 1, 5, 2)
+
+    sizes = {0: torch.export.Dim("b"), 4: torch.export.Dim("h"), 5: torch.export.Dim("w")}
+    values, other = (normal(2, 2, 2, 3, 4, 5),), (normal(3, 2, 2, 3, 7, 6, seed=1),)
+    check(tmp_path, Model(between), values, other, dynamic=(sizes,), converter=converter)
+    moves = [
+        node.attribute[0].ints for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "Transpose"
+    ]
+    assert [[*order] for order in moves] == ([[0, 3, 4, 1, 5, 2]] if converter else [[0, 1, 3, 2], [0, 2, 3, 1, 4]])
