@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 END = 2**63 - 1
 INTERLEAVING = [0, 3, 4, 1, 5, 2]
-"""From pictures [B, 2, 2, C, h, w] of each second pixel to [B, C, h, 2, w, 2], where they lie between each other."""
+"""What `models.phases` moves: phases [B, 2, 2, C, h, w], of rows and of columns, to pixels [B, C, h, 2, w, 2]."""
 
 
 @rule("aten.sym_size.int")

@@ -17,6 +17,7 @@ from anamorph.errors import BackendError
 from anamorph.exporters.emit import emit
 from anamorph.exporters.storing import Storing
 from anamorph.interface import Axis, Interface, Port
+from anamorph.models.phases import doubled
 
 PLAIN = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
 """What OpenVINO would change by itself."""
@@ -191,14 +192,13 @@ def test_an_operation_without_a_rule_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("converter", [False, True])
-def test_pictures_are_interleaved_axis_by_axis_except_for_converters(tmp_path: Path, converter: bool) -> None:
-    def between(x: Tensor) -> Tensor:
-        return x.permute(0, 3, 4, 1, 5, 2)
-
-    sizes = {0: torch.export.Dim("b"), 4: torch.export.Dim("h"), 5: torch.export.Dim("w")}
-    values, other = (normal(2, 2, 2, 3, 4, 5),), (normal(3, 2, 2, 3, 7, 6, seed=1),)
-    check(tmp_path, Model(between), values, other, dynamic=(sizes,), converter=converter)
-    moves = [
-        node.attribute[0].ints for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "Transpose"
-    ]
-    assert [[*order] for order in moves] == ([[0, 3, 4, 1, 5, 2]] if converter else [[0, 1, 3, 2], [0, 2, 3, 1, 4]])
+def test_phases_are_interleaved_axis_by_axis_except_for_converters(tmp_path: Path, converter: bool) -> None:
+    """ONNX Runtime is quick at moving one axis alone; converters see what the model does."""
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    sizes = {0: torch.export.Dim("b"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    values, other = (normal(2, 3, 4, 5),), (normal(3, 3, 7, 6, seed=1),)
+    model = Model(lambda conv, x: doubled(x, conv), conv)
+    check(tmp_path, model, values, other, dynamic=(sizes,), converter=converter)
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    moves = [[*node.attribute[0].ints] for node in nodes if node.op_type == "Transpose"]
+    assert moves == ([[0, 3, 4, 1, 5, 2]] if converter else [[0, 1, 3, 2], [0, 2, 3, 1, 4]])
