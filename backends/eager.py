@@ -17,7 +17,7 @@ from anamorph.interface import Interface
 from anamorph.lora.factors import Layers
 from anamorph.memory import AttentionSlices, ChannelsLast, Offload, Saving
 from anamorph.plugins import hookimpl
-from anamorph.rewrites import fitting, noted
+from anamorph.rewrites import ONEDNN, fitting, noted
 from anamorph.weights import find_weights
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Eager:
         """One part of a component's model."""
         return TorchProgram(
             self.function(module, part), module, part, self.name, component.interface(part), self.savings,
-            fitting(module.rewrites, part, component.class_name, component.config), target.options, self.padded,
+            _in_force(module, component, part, target), target.options, self.padded,
         )  # fmt: skip
 
     def function(self, module: Any, part: str) -> Callable[..., tuple[Any, ...]]:
@@ -210,6 +210,17 @@ class Eager:
         method: Callable[..., tuple[Any, ...]] = getattr(module, module.method(part))
         factors = getattr(module, "factors", None)
         return method if factors is None else factors.taking(method)
+
+
+def _in_force(module: Any, component: Component, part: str, target: Target) -> tuple[str, ...]:
+    """The rewrites by which the module computes a part on the target."""
+    import torch
+
+    from anamorph.models.linear import multiplies
+
+    names = fitting(module.rewrites, part, component.class_name, component.config)
+    taken = multiplies(kind_of(target.device), getattr(torch, target.precision))
+    return names if taken else tuple(name for name in names if name != ONEDNN)
 
 
 def load_module(component: Component, target: Target) -> Any:

@@ -27,6 +27,16 @@ def processor() -> str:
     return f"{found['model name']} {hashlib.sha256(flags.encode()).hexdigest()[:8]}"
 
 
+@functools.cache
+def is_zen() -> bool:
+    """Whether this is an x86 processor by AMD, or by Hygon after AMD's: Intel's MKL has no kernels for it."""
+    try:
+        told = INFO.read_text(encoding="utf-8")
+    except OSError:
+        told = platform.processor()
+    return "AuthenticAMD" in told or "HygonGenuine" in told
+
+
 def available_processors() -> int | None:
     """How many this process may use; hardware threads count."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -10,6 +10,7 @@ from typing import Any
 from anamorph import native
 from anamorph.decoders import BYTES, bytes_unmet
 from anamorph.errors import InputError
+from anamorph.machine import is_zen
 from anamorph.stepping import SCOPE, scope_unmet
 
 ALL, NONE, DEFAULT = "all", "none", "default"
@@ -91,6 +92,16 @@ def _attends(part: str, class_name: str, config: Mapping[str, Any]) -> str | Non
     return None if any("Attn" in str(block) for block in blocks) else "nothing in it looks around"
 
 
+def _multiplies(part: str, class_name: str, config: Mapping[str, Any]) -> str | None:
+    """Whether it has layers that multiply by a matrix, not convolutions alone."""
+    if class_name == "T2IAdapter" or native.is_hinting(part):
+        return NO_MATRIX
+    if class_name in ("AutoencoderKL", "VQModel") and _attends(part, class_name, config):
+        return NO_MATRIX
+    return None
+
+
+NO_MATRIX = "nothing in it multiplies by a matrix"
 PLAIN_UP = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D")
 """Blocks of a UNet's way up that double by nearest neighbours and a 3x3 convolution."""
 
@@ -130,6 +141,7 @@ TRANSFORMING = ("CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "CrossAttnUpB
 
 PHASES, ROWS, ATTENTION = "phase-convolutions", "row-norms", "fused-attention"
 CHUNKS, MERGING, SPLIT_EINSUM = "key-chunks", "token-merging", "split-einsum"
+ONEDNN = "onednn-linear"
 REWRITES: Mapping[str, Rewrite] = {
     rewrite.name: rewrite
     for rewrite in (
@@ -138,7 +150,7 @@ REWRITES: Mapping[str, Rewrite] = {
             "a 3x3 convolution of pixels that are each doubled becomes four 2x2 convolutions of the small picture",
             True,
             _doubles,
-            frozenset({"onnx", "openvino", "compile"}),
+            EVERYWHERE,
         ),
         Rewrite(
             ROWS,
@@ -162,6 +174,15 @@ REWRITES: Mapping[str, Rewrite] = {
             _attends,
             frozenset({"openvino"}),
             only=frozenset({"openvino"}),
+        ),
+        Rewrite(
+            ONEDNN,
+            "products with weights in float32 go to oneDNN instead of MKL, which is fast on Intel's processors alone",
+            True,
+            _multiplies,
+            # On others' processors PyTorch's own products were not measured.
+            frozenset({"eager", "compile"}) if is_zen() else frozenset(),
+            only=frozenset({"eager", "compile"}),
         ),
         Rewrite(
             native.KEYS,

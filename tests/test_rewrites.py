@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,19 @@ from anamorph.models.attention import Attention
 from anamorph.models.attention_kernels import ONE
 from anamorph.models.blocks import Upsample2D
 from anamorph.models.row_norm import GroupNorm
-from anamorph.rewrites import ATTENTION, CHUNKS, MERGING, PHASES, REWRITES, ROWS, SPLIT_EINSUM, Wish, fitting, wanted
+from anamorph.rewrites import (
+    ATTENTION,
+    CHUNKS,
+    MERGING,
+    ONEDNN,
+    PHASES,
+    REWRITES,
+    ROWS,
+    SPLIT_EINSUM,
+    Wish,
+    fitting,
+    wanted,
+)
 from anamorph.stepping import SCOPE
 
 BOUND = 1e-5
@@ -42,11 +55,29 @@ def doubling(channels_in: int, channels_out: int, seed: int = 0) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, padding=1).double()
 
 
+@pytest.mark.parametrize("way", [phases.by_phases, phases.transposed])
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 3), (5, 7)])
-def test_phases_are_the_convolution_of_doubled_pixels(size: tuple[int, int]) -> None:
+def test_phases_are_the_convolution_of_doubled_pixels(size: tuple[int, int], way: Callable[..., torch.Tensor]) -> None:
     conv, x = doubling(3, 5), torch.randn(2, 3, *size, dtype=torch.float64)
     expected = conv(F.interpolate(x, scale_factor=2.0))
-    assert torch.allclose(phases.doubled(x, conv), expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(way(x, conv), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_each_place_has_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    for name in ("by_phases", "transposed"):
+        way = getattr(phases, name)
+        monkeypatch.setattr(phases, name, lambda *given, name=name, way=way: (taken.append(name), way(*given))[1])
+    layer = Upsample2D(4)
+    layer.rewritten = True
+    small, large = torch.randn(1, 4, 1, 3), torch.randn(1, 4, 2, 2)
+    with torch.no_grad():
+        assert torch.equal(layer(small), layer.conv(F.interpolate(small, scale_factor=2.0)))
+        assert taken == []
+        layer(large)
+        assert taken == ["transposed"]
+        torch.export.export(layer, (large,), strict=False)
+    assert taken == ["transposed", "by_phases"]
 
 
 def test_a_wrong_sum_of_taps_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +85,7 @@ def test_a_wrong_sum_of_taps_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> N
     summed = phases._summed
     monkeypatch.setattr(phases, "_summed", lambda weight, axis: summed(weight, axis)[::-1])
     assert (
-        relative(phases.doubled(x, conv).detach().numpy(), conv(F.interpolate(x, scale_factor=2.0)).detach().numpy())
+        relative(phases.by_phases(x, conv).detach().numpy(), conv(F.interpolate(x, scale_factor=2.0)).detach().numpy())
         > 0.1
     )
 
@@ -237,7 +268,7 @@ def test_preconditions() -> None:
 def test_what_a_wish_means() -> None:
     assert wanted("none", "onnx") == ()
     exact = [name for name, rewrite in REWRITES.items() if rewrite.exact and name != SCOPE]  # not every scheduler
-    own = {"onnx": ATTENTION, "openvino": CHUNKS, "coreml": SPLIT_EINSUM, "eager": ""}
+    own = {"onnx": ATTENTION, "openvino": CHUNKS, "coreml": SPLIT_EINSUM, "eager": ONEDNN}
     for place, name in own.items():
         assert wanted("all", place) == tuple(each for each in exact if each == name or each not in own.values())
     assert wanted(None, "null") == ()

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from anamorph.errors import InputError
 from anamorph.models.attention_kernels import ONE, kernel
+from anamorph.models.linear import Linear
 from anamorph.models.told import Text
 from anamorph.rewrites import ATTENTION
 
@@ -131,10 +132,10 @@ class Attention(Sliceable):
         super().__init__()
         self.heads, self.width, self.cross = heads, width, context_width is not None
         self.norm_cross = nn.LayerNorm(context_width or width) if norm_context else None
-        self.to_q = nn.Linear(width, width, bias=bias)
-        self.to_k = nn.Linear(context_width or width, width, bias=bias)
-        self.to_v = nn.Linear(context_width or width, width, bias=bias)
-        self.to_out = nn.Sequential(nn.Linear(width, width))
+        self.to_q = Linear(width, width, bias=bias)
+        self.to_k = Linear(context_width or width, width, bias=bias)
+        self.to_v = Linear(context_width or width, width, bias=bias)
+        self.to_out = nn.Sequential(Linear(width, width))
 
     def forward(self, x: Tensor, text: Text | None = None) -> Tensor:
         q = self.to_q(x)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anamorph.models.activations import ACTIVATIONS
+from anamorph.models.linear import Linear
 from anamorph.models.phases import doubled
 from anamorph.models.row_norm import GroupNorm
 from anamorph.models.told import Time, Times
@@ -68,7 +69,7 @@ class ResnetBlock2D(nn.Module):
         self.norm1 = common.norm(channels_in, groups_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.width = channels_out * (2 if common.scale_shift else 1)
-        self.time_emb_proj = None if common.time_width is None else nn.Linear(common.time_width, self.width)
+        self.time_emb_proj = None if common.time_width is None else Linear(common.time_width, self.width)
         self.norm2 = common.norm(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(channels_in, channels_out, 1) if projected else None
@@ -186,7 +187,7 @@ class AdaGroupNorm(nn.Module):
     def __init__(self, time_width: int, channels: int, groups: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.groups, self.eps = groups, eps
-        self.linear = nn.Linear(time_width, 2 * channels)
+        self.linear = Linear(time_width, 2 * channels)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         scale, shift = self.linear(time)[:, :, None, None].chunk(2, dim=1)

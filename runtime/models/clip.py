@@ -11,6 +11,7 @@ from anamorph.errors import ConfigError, InputError
 from anamorph.models.activations import Activation, quick_gelu
 from anamorph.models.attention import multi_head
 from anamorph.models.base import Model
+from anamorph.models.linear import Linear
 from anamorph.models.outputs import PooledOutput, TextProjectionOutput
 
 FOREIGN = (
@@ -60,7 +61,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.causal = config.num_attention_heads, causal
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4)
+            Linear(config.hidden_size, config.hidden_size) for _ in range(4)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,8 +76,8 @@ class MLP(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         update: Tensor = self.fc2(self.activation(self.fc1(x)))
@@ -220,7 +221,7 @@ class CLIPTextModelWithProjection(Model):
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
         self.text_model = CLIPTextModel(**self.config)
-        self.text_projection = nn.Linear(self.config.hidden_size, self.config.projection_dim, bias=False)
+        self.text_projection = Linear(self.config.hidden_size, self.config.projection_dim, bias=False)
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:

@@ -11,6 +11,7 @@ from anamorph.encoder_interfaces import VISION
 from anamorph.errors import ConfigError, InputError
 from anamorph.models.base import Model
 from anamorph.models.clip import ACTIVATIONS, FOREIGN, Encoder, check_heads
+from anamorph.models.linear import Linear
 from anamorph.models.outputs import ImageProjectionOutput, PooledOutput
 
 ONLY: Mapping[str, tuple[Any, ...]] = {"hidden_act": tuple(ACTIVATIONS), "attention_dropout": (0.0,)}
@@ -112,7 +113,7 @@ class CLIPVisionModelWithProjection(Model):
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
         self.vision_model = CLIPVisionModel(**self.config)
-        self.visual_projection = nn.Linear(self.config.hidden_size, self.config.projection_dim, bias=False)
+        self.visual_projection = Linear(self.config.hidden_size, self.config.projection_dim, bias=False)
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:

@@ -11,6 +11,7 @@ from anamorph.conditions import projection
 from anamorph.config import Config
 from anamorph.models.attention import multi_head
 from anamorph.models.embeddings import TimestepEmbedding, sinusoids
+from anamorph.models.linear import Linear
 
 Added = Mapping[str, Tensor]
 
@@ -31,7 +32,7 @@ def class_embedding(config: Config, waves: int, time_width: int, activation: str
         return TimestepEmbedding(waves, time_width, activation=activation)
     if kind == "projection":
         return TimestepEmbedding(width, time_width)
-    return nn.Linear(width, time_width) if kind == "simple_projection" else nn.Identity()
+    return Linear(width, time_width) if kind == "simple_projection" else nn.Identity()
 
 
 class AttentionPooling(nn.Module):
@@ -44,7 +45,7 @@ class AttentionPooling(nn.Module):
         super().__init__()
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.randn(1, width) / width**0.5)
-        self.k_proj, self.q_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.k_proj, self.q_proj, self.v_proj = (Linear(width, width) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = x.mean(dim=1, keepdim=True) + self.positional_embedding
@@ -59,7 +60,7 @@ class TextTimeEmbedding(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.pool = AttentionPooling(heads, width)
-        self.proj = nn.Linear(width, time_width)
+        self.proj = Linear(width, time_width)
         self.norm2 = nn.LayerNorm(time_width)
 
     def forward(self, text: Tensor) -> Tensor:
@@ -72,9 +73,9 @@ class TextImageTimeEmbedding(nn.Module):
 
     def __init__(self, width: int, time_width: int) -> None:
         super().__init__()
-        self.text_proj = nn.Linear(width, time_width)
+        self.text_proj = Linear(width, time_width)
         self.text_norm = nn.LayerNorm(time_width)
-        self.image_proj = nn.Linear(width, time_width)
+        self.image_proj = Linear(width, time_width)
 
     def forward(self, text: Tensor, image: Tensor) -> Tensor:
         embedding: Tensor = self.image_proj(image) + self.text_norm(self.text_proj(text))
@@ -86,7 +87,7 @@ class ImageTimeEmbedding(nn.Module):
 
     def __init__(self, width: int, time_width: int) -> None:
         super().__init__()
-        self.image_proj = nn.Linear(width, time_width)
+        self.image_proj = Linear(width, time_width)
         self.image_norm = nn.LayerNorm(time_width)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -135,8 +136,8 @@ class TextImageProjection(nn.Module):
 
     def __init__(self, text_width: int, width: int) -> None:
         super().__init__()
-        self.image_embeds = nn.Linear(width, self.TOKENS * width)
-        self.text_proj = nn.Linear(text_width, width)
+        self.image_embeds = Linear(width, self.TOKENS * width)
+        self.text_proj = Linear(text_width, width)
 
     def forward(self, text: Tensor, image: Tensor) -> Tensor:
         tokens = torch.unflatten(self.image_embeds(image), -1, (self.TOKENS, -1))
@@ -150,7 +151,7 @@ class ImageProjection(nn.Module):
 
     def __init__(self, image_width: int, width: int) -> None:
         super().__init__()
-        self.image_embeds = nn.Linear(image_width, self.TOKENS * width)
+        self.image_embeds = Linear(image_width, self.TOKENS * width)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from anamorph.models.attention import multi_head
 from anamorph.models.conditioning import CLASS_TYPES
 from anamorph.models.controlnet import CHANNELS, SHARED, Net, zero
 from anamorph.models.embeddings import Sinusoids, TimestepEmbedding
+from anamorph.models.linear import Linear
 from anamorph.models.outputs import ControlNetOutput
 from anamorph.models.told import Conditions, mask_bias
 from anamorph.models.unet_blocks import timesteps
@@ -36,7 +37,7 @@ class BatchAttention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width).normal_(std=width**-0.5))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = functional.linear(x[None], self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
@@ -49,8 +50,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
+        self.c_fc = Linear(width, 4 * width)
+        self.c_proj = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden: Tensor = self.c_proj(quick_gelu(self.c_fc(x)))
@@ -106,7 +107,7 @@ class ControlNetUnionModel(Net):
         self.transformer_layes = nn.ModuleList(  # as diffusers spells it
             TokenBlock(width, full.num_trans_head) for _ in range(full.num_trans_layer)
         )
-        self.spatial_ch_projs = zero(nn.Linear(width, full.num_proj_channel))
+        self.spatial_ch_projs = zero(Linear(width, full.num_proj_channel))
         self.control_type_proj = Sinusoids(waves, flip_sin_to_cos=full.flip_sin_to_cos, freq_shift=full.freq_shift)
         self.control_add_embedding = TimestepEmbedding(waves * full.num_control_type, 4 * full.block_out_channels[0])
 

@@ -15,6 +15,7 @@ from anamorph.errors import ConfigError, InputError
 from anamorph.models.attention import Attention
 from anamorph.models.base import Model
 from anamorph.models.embeddings import TimestepEmbedding, sinusoids
+from anamorph.models.linear import Linear
 from anamorph.models.outputs import Transformer2DModelOutput
 from anamorph.models.transformer import INNER, FeedForward
 from anamorph.models.unet_blocks import timesteps
@@ -96,7 +97,7 @@ class AdaptiveNorm(nn.Module):
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
         self.emb = Condition(classes, width)
-        self.linear = nn.Linear(width, 6 * width)
+        self.linear = Linear(width, 6 * width)
 
     def forward(self, t: Tensor, labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return self.linear(F.silu(self.emb(t, labels, dtype)))[:, None].chunk(6, dim=-1)  # type: ignore[no-any-return]
@@ -160,8 +161,8 @@ class DiTTransformer2DModel(Model):
         self.channels_out = full.out_channels or full.in_channels
         self.pos_embed = PatchEmbedding(full, self.width)
         self.transformer_blocks = nn.ModuleList(DiTBlock(full, self.width) for _ in range(full.num_layers))
-        self.proj_out_1 = nn.Linear(self.width, 2 * self.width)
-        self.proj_out_2 = nn.Linear(self.width, full.patch_size**2 * self.channels_out)
+        self.proj_out_1 = Linear(self.width, 2 * self.width)
+        self.proj_out_2 = Linear(self.width, full.patch_size**2 * self.channels_out)
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:

@@ -14,6 +14,7 @@ from anamorph.models.base import Model
 from anamorph.models.bit import STAGES, Backbone, backbone_config
 from anamorph.models.clip import FOREIGN
 from anamorph.models.dpt_fusion import Head, Neck, ready_stages
+from anamorph.models.linear import Linear
 from anamorph.models.outputs import DepthEstimatorOutput
 
 
@@ -60,7 +61,7 @@ class Embeddings(nn.Module):
 
 def dense(width: int, out: int) -> nn.ModuleDict:
     """A linear layer under the name that checkpoints have."""
-    return nn.ModuleDict({"dense": nn.Linear(width, out)})
+    return nn.ModuleDict({"dense": Linear(width, out)})
 
 
 class Layer(nn.Module):
@@ -69,7 +70,7 @@ class Layer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width, self.heads = config.hidden_size, config.num_attention_heads
-        maps = {name: nn.Linear(width, width, bias=config.qkv_bias) for name in ("query", "key", "value")}
+        maps = {name: Linear(width, width, bias=config.qkv_bias) for name in ("query", "key", "value")}
         self.attention = nn.ModuleDict({"attention": nn.ModuleDict(maps), "output": dense(width, width)})
         self.intermediate = dense(width, config.intermediate_size)
         self.output = dense(config.intermediate_size, width)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anamorph.config import Config
+from anamorph.models.linear import Linear
 
 
 class Reassemble(nn.Module):
@@ -73,7 +74,7 @@ class Neck(nn.Module):
         self.readout = config.readout_type
         if self.readout == "project":
             readouts = [
-                nn.Identity() if n in ready else nn.Sequential(nn.Linear(2 * width, width), nn.GELU())
+                nn.Identity() if n in ready else nn.Sequential(Linear(2 * width, width), nn.GELU())
                 for n in range(len(sizes))
             ]
             self.reassemble_stage["readout_projects"] = nn.ModuleList(readouts)

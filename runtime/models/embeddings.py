@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anamorph.models.activations import ACTIVATIONS
+from anamorph.models.linear import Linear
 
 
 def sinusoids(timesteps: Tensor, width: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
@@ -81,9 +82,9 @@ class TimestepEmbedding(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         self.last = None if last is None else ACTIVATIONS[last]
-        self.linear_1 = nn.Linear(width, time_width)
-        self.cond_proj = None if condition_width is None else nn.Linear(condition_width, width, bias=False)
-        self.linear_2 = nn.Linear(time_width, time_width)
+        self.linear_1 = Linear(width, time_width)
+        self.cond_proj = None if condition_width is None else Linear(condition_width, width, bias=False)
+        self.linear_2 = Linear(time_width, time_width)
 
     def forward(self, waves: Tensor, condition: Tensor | None = None) -> Tensor:
         if self.cond_proj is not None and condition is not None:

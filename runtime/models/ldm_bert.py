@@ -11,6 +11,7 @@ from anamorph.models.activations import ACTIVATIONS
 from anamorph.models.attention import multi_head
 from anamorph.models.base import Model
 from anamorph.models.clip import FOREIGN
+from anamorph.models.linear import Linear
 from anamorph.models.outputs import EncoderOutput
 
 
@@ -21,8 +22,8 @@ class BertAttention(nn.Module):
         super().__init__()
         self.heads = config.encoder_attention_heads
         inner = self.heads * config.head_dim
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(config.d_model, inner, bias=False) for _ in range(3))
-        self.out_proj = nn.Linear(inner, config.d_model)
+        self.q_proj, self.k_proj, self.v_proj = (Linear(config.d_model, inner, bias=False) for _ in range(3))
+        self.out_proj = Linear(inner, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         mixed: Tensor = self.out_proj(multi_head(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads))
@@ -38,8 +39,8 @@ class BertLayer(nn.Module):
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
         self.self_attn = BertAttention(config)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
-        self.fc1 = nn.Linear(config.d_model, config.encoder_ffn_dim)
-        self.fc2 = nn.Linear(config.encoder_ffn_dim, config.d_model)
+        self.fc1 = Linear(config.d_model, config.encoder_ffn_dim)
+        self.fc2 = Linear(config.encoder_ffn_dim, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.self_attn_layer_norm(x))
@@ -100,7 +101,7 @@ class LDMBertModel(Model):
         super().__init__(**config)
         self.model = BertEncoder(self.config)
         # Its training's guess of each token: stored in every checkpoint, not used here.
-        self.to_logits = nn.Linear(self.config.d_model, self.config.vocab_size)
+        self.to_logits = Linear(self.config.d_model, self.config.vocab_size)
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> Config:

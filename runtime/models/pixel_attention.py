@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anamorph.models.attention import Attention, Sliceable, multi_head
+from anamorph.models.linear import Linear
 from anamorph.models.row_norm import GroupNorm
 from anamorph.models.told import Text
 
@@ -43,10 +44,10 @@ class AddedAttention(Sliceable):
         self.group_norm = nn.GroupNorm(groups, channels, eps=1e-5)
         self.norm_cross = _context_norm(norm_context, channels, context_width)
         self.to_q, self.add_k_proj, self.add_v_proj = (
-            nn.Linear(width, channels) for width in (channels, context_width, context_width)
+            Linear(width, channels) for width in (channels, context_width, context_width)
         )
-        self.to_k, self.to_v = (None if only_cross else nn.Linear(channels, channels) for _ in range(2))
-        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+        self.to_k, self.to_v = (None if only_cross else Linear(channels, channels) for _ in range(2))
+        self.to_out = nn.Sequential(Linear(channels, channels))
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
         tokens, context, mask = to_tokens(self.group_norm(x)), text.states, text.mask

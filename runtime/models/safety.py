@@ -14,6 +14,7 @@ from anamorph.errors import ConfigError, InputError
 from anamorph.models.base import Model
 from anamorph.models.clip import FOREIGN
 from anamorph.models.clip_vision import CLIPVisionModel
+from anamorph.models.linear import Linear
 from anamorph.safety import CONCEPTS, SPECIAL, flagged
 
 
@@ -39,7 +40,7 @@ class StableDiffusionSafetyChecker(Model):
         super().__init__(**config)
         width = self.config.projection_dim
         self.vision_model = CLIPVisionModel(**(self.config.vision_config or {}))
-        self.visual_projection = nn.Linear(self.vision_model.config.hidden_size, width, bias=False)
+        self.visual_projection = Linear(self.vision_model.config.hidden_size, width, bias=False)
         self.concept_embeds, self.special_care_embeds, self.concept_embeds_weights, self.special_care_embeds_weights = (
             nn.Parameter(torch.ones(shape), requires_grad=False)
             for shape in ((CONCEPTS, width), (SPECIAL, width), (CONCEPTS,), (SPECIAL,))

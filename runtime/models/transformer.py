@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from anamorph.models.activations import Activation, gelu_tanh
 from anamorph.models.attention import Attention
+from anamorph.models.linear import Linear
 from anamorph.models.merging import merged
 from anamorph.models.pixel_attention import to_pixels, to_tokens
 from anamorph.models.split_einsum import split
@@ -20,7 +21,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
+        self.proj = Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -34,7 +35,7 @@ class Activated(nn.Module):
     def __init__(self, width: int, inner: int, activation: Activation) -> None:
         super().__init__()
         self.activation = activation
-        self.proj = nn.Linear(width, inner)
+        self.proj = Linear(width, inner)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(self.proj(x))
@@ -56,7 +57,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, activation: str = "geglu") -> None:
         super().__init__()
         # Checkpoints count the training's dropout as layer 1.
-        self.net = nn.Sequential(INNER[activation](width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(INNER[activation](width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         update: Tensor = self.net(x)
@@ -135,4 +136,4 @@ class SpatialTransformer(nn.Module):
 
 
 def _projection(channels: int, linear: bool) -> nn.Module:
-    return nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+    return Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
