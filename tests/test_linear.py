@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parity import relative
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anamorph import DiffusionPipeline, machine
@@ -32,7 +33,7 @@ class Counted(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(function)
-        self.onednn += name.startswith("mkldnn._linear_pointwise")
+        self.onednn += name.startswith("anamorph.onednn_linear")
         self.own += name.startswith(("aten.addmm", "aten.mm", "aten.linear"))
         return function(*args, **(kwargs or {}))
 
@@ -108,7 +109,18 @@ def test_compiles_as_one_graph(sd2: Path) -> None:
         found = torch.compile(lambda *x: model(*x)[0], fullgraph=True, backend=keep, dynamic=False)(*inputs)
         assert torch.equal(found, model(*inputs)[0])
     assert len(graphs) == 1
-    assert sum("_linear_pointwise" in str(node.target) for node in graphs[0].graph.nodes) > 30
+    assert sum("onednn_linear" in str(node.target) for node in graphs[0].graph.nodes) > 30
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_inductor_takes_it(bias: bool) -> None:
+    layer = Linear(6, 4, bias=bias)
+    layer.rewritten = True
+    x = torch.randn(2, 3, 6)
+    with torch.inference_mode():
+        found, code = run_and_get_code(torch.compile(layer, fullgraph=True, dynamic=False), x)
+        assert torch.equal(found, layer(x))
+    assert "onednn_linear" in code[0]
 
 
 def test_the_pipeline_takes_it_and_says_so(sd2: Path) -> None:

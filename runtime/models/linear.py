@@ -14,6 +14,21 @@ def multiplies(device: str, dtype: torch.dtype) -> bool:
     return HERE and device == "cpu" and dtype == torch.float32
 
 
+@torch.library.custom_op("anamorph::onednn_linear", mutates_args=())
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b by oneDNN: [..., in], [out, in], [out] -> [..., out].
+
+    An operation of our own, because Inductor takes PyTorch's for one whose weights are constants of the graph.
+    """
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
+@product.register_fake
+def _(x: Tensor, weight: Tensor, _bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
 class Linear(nn.Linear):
     """PyTorch's, which obeys the rewrite where no gradients are asked for: [..., in] -> [..., out].
 
@@ -27,5 +42,4 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.rewritten or torch.is_grad_enabled() or not multiplies(x.device.type, x.dtype):
             return super().forward(x)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return y
+        return product(x, self.weight, self.bias)
