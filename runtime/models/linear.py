@@ -5,7 +5,9 @@ from torch import Tensor, nn
 
 from anamorph.rewrites import ONEDNN
 
-HERE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+HERE = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
+    torch.ops.mkldnn, "_linear_pointwise"
+)
 """Whether PyTorch has oneDNN, with its product."""
 
 
@@ -42,4 +44,5 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.rewritten or torch.is_grad_enabled() or not multiplies(x.device.type, x.dtype):
             return super().forward(x)
-        return product(x, self.weight, self.bias)
+        y: Tensor = product(x, self.weight, self.bias)
+        return y
