@@ -194,7 +194,7 @@ def test_without_adapters_pictures_are_what_they_were(sd1: Path) -> None:
     pipe: Any = load(anamorph.StableDiffusionPipeline, sd1)
     before = ours(pipe, 3, **CALL, **SIZE)
     pipe.load_ip_adapter(folder(sd1), subfolder="models", weight_name=NAMES["base"])
-    assert str(pipe.placement["image_encoder"]) == "image_encoder: eager on cpu in float32"
+    assert str(pipe.placement["image_encoder"]).startswith("image_encoder: eager on cpu in float32")
     with_adapter = ours(pipe, 3, ip_adapter_image=LOOK, **CALL, **SIZE)
     pipe.set_ip_adapter_scale(0.0)
     unseen = ours(pipe, 3, ip_adapter_image=LOOK, **CALL, **SIZE)

@@ -127,7 +127,8 @@ def test_models_that_wait_can_be_called_by_hand(sd1: Path, journeys: Journeys, k
         expected = plain.unet(*inputs).sample
         assert not torch.allclose(pipe.unet(*inputs).sample, expected, atol=1e-2)
         SWITCHES[kind](pipe)
-        assert torch.equal(pipe.unet(*inputs).sample, expected)
+        # Not bit by bit: there channels of a pixel lie side by side, which is another order of additions.
+        assert torch.allclose(pipe.unet(*inputs).sample, expected, rtol=0, atol=1e-5)
     assert journeys.most
 
 
