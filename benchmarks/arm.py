@@ -10,7 +10,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from anamorph.arrays import Array
 from anamorph.artifact import NATIVE
 from anamorph.benchmarks.adapters import denoiser_layers, synthetic
+from anamorph.benchmarks.operations import counted
 from anamorph.benchmarks.peers.serve import Clock, Request, serve, start_pictures
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.cache import cache_folder
@@ -143,14 +144,14 @@ class Engine:
             "vae": self._decoding(inputs),
             "picture": self._drawing(inputs, "np"),
         }
-        flops = {}
+        counts: dict[str, dict[str, int]] = {"flops": {}, "exponentials": {}}
         for name, function in work.items():
-            with counter(self.backend.name) as counted:
+            with counted() if self.backend.name == "eager" else nullcontext() as found:
                 value = function()
             np.save(out / f"{name}.npy", value)
-            if counted is not None:
-                flops[name] = counted.get_total_flops()
-        return {"stages": list(work), **({"flops": flops} if flops else {})}
+            if found is not None:
+                counts["flops"][name], counts["exponentials"][name] = found.flops, found.exponentials
+        return {"stages": list(work), "counts": counts}
 
     def _texts(self, inputs: Path) -> Callable[[], Any]:
         call = _call(inputs)
@@ -226,23 +227,6 @@ def _waiting(pipe: DiffusionPipeline) -> Callable[[], None]:
     import torch
 
     return torch.cuda.synchronize
-
-
-def counter(engine: str) -> Any:
-    """A context that counts operations where PyTorch computes; None in it elsewhere."""
-    if engine != "eager":
-        return nullcontext()
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    here = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # only kernels of GPUs are counted by themselves
-    return FlopCounterMode(display=False, custom_mapping={here: _attention})
-
-
-def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    """Operations of the two products of attention over tensors of these shapes [batch, heads, tokens, width]."""
-    batch, heads, tokens, width = query
-    return 2 * batch * heads * tokens * key[2] * (width + value[3])
 
 
 if __name__ == "__main__":

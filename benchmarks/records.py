@@ -2,8 +2,9 @@
 
 Every line has `schema` and `kind`:
 
-    run      scenario, its digest and plan, environment, peak rates in GFLOP/s
-    cell     key and the cell, hashes of its model, operations of each stage (`flops`) as the reference counted them
+    run      scenario, its digest and plan, environment, peak rates (see `peak`)
+    cell     key and the cell, hashes of its model, `flops` and `exponentials` of each stage as the reference counted
+             them
     burst    one process of one arm: cache, phases, placement, precision, versions, samples with their energy and the
              sentinel's seconds before and after, memory, the share of the cores that others took, why it is void, and
              the seconds that the harness took beside the work
@@ -56,7 +57,8 @@ class Measured:
     """All rows of one cell."""
 
     cell: Cell
-    flops: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """flops and exponentials -> stage -> how many the reference counted in one call."""
     bursts: list[Row] = field(default_factory=list)
     parity: Row | None = None
     failed: str | None = None
@@ -125,7 +127,8 @@ def read(path: Path) -> Result:
     for row in rows[1:]:
         if row["kind"] == "cell":
             result.cells.setdefault(row["key"], Measured(Cell(**row["cell"])))
-            result.cells[row["key"]].flops = row["flops"]
+            counts = {kind: row[kind] for kind in ("flops", "exponentials") if kind in row}
+            result.cells[row["key"]].counts = counts
             continue
         measured = result.cells[row["key"]]
         match row["kind"]:

@@ -154,6 +154,8 @@ def environment_text(result: Result) -> str:
     """Where it was measured, for people."""
     about, peak = result.environment, result.run["peak"]
     rates = ", ".join(f"{name} {found['gflops']:.0f} GFLOP/s ({found['by']})" for name, found in peak.items())
+    known = {name: found for name, found in peak.items() if "softmax" in found}
+    scores = ", ".join(f"{name} {found['softmax']:.1f}e9/s ({found['softmax_by']})" for name, found in known.items())
     git = about["git"] or {}
     state = f"{git.get('commit', 'unknown')[:12]}{', changed' * bool(git.get('changed'))}"
     return "\n".join([
@@ -162,6 +164,7 @@ def environment_text(result: Result) -> str:
         f"{', '.join(about['instruction_sets']) or 'no vector instructions known'}; "
         f"governor {about['governor'] or 'unknown'}; {about['gpu'] or 'no GPU'}",
         f"- measured peak of matrix products: {rates}",
+        *([f"- measured peak of softmax: {scores}"] if scores else []),
         f"- {about['system']}, Python {about['python']}, "
         + ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
         f"- NumPy's BLAS: {about['numpy_blas']}; PyTorch: {', '.join(about['torch_build']) or 'unknown'}",

@@ -40,6 +40,8 @@ class Line:
     """Median seconds of one call of the denoiser, or of the decoder where that is the task."""
     work: float | None = None
     """Operations of what `median` took, as far as the reference counted them."""
+    least: float | None = None
+    """Seconds that these and the exponentials beside them take at the machine's measured peaks."""
     gflops: float | None = None
     peak_share: float | None = None
     phases: Mapping[str, float] = field(default_factory=dict)
@@ -78,16 +80,17 @@ def line(measured: Measured, peak: Mapping[str, Any], within: float = 0.0) -> Li
     low, high = interval(bursts)
     middle = float(np.median(samples))
     call = _call(measured)
-    flops = measured.flops.get(COUNTED[cell.task])
+    flops = measured.counts.get("flops", {}).get(COUNTED[cell.task])
     gflops = flops / call / 1e9 if flops and call and not cell.near else None  # an approximation does other work
-    top = peak.get(cell.precision, {}).get("gflops")
+    rates = peak.get(cell.precision, {})
+    top = rates.get("gflops")
     energies = pooled(measured.samples("energy_j"))
     return Line(
         **common, processes=len(bursts), samples=len(samples), median=middle, low=low, high=high, mad=mad(samples),
         p90=percentile(samples, 0.9), p99=percentile(samples, 0.99), outliers=int(outliers(samples).sum()),
         wide=max(high - middle, middle - low) > within * middle,
-        per_second=cell.batch / middle, call=call, work=_work(measured), gflops=gflops,
-        peak_share=gflops / top if gflops and top else None, phases=_phases(measured),
+        per_second=cell.batch / middle, call=call, gflops=gflops, peak_share=gflops / top if gflops and top else None,
+        work=_counted(measured, "flops"), least=_least(measured, rates), phases=_phases(measured),
         starts=_starts(measured, middle, call),
         energy_j=float(np.median(energies)) if len(energies) else None,
     )  # fmt: skip
@@ -123,8 +126,17 @@ def _call(measured: Measured) -> float | None:
     return float(np.median(calls)) if len(calls) else None
 
 
-def _work(measured: Measured) -> float | None:
-    cell, counted = measured.cell, measured.flops
+def _least(measured: Measured, rates: Mapping[str, Any]) -> float | None:
+    """Seconds of all products and of all exponentials, one after the other, at these rates."""
+    flops, exponentials = (_counted(measured, kind) for kind in ("flops", "exponentials"))
+    if flops is None or exponentials is None or "softmax" not in rates:
+        return None
+    seconds: float = flops / (1e9 * rates["gflops"]) + exponentials / (1e9 * rates["softmax"])
+    return seconds
+
+
+def _counted(measured: Measured, kind: str) -> float | None:
+    cell, counted = measured.cell, measured.counts.get(kind, {})
     if cell.near or COUNTED[cell.task] not in counted:
         return None
     if cell.task not in PICTURES:

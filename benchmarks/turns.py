@@ -29,7 +29,8 @@ from anamorph.plugins import get_backend
 if TYPE_CHECKING:
     from anamorph.benchmarks.runner import Run
 
-REFERENCE = ("eager", "float32")
+UNCOUNTED: dict[str, dict[str, int]] = {"flops": {}, "exponentials": {}}
+"""What a cell without a reference has to say of its operations."""
 PATIENCE = 2
 """Void bursts for each that counts before a cell is given up."""
 
@@ -52,10 +53,10 @@ class Group:
     def measure(self) -> None:
         """Turn by turn, until every arm is settled, has failed or has spent its time."""
         self.cells = [cell for cell in self.cells if not self._too_large(cell)]
-        flops = self._reference()
+        counts = self._reference()
         for cell in self.cells:
-            self.run.measured(cell).flops = flops
-            self.run.add("cell", cell, cell=asdict(cell), flops=flops, model=self.hashes)
+            self.run.measured(cell).counts = counts
+            self.run.add("cell", cell, cell=asdict(cell), **counts, model=self.hashes)
         last = [cell for cell in self.cells if cell.engine in self.plan.last.split(",")]
         first = [cell for cell in self.cells if cell not in last]
         if self.plan.prepare:
@@ -96,7 +97,7 @@ class Group:
         """Whether a smaller batch of the same arm failed already; that is a row too."""
         for key, other in self.run.result.cells.items():
             if other.failed and replace(other.cell, batch=cell.batch) == cell and other.cell.batch < cell.batch:
-                self.run.add("cell", cell, cell=asdict(cell), flops={}, model=self.hashes)
+                self.run.add("cell", cell, cell=asdict(cell), **UNCOUNTED, model=self.hashes)
                 self.run.fail(cell, f"not run: batch {other.cell.batch} failed before ({key})")
                 return True
         return False
@@ -120,12 +121,15 @@ class Group:
         self.run.finish(cell, why)
         return True
 
-    def _reference(self) -> dict[str, int]:
-        """What PyTorch eager makes of the inputs in float32, and its operations; empty where that cannot run."""
+    def _reference(self) -> dict[str, dict[str, int]]:
+        """What PyTorch eager makes of the inputs in float32, and what it counts; nothing where that cannot run.
+
+        Without rewrites, so that work is that of the published model, whoever measures it and however it is saved.
+        """
+        if not self.cells:
+            return UNCOUNTED
         out = self.place / "reference"
-        cell = replace(self.work, engine=REFERENCE[0], precision=REFERENCE[1]) if self.cells else None
-        if cell is None:
-            return {}
+        cell = replace(self.work, engine="eager", precision="float32", rewrites="none")
         out.mkdir(exist_ok=True)
         try:
             with self._opened(cell, self.place / "reference-cache") as (process, _):
@@ -133,9 +137,12 @@ class Group:
         except AnamorphError as error:
             self.run.say(f"no reference: {error}")
             shutil.rmtree(out)
-            return {}
-        flops: dict[str, int] = answer["flops"]
-        return {name: count for name, count in flops.items() if name != "picture"}
+            return UNCOUNTED
+        counts: dict[str, dict[str, int]] = answer["counts"]
+        return {
+            kind: {name: count for name, count in stages.items() if name != "picture"}
+            for kind, stages in counts.items()
+        }
 
     @contextmanager
     def _opened(self, cell: Cell, cache: Path) -> Iterator[tuple[Process, dict[str, Any]]]:

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from serve import serve
 
+COUNTS = {"flops": {"denoiser": 1000, "picture": 9}, "exponentials": {"denoiser": 10, "picture": 1}}
+"""Of the model without rewrites."""
+
 
 class Fake:
     """Sleeps where a model would compute."""
@@ -28,6 +31,7 @@ class Fake:
             time.sleep(60)
         if self.behaviour == "refusing" and request["cell"]["batch"] > 1:
             raise MemoryError("batch 2 does not fit")
+        self.counts = COUNTS if request["cell"]["rewrites"] == "none" else {"flops": {"denoiser": 800}}
         precision = "bfloat16" if self.behaviour == "lying" else request["cell"]["precision"]
         cache = Path(request["cache"]) / "seen"
         cold = not cache.exists()
@@ -46,7 +50,7 @@ class Fake:
         wrong = 1.01 if self.behaviour == "wrong" else 1.0
         np.save(out / "denoiser.npy", latents * wrong)
         np.save(out / "picture.npy", np.full((1, 4, 4, 3), 0.5))
-        return {"stages": ["denoiser", "picture"], "flops": {"denoiser": 1000, "picture": 9}}
+        return {"stages": ["denoiser", "picture"], "counts": self.counts}
 
 
 serve(Fake, ["numpy"])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from anamorph.benchmarks import environment, peers, plots, runner, turns
-from anamorph.benchmarks.arm import counter
+from anamorph.benchmarks.operations import Operations, counted
 from anamorph.benchmarks.peers.serve import Clock
 from anamorph.benchmarks.process import Process
 from anamorph.benchmarks.records import Result, read
@@ -91,7 +91,8 @@ def test_arms_take_turns_in_fresh_processes_and_start_cold_once(tmp_path: Path) 
     assert (eager.processes, eager.samples, good.fidelity) == (3, 9, "identical")
     totals = [sample["total"] for row in rows if row.get("key") == eager.cell.key for sample in row.get("samples", ())]
     assert eager.median == pytest.approx(np.median(totals))
-    assert eager.gflops == pytest.approx(1000 / 0.001 / 1e9)
+    assert eager.gflops == pytest.approx(1000 / 0.001 / 1e9)  # of the published model
+    assert result.cells[good.cell.key].counts == {"flops": {"denoiser": 1000}, "exponentials": {"denoiser": 10}}
     assert eager.starts["cold"]["export_s"] == 0.05
     assert eager.starts["warm"]["export_s"] == 0.0
     assert [eager.phases[name] for name in ("text", "denoiser", "vae")] == [0.0, 0.002, 0.001]
@@ -227,12 +228,16 @@ def test_the_command_compares_and_reports(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_operations_of_attention_count(masked: bool) -> None:
-    """Both of its products, 2 m n k operations each; a processor's kernels, too."""
+    """Both of its products, 2 m n k operations each, and a score for each pair; a processor's kernels, too."""
     query, key, value = torch.randn(2, 3, 10, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
     mask = torch.zeros(10, 7) if masked else None
-    with counter("eager") as counted:
+    with counted() as found:
         torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
         query.flatten(0, 2) @ torch.randn(8, 5)
-    assert counted.get_total_flops() == 2 * 3 * (2 * 10 * 7 * 8 + 2 * 10 * 7 * 8) + 2 * 60 * 8 * 5
-    with counter("openvino") as nothing:
-        assert nothing is None
+    assert found == Operations(2 * 3 * (2 * 10 * 7 * 8 + 2 * 10 * 7 * 8) + 2 * 60 * 8 * 5, 2 * 3 * 10 * 7)
+
+
+def test_exponentials_of_softmax_count() -> None:
+    with counted() as found:
+        torch.softmax(torch.randn(2, 10, 7), -1)
+    assert found == Operations(0, 2 * 10 * 7)

@@ -219,7 +219,10 @@ def test_an_approximation_is_judged_by_its_picture(tmp_path: Path) -> None:
 def measured(seconds: float, batch: int, **cell: Any) -> Measured:
     """A picture of 2 steps, for which the reference counted 5 operations a batch."""
     found = Measured(Cell(steps=2, batch=batch, **cell), parity={"passed": True, "note": "", "stages": {}})
-    found.flops = {"text": batch, "denoiser": batch, "vae": 2 * batch}
+    found.counts = {
+        "flops": {"text": batch, "denoiser": batch, "vae": 2 * batch},
+        "exponentials": {"text": 0, "denoiser": batch**2, "vae": 0},
+    }
     found.bursts = [burst(seconds)]
     return found
 
@@ -231,6 +234,19 @@ def test_time_that_grows_with_a_power_of_the_work_shows_that_power() -> None:
     assert (found.count, found.least, found.most) == (4, 5.0, 40.0)
     (sentence,) = growing([line(one, {}) for one in cells])
     assert "to the power 1.20 (4 sizes and batches" in sentence
+
+
+def test_exponentials_count_where_their_rate_is_known() -> None:
+    """5 b operations at 10 a second and 2 b^2 exponentials at 4 a second: b (1 + b) / 2 seconds at the peaks."""
+    peak = {"float32": {"gflops": 10e-9, "softmax": 4e-9}}
+    cells = [measured(7.0 * batch * (1 + batch) / 2, batch) for batch in (1, 2, 4, 8)]
+    done = [line(one, peak) for one in cells]
+    assert [one.least for one in done] == pytest.approx([1.0, 3.0, 10.0, 36.0])
+    (found,) = growth(done, lambda one: one.least).values()
+    assert (found.exponent, found.worst) == (pytest.approx(1.0), pytest.approx(1.0))
+    products, both = growing(done)
+    assert "operations of its products to the power 1.72 (4 sizes and batches" in products
+    assert "exponentials take at the measured peaks to the power 1.00 (4 sizes and batches, 1 to 36 s" in both
 
 
 def test_no_growth_is_told_of_few_figures_or_of_approximations() -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from anamorph.models.activations import ACTIVATIONS
 from anamorph.models.linear import Linear
-from anamorph.models.phases import doubled
+from anamorph.models.phases import doubled, pays
 from anamorph.models.row_norm import GroupNorm
 from anamorph.models.told import Time, Times
 from anamorph.rewrites import PHASES
@@ -122,7 +122,7 @@ class Upsample2D(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        if size is None and self.rewritten:
+        if size is None and self.rewritten and pays(x, self.conv):
             return doubled(x, self.conv)
         grown: Tensor = self.conv(grow(x) if size is None else F.interpolate(x, size=list(size)))
         return grown

@@ -9,14 +9,14 @@ def doubled(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """`conv` (3x3, padding 1) of x [B, C, h, w] with each pixel doubled, on x itself: [B, C_out, 2h, 2w].
 
     Graphs for engines hold four convolutions; PyTorch computes the same as one, which writes its values where they
-    stay. It sums the taps again in each call, and is slower for that where a picture has fewer pixels than channels.
+    stay.
     """
-    if torch.compiler.is_exporting():
-        return by_phases(x, conv)
-    if x.numel() >= conv.in_channels**2:
-        return transposed(x, conv)
-    plain: Tensor = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-    return plain
+    return (by_phases if torch.compiler.is_exporting() else transposed)(x, conv)
+
+
+def pays(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether `doubled` saves more than it costs: PyTorch sums the taps in each call, for however few pixels."""
+    return torch.compiler.is_exporting() or x.numel() >= conv.in_channels**2
 
 
 def by_phases(x: Tensor, conv: nn.Conv2d) -> Tensor:
