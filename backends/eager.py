@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 ATTENTION = "attention"
 """The option that chooses how attention is computed."""
+BY_PIXELS = ("vae_decoder", "vae_encoder")
+"""Parts that processors are given the channels of a pixel side by side: all their layers keep that order, in which they
+are faster, and weights may stay as they are mapped."""
 LEAST_RANK = 8
 """Smaller ranks are padded to this one where all have one rank."""
 INSTALL = "PyTorch is not installed; run: pip install 'anamorph[torch]'"
@@ -148,6 +151,8 @@ class TorchSession:
         given = ((port.name, inputs.get(port.name)) for port in ports)
         dtype = program.module.dtype
         values = [value.to(dtype) if value is not None and name in casts else value for name, value in given]
+        if program.part in BY_PIXELS and program.arrays.device.type == "cpu":
+            values = [value.contiguous(memory_format=torch.channels_last) for value in values]
         with torch.inference_mode(), nullcontext() if waits is None else waits.awake():
             results = program.function(*values)
         outputs = zip(program.interface.outputs, results, strict=True)
@@ -243,7 +248,7 @@ def load_module(component: Component, target: Target) -> Any:
     if (way := dict(target.options).get(ATTENTION)) is not None:
         choose_attention(module, way)
     module = module.to(device=target.device, dtype=dtype).eval()
-    if target.device == "cpu" and dtype == torch.float32:  # oneDNN's own layout is as fast; weights can stay mapped
+    if target.device == "cpu" and dtype == torch.float32:  # oneDNN lays weights out by itself; they can stay mapped
         return module
     return module.to(memory_format=torch.channels_last)  # channels of one pixel side by side: faster convolutions
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from exported import FORMATS, exported
-from parity import IMAGE_BOUND
+from parity import IMAGE_BOUND, relative
 from PIL import Image
 from torch.nn import functional
 
-from anamorph import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from anamorph import AutoencoderKL, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from anamorph.errors import InputError
 from anamorph.models.attention import multi_head
 
@@ -125,6 +125,27 @@ def test_the_layout_of_the_weights_is_the_callers_choice(sd1: Path) -> None:
     assert weight.stride()[1] == 9
     with pytest.raises(InputError, match=r"memory_format is torch.preserve_format, expected torch.channels_last or"):
         pipe.unet.to(memory_format=torch.preserve_format)
+
+
+def test_the_autoencoder_keeps_the_channels_of_a_pixel_side_by_side_and_its_weights_as_they_are(sd1: Path) -> None:
+    pipe: Any = StableDiffusionPipeline.from_pretrained(
+        sd1, backend="eager", vae=AutoencoderKL.from_pretrained(sd1, subfolder="vae")
+    )
+    module, formats = pipe.vae.component.module, []
+    for layer in module.decoder.modules():
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.GroupNorm)):
+            layer.register_forward_pre_hook(
+                lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+            )
+    latents = np.random.default_rng(0).standard_normal((1, 4, 6, 8), dtype=np.float32)
+    program = pipe.program("vae_decoder")
+    found = program.session()({program.interface.inputs[0].name: program.arrays.put(latents)})["sample"]
+    assert len(formats) > 20
+    assert all(formats)
+    assert all(weight.is_contiguous() for weight in module.parameters())
+    with torch.no_grad():
+        plain = module.pixels(torch.from_numpy(latents))[0]
+    assert relative(program.arrays.get(found), plain.numpy()) <= 1e-5
 
 
 def test_each_component_may_have_a_precision_of_its_own(sd1: Path) -> None:
