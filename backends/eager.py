@@ -152,7 +152,8 @@ class TorchSession:
         dtype = program.module.dtype
         values = [value.to(dtype) if value is not None and name in casts else value for name, value in given]
         if program.part in BY_PIXELS and program.arrays.device.type == "cpu":
-            values = [value.contiguous(memory_format=torch.channels_last) for value in values]
+            last = torch.channels_last
+            values = [value if value is None else value.contiguous(memory_format=last) for value in values]
         with torch.inference_mode(), nullcontext() if waits is None else waits.awake():
             results = program.function(*values)
         outputs = zip(program.interface.outputs, results, strict=True)

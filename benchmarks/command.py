@@ -18,7 +18,8 @@ from anamorph.cli import DIFFERENT, OK
 def run(options: argparse.Namespace) -> int:
     """One of the actions."""
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
-        "run": _run, "quick": _run, "report": _report, "compare": _compare, "best": _best, "tune": _tune,
+        "run": _run, "quick": _run, "report": _report, "compare": _compare, "gains": _gains, "best": _best,
+        "tune": _tune,
     }  # fmt: skip
     return actions[options.action](options)
 
@@ -77,6 +78,14 @@ def _compare(options: argparse.Namespace) -> int:
         for text in lost:
             print(f"no longer: {text}")
     return DIFFERENT if lost or any(one.verdict == "slower" for one in found) else OK
+
+
+def _gains(options: argparse.Namespace) -> int:
+    from anamorph.benchmarks.gains import page
+
+    fidelity = None if options.fidelity is None else Path(options.fidelity)
+    print(page([read(Path(name)) for name in options.results], fidelity), end="")
+    return OK
 
 
 def _best(options: argparse.Namespace) -> int:

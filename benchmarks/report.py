@@ -43,13 +43,13 @@ def markdown(result: Result, done: Sequence[Line]) -> str:
     for title, group in groups(done):
         shown = ranked(group)
         rows = [cells(one, reference_of(one, group)) for one in shown]
-        parts.append(f"## {title}\n\n{_markdown_table(HEAD, rows)}" if rows else f"## {title}\n\nNo figure counts.")
+        parts.append(f"## {title}\n\n{markdown_table(HEAD, rows)}" if rows else f"## {title}\n\nNo figure counts.")
         if compared := in_turns(result, shown):
             parts.append("\n".join(f"- {sentence}" for sentence in compared))
         if refused := [one for one in group if one.refusal]:
             parts.append("\n".join(f"- {one.cell.arm}: no speed shown; {one.refusal}" for one in refused))
         if starts := start_rows(shown):
-            parts.append(_markdown_table(START_HEAD, starts))
+            parts.append(markdown_table(START_HEAD, starts))
     parts.append(environment_text(result))
     return "\n\n".join(parts) + "\n"
 
@@ -65,13 +65,14 @@ def in_turns(result: Result, shown: Sequence[Line]) -> list[str]:
         sides = [(one.cell, plain) for one in shown if one.cell != plain]
     found = [(fast, slow, in_turn(result, fast, slow)) for fast, slow in sides]
     return [
-        f"call by call {slow.arm} takes {pairs.ratio:.3f} times as long as {fast.arm} ({_pairs(pairs)})"
+        f"call by call {slow.arm} takes {pairs.ratio:.3f} times as long as {fast.arm} ({pairs_text(pairs)})"
         for fast, slow, pairs in found
         if pairs is not None
     ]
 
 
-def _pairs(pairs: Pairs) -> str:
+def pairs_text(pairs: Pairs) -> str:
+    """The interval of their ratio, and how many they are."""
     if pairs.interval is None:
         return f"{pairs.count} pair{'s' * (pairs.count > 1)} of calls, too few for an interval"
     low, high = pairs.interval
@@ -200,6 +201,7 @@ def table(done: Sequence[Line]) -> str:
     return out.getvalue()
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of texts under their heads."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -35,6 +35,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
         "--threshold", type=float, default=2.0, metavar="PERCENT", help="smaller changes do not count (default: 2)"
     )
     compare.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    gains = actions.add_parser("gains", help="one table of what rewrites and options gain and cost")
+    gains.add_argument("results", nargs="+", metavar="RESULT", help="JSONL file of a scenario whose arms took turns")
+    gains.add_argument("--fidelity", metavar="FILE", help="what `python -m anamorph.benchmarks.fidelity` printed")
     best = actions.add_parser("best", help="which engine is fastest for a model; backend=auto takes it from then on")
     best.add_argument("model", nargs="?", help="checkpoint folder or hub id (default: the bundled model)")
     best.add_argument("--dtype", default="fp32", help="execution precision: fp32, bf16 or fp16 (default: fp32)")
