@@ -171,6 +171,7 @@ def environment_text(result: Result) -> str:
         f"- NumPy's BLAS: {about['numpy_blas']}; PyTorch: {', '.join(about['torch_build']) or 'unknown'}",
         f"- commit {state}; begun {result.run['time']}",
         f"- the harness took {_overhead(result)} of each process beside what it measured, comparing included",
+        *(["- each warm start follows another of the same arm at once"] if result.run["plan"].get("second") else []),
         f"- samples count while a fixed product of matrices is within {result.run['plan']['drift']:.0%} of its usual",
         "- energy: " + ("see the CSV" if any(m.samples("energy_j") for m in result.cells.values())
                         else "unavailable, this machine shows no counters"),

@@ -177,6 +177,10 @@ class Plan:
     last: str = ""
     """Engines, by commas, that are measured in what time is left when the others are settled; nothing is prepared for
     them. For those that start for longer than they are measured."""
+    second: bool = False
+    """Whether each process with filled caches starts as soon as another one of its arm has drawn and ended. Otherwise
+    its files and the memory may have rested for as long as the other arms took, and some machines take back what rests.
+    """
     parity_steps: int = 3
     together: bool = False
     """Whether arms of equal work are open at once and take turns call by call, so that a machine whose speed changes

@@ -209,7 +209,11 @@ class Group:
             self.run.fail(cell, str(error))
 
     def _begin(self, cell: Cell, stack: ExitStack) -> Begun:
-        warm, started = (cache := self._cache(cell)).exists(), time.monotonic()
+        warm = (cache := self._cache(cell)).exists()
+        if warm and self.plan.second:
+            with self._opened(cell, cache) as (process, _):
+                process.ask("run", inputs=self._inputs)
+        started = time.monotonic()
         process, opened = stack.enter_context(self._opened(cell, cache))
         answer = process.ask("run", inputs=self._inputs)
         begun = Begun(process, {"cache": "warm" if warm else "cold", **opened, "first": answer["seconds"]}, answer)

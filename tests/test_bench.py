@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from anamorph.benchmarks import environment, peers, plots, runner, turns
+from anamorph.benchmarks import environment, peers, plots, report, runner, turns
 from anamorph.benchmarks.operations import Operations, counted
 from anamorph.benchmarks.peers.serve import Clock
 from anamorph.benchmarks.process import Process
@@ -62,6 +62,17 @@ def test_exports_are_made_before_anything_is_measured_where_the_plan_says_so(tmp
     rows = [json.loads(text) for text in (tmp_path / "r.jsonl").read_text().splitlines()]
     found = [(row["key"].split("-")[0], row["cache"]) for row in rows if row["kind"] == "burst"]
     assert found == [("eager", "cold"), ("openvino", "warm"), *[("eager", "warm"), ("openvino", "warm")] * 2]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_second_starts_follow_one_of_their_arm_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    real = turns.command
+    monkeypatch.setattr(turns, "command", lambda cell: (started.append(cell.engine), real(cell))[1])
+    result = measured(tmp_path / "r.jsonl", "good", "openvino", plan=replace(QUICK, second=True, processes=2, most=2))
+    assert started == ["eager", "good", "openvino", "good", "good", "openvino", "openvino"]
+    assert [[burst["cache"] for burst in one.bursts] for one in result.cells.values()] == [["cold", "warm"]] * 2
+    assert "each warm start follows another of the same arm" in report.environment_text(result)
 
 
 @pytest.mark.usefixtures("quiet")
