@@ -96,8 +96,8 @@ def _added(gain: Gain, rewrites: Sequence[str]) -> str:
     """What an arm has that its base has not; another tool has none of our rewrites."""
     cell = gain.line.cell
     if gain.base.engine in PEERS:
-        rewrites = named(cell.rewrites)
-    elif gain.base.rewrites == NONE and cell.rewrites in ("", DEFAULT):
+        rewrites = named(cell.rewrites or None)
+    if cell.rewrites in ("", DEFAULT) and not cell.near and (gain.base.engine in PEERS or gain.base.rewrites == NONE):
         rewrites = ["all that are on by themselves"]
     options = [
         cell.quantize, f"guided {cell.interval}" * bool(cell.interval), f"cached {cell.caching:g}" * bool(cell.caching),

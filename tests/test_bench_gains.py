@@ -78,6 +78,9 @@ def test_approximations_stand_beside_the_full_computation_or_another_tool(tmp_pa
     ]  # fmt: skip
     assert row(text, "cached 2")[-2:] == ["41.0 dB, SSIM 0.990 (50)", "off"]
     assert row(text, "guided 0.0-0.8")[-2:] == ["31.0 dB, SSIM 0.990 (50)", "off"]
+    assert row(page([result((PICTURE, 4.0), (peer, 5.0))]), "all that are")[2:5:2] == [
+        "openvino-genai static", "1.250 (1.250 to 1.250, 9 pairs of calls)",
+    ]  # fmt: skip
     text = page([result((whole, 2.5), (peer, 5.0))], fidelity)
     assert row(text, "int8")[1:3] == ["int8", "openvino-genai static"]
     assert row(text, "int8")[-2:] == ["28.0 dB, SSIM 0.990 (50)", "off"]
