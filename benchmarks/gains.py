@@ -64,12 +64,10 @@ def _work(cell: Cell) -> str:
 
 
 def _base(cell: Cell, among: Sequence[Cell]) -> Cell | None:
-    """The arm of the same engine with the fewest rewrites and no approximation; else another tool's."""
+    """The arm of the same engine with the fewest rewrites and no approximation; for that one, another tool's."""
     same = [one for one in among if not one.near and (one.engine, one.precision) == (cell.engine, cell.precision)]
-    others = [one for one in among if one.engine in PEERS]
-    plain = min(same, key=lambda one: len(_rewrites(one)), default=None)
-    found = plain or next(iter(others), None)
-    return None if found == cell else found
+    plain = min(same, key=lambda one: len(_rewrites(one)), default=cell)
+    return plain if plain != cell else next((one for one in among if one.engine in PEERS), None)
 
 
 def _rewrites(cell: Cell) -> tuple[str, ...]:
