@@ -36,8 +36,10 @@ from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.denoiser import branch_by_branch
 from anamorph.pipelines.loaded import Loaded
 from anamorph.plugins import get_backend, get_exporter
+from anamorph.rewrites import named
 from anamorph.scaling import Scaling
 from anamorph.schedulers import load_scheduler
+from anamorph.stepping import SCOPE
 
 PACKAGES = ["anamorph", "numpy", "torch", "onnxruntime", "openvino"]
 LIBRARIES = {"eager": "torch", "compile": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
@@ -140,10 +142,11 @@ class Engine:
         """Text, denoiser, decoder and a whole picture; with PyTorch eager also what they cost in operations."""
         work: dict[str, Callable[[], Any]] = {
             "text": self._texts(inputs),
-            "denoiser": self._denoising(inputs),
             "vae": self._decoding(inputs),
             "picture": self._drawing(inputs, "np"),
         }
+        if SCOPE not in named(self.cell.rewrites or None):  # such a denoiser hands out samples, not what it predicts
+            work["denoiser"] = self._denoising(inputs)
         counts: dict[str, dict[str, int]] = {"flops": {}, "exponentials": {}}
         for name, function in work.items():
             with counted() if self.backend.name == "eager" else nullcontext() as found:

@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from anamorph.benchmarks import environment, peers, plots, report, runner, turns
+from anamorph.benchmarks import environment, parity, peers, plots, report, runner, turns
+from anamorph.benchmarks.arm import Engine
 from anamorph.benchmarks.operations import Operations, counted
 from anamorph.benchmarks.peers.serve import Clock
 from anamorph.benchmarks.process import Process
@@ -246,6 +247,19 @@ def test_operations_of_attention_count(masked: bool) -> None:
         torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
         query.flatten(0, 2) @ torch.randn(8, 5)
     assert found == Operations(2 * 3 * (2 * 10 * 7 * 8 + 2 * 10 * 7 * 8) + 2 * 60 * 8 * 5, 2 * 3 * 10 * 7)
+
+
+@pytest.mark.parametrize("rewrites", ["default", "default,step-scope"])
+def test_a_denoiser_that_goes_on_by_itself_is_compared_by_pictures(tmp_path: Path, rewrites: str) -> None:
+    cell = Cell(engine="eager", steps=2, scheduler="DDIMScheduler", rewrites=rewrites)
+    checkpoint = parity.checkpoint_of(cell.model)
+    height, width = parity.sized(cell, checkpoint)
+    parity.write_inputs(cell, checkpoint, tmp_path, cell.steps)
+    engine = Engine("eager")
+    asked = {"cell": asdict(replace(cell, height=height, width=width)), "folder": str(checkpoint.folder), "threads": 2}
+    engine.open({**asked, "scheduler": parity.scheduler_config(cell, checkpoint)})
+    found = engine.stages(tmp_path, tmp_path)["stages"]
+    assert set(found) == {"text", "vae", "picture", *(["denoiser"] if rewrites == "default" else [])}
 
 
 def test_exponentials_of_softmax_count() -> None:

@@ -216,6 +216,19 @@ def test_an_approximation_is_judged_by_its_picture(tmp_path: Path) -> None:
     assert results[2]["note"] == "the picture is 13.98 dB from eager in float32, 20 dB are asked"
 
 
+def test_a_picture_decides_where_the_denoiser_shows_nothing(tmp_path: Path) -> None:
+    """As a graph that goes on to the next samples by itself."""
+    exact = np.random.default_rng(0).random((1, 8, 8, 3))
+    for name, picture in (("reference", exact), ("near", exact + 1e-5), ("far", exact + 0.05)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "picture.npy", picture)
+        np.save(tmp_path / name / "vae.npy", np.ones(3))
+    np.save(tmp_path / "reference" / "denoiser.npy", np.ones(3))
+    near, far = (parity.compared(tmp_path / "reference", tmp_path / name, "float32") for name in ("near", "far"))
+    assert (near["passed"], near["stages"], far["passed"]) == (True, {"vae": 0.0}, False)
+    assert "the picture is 26.02 dB from eager" in far["note"]
+
+
 def measured(seconds: float, batch: int, **cell: Any) -> Measured:
     """A picture of 2 steps, for which the reference counted 5 operations a batch."""
     found = Measured(Cell(steps=2, batch=batch, **cell), parity={"passed": True, "note": "", "stages": {}})
