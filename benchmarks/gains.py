@@ -41,7 +41,15 @@ def page(results: Sequence[Result], fidelity: Path | None = None) -> str:
     if not found:
         raise InputError("no arms took turns in these results; name some of scenarios with together = true")
     many = _fidelity(fidelity) if fidelity is not None else []
-    return f"# Gains\n\n{ABOUT}\n{markdown_table(HEAD, [_row(gain, many) for gain in found])}\n"
+    where = "\n".join(map(_where, results))
+    return f"# Gains\n\n{ABOUT}\n{markdown_table(HEAD, [_row(gain, many) for gain in found])}\n\n## Where\n\n{where}\n"
+
+
+def _where(result: Result) -> str:
+    """On which machine, with what and when; the page of the scenario says more."""
+    run, about = result.run, result.environment
+    commit = (about["git"] or {}).get("commit", "unknown")[:12]
+    return f"- {run['scenario']}: {about['processor']}, {about['cores']} cores; commit {commit}; begun {run['time']}"
 
 
 def gains(result: Result) -> list[Gain]:

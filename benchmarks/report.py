@@ -165,7 +165,7 @@ def environment_text(result: Result) -> str:
         f"{', '.join(about['instruction_sets']) or 'no vector instructions known'}; "
         f"governor {about['governor'] or 'unknown'}; {about['gpu'] or 'no GPU'}",
         f"- measured peak of matrix products: {rates}",
-        *([f"- measured peak of softmax: {scores}"] if scores else []),
+        *([f"- measured peak of softmax, in scores: {scores}"] if scores else []),
         f"- {about['system']}, Python {about['python']}, "
         + ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
         f"- NumPy's BLAS: {about['numpy_blas']}; PyTorch: {', '.join(about['torch_build']) or 'unknown'}",

@@ -124,7 +124,7 @@ class Group:
     def _reference(self) -> dict[str, dict[str, int]]:
         """What PyTorch eager makes of the inputs in float32, and what it counts; nothing where that cannot run.
 
-        Without rewrites, so that work is that of the published model, whoever measures it and however it is saved.
+        Without rewrites, so that work is that of the published model, whatever an arm saves of it.
         """
         if not self.cells:
             return UNCOUNTED

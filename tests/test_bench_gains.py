@@ -28,7 +28,9 @@ def result(*arms: tuple[Cell, float], together: bool = True) -> Result:
         }  # fmt: skip
         parity = {"passed": True, "note": "", "stages": {"denoiser": 2e-3}, "psnr_db": 42.0}
         cells[cell.key] = Measured(cell, parity=parity, bursts=[burst])
-    found = Result({"plan": {"drift": 0.1, "together": together}}, cells)
+    about = {"processor": "A processor", "cores": 2, "git": {"commit": "0123456789abcdef"}}
+    run = {"plan": {"drift": 0.1, "together": together}, "scenario": "turns", "environment": about, "time": "today"}
+    found = Result(run, cells)
     found.weigh(arms[0][0].work)
     return found
 
@@ -46,6 +48,7 @@ def test_rewrites_stand_beside_none_with_the_pairs_of_their_calls() -> None:
     text = page([found])
     start = ["openvino bfloat16", "keys-once", "no rewrites", "sd15, call of the denoiser, 512x768"]
     assert row(text, "keys-once")[:4] == start
+    assert text.endswith("- turns: A processor, 2 cores; commit 0123456789ab; begun today\n")
     assert row(text, "keys-once")[4].startswith("1.500 (1.500 to 1.500, 9 pairs")
     assert row(text, "keys-once")[5:] == ["2.0e-03", "42.0 dB", "-", "on"]
     assert row(text, "step-scope")[4].startswith("0.909 (")
