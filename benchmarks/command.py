@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.benchmarks import scenarios
+from anamorph.benchmarks.parity import checkpoint_of
 from anamorph.benchmarks.process import run_python
 from anamorph.benchmarks.records import Result, read
-from anamorph.checkpoint import Source, open_checkpoint
+from anamorph.benchmarks.scenarios import BUNDLED_MODEL
+from anamorph.checkpoint import Checkpoint
 from anamorph.cli import DIFFERENT, OK
 
 
@@ -35,13 +37,18 @@ def engines_here() -> dict[str, list[str]]:
     return {row["name"]: next(iter(row["devices"].values())) for row in real}
 
 
+def _opened(name: str | None) -> tuple[Checkpoint, str | None]:
+    """A model, and its folder; None for the bundled one, which has a name in results."""
+    checkpoint = checkpoint_of(name or BUNDLED_MODEL)
+    return checkpoint, None if name in (None, BUNDLED_MODEL) else str(checkpoint.folder)
+
+
 def _run(options: argparse.Namespace) -> int:
     from anamorph.benchmarks.runner import Run
 
     changes: dict[str, Any] = {}
     if options.model is not None:
-        opened = open_checkpoint(Source(options.model))
-        changes["model"] = str(opened.folder)
+        changes["model"] = _opened(options.model)[1] or BUNDLED_MODEL
     name = "quick" if options.action == "quick" else options.scenario
     scenario = scenarios.filtered(scenarios.read(name, engines_here(), changes), options.filter)
     if options.list:
@@ -90,12 +97,10 @@ def _gains(options: argparse.Namespace) -> int:
 
 def _best(options: argparse.Namespace) -> int:
     from anamorph.benchmarks import best
-    from anamorph.checkpoint import BUNDLED
     from anamorph.pipelines.wishes import precision_name
 
-    checkpoint = open_checkpoint(Source(options.model or str(BUNDLED)))
+    checkpoint, model = _opened(options.model)
     out = None if options.out is None else Path(options.out)
-    model = None if options.model is None else str(checkpoint.folder)
     result = best.measured(model, precision_name(options.dtype), engines_here(), out, say)
     print(best.answer(result, checkpoint))
     return OK
@@ -103,10 +108,8 @@ def _best(options: argparse.Namespace) -> int:
 
 def _tune(options: argparse.Namespace) -> int:
     from anamorph.benchmarks import tune
-    from anamorph.checkpoint import BUNDLED
 
-    checkpoint = open_checkpoint(Source(options.model or str(BUNDLED)))
-    model = None if options.model is None else str(checkpoint.folder)
+    checkpoint, model = _opened(options.model)
     out = Path(options.out or f"out/tune-{options.quality}.jsonl")
     print(
         tune.answer(tune.measured(model, options.quality, engines_here(), out, say), options.quality, checkpoint, say)

@@ -7,7 +7,7 @@ import pytest
 from diffusers import EulerDiscreteScheduler
 
 from anamorph.benchmarks import parity, scenarios
-from anamorph.cli import main
+from anamorph.cli import OK, main
 from anamorph.errors import InputError
 
 ENGINES = {"eager": ["float32", "bfloat16"], "onnxruntime": ["float32"]}
@@ -88,3 +88,10 @@ def test_a_spacing_changes_the_scheduler_that_all_arms_take() -> None:
     assert scheduler.timesteps.tolist() == [999, 749, 499, 249]  # Lin et al. 2023 (arXiv:2305.08891), table 2
     with pytest.raises(InputError, match="no timestep_spacing"):
         parity.scheduler_config(replace(cell, scheduler="IPNDMScheduler"), checkpoint)
+
+
+def test_the_bundled_model_may_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "run", "quick", "--list"]) == OK
+    unnamed = capsys.readouterr().out
+    assert main(["bench", "run", "quick", "--model", "bundled", "--list"]) == OK
+    assert capsys.readouterr().out == unnamed
