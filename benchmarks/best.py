@@ -7,7 +7,7 @@ from pathlib import Path
 from anamorph.benchmarks.records import Result
 from anamorph.benchmarks.report import ranked, seconds
 from anamorph.benchmarks.runner import Run
-from anamorph.benchmarks.scenarios import BUNDLED_MODEL, Cell, Plan, Scenario
+from anamorph.benchmarks.scenarios import Cell, Plan, Scenario, guidance_for
 from anamorph.benchmarks.summary import Line, lines, reference_of
 from anamorph.checkpoint import Checkpoint
 from anamorph.errors import BackendError
@@ -17,17 +17,15 @@ PLAN = Plan(processes=3, most=3, seconds=300, burst_s=2, fewest=3)
 
 
 def measured(
-    model: str | None,
+    model: str,
     precision: str,
     engines: Mapping[str, Sequence[str]],
     out: Path | None,
     say: Callable[[str], None],
 ) -> Result:
     """Whole pictures of the model's own size on every engine that serves the precision."""
-    name = BUNDLED_MODEL if model is None else str(Path(model).absolute() if Path(model).is_dir() else model)
-    guidance = 4.0 if model is None else 7.5
     cells = tuple(
-        Cell(name, engine=engine, precision=precision, guidance=guidance)
+        Cell(model, engine=engine, precision=precision, guidance=guidance_for(model))
         for engine, precisions in engines.items() if precision in precisions
     )  # fmt: skip
     if not cells:

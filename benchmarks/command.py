@@ -12,8 +12,7 @@ from anamorph.benchmarks import scenarios
 from anamorph.benchmarks.parity import checkpoint_of
 from anamorph.benchmarks.process import run_python
 from anamorph.benchmarks.records import Result, read
-from anamorph.benchmarks.scenarios import BUNDLED_MODEL
-from anamorph.checkpoint import Checkpoint
+from anamorph.checkpoint import BUNDLED_NAME, Checkpoint
 from anamorph.cli import DIFFERENT, OK
 
 
@@ -37,10 +36,11 @@ def engines_here() -> dict[str, list[str]]:
     return {row["name"]: next(iter(row["devices"].values())) for row in real}
 
 
-def _opened(name: str | None) -> tuple[Checkpoint, str | None]:
-    """A model, and its folder; None for the bundled one, which has a name in results."""
-    checkpoint = checkpoint_of(name or BUNDLED_MODEL)
-    return checkpoint, None if name in (None, BUNDLED_MODEL) else str(checkpoint.folder)
+def _opened(argument: str | None) -> tuple[Checkpoint, str]:
+    """A model, and what it is called in results: the bundled one by its name, every other by its folder."""
+    name = argument or BUNDLED_NAME
+    checkpoint = checkpoint_of(name)
+    return checkpoint, name if name == BUNDLED_NAME else str(checkpoint.folder)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
 
     changes: dict[str, Any] = {}
     if options.model is not None:
-        changes["model"] = _opened(options.model)[1] or BUNDLED_MODEL
+        changes["model"] = _opened(options.model)[1]
     name = "quick" if options.action == "quick" else options.scenario
     scenario = scenarios.filtered(scenarios.read(name, engines_here(), changes), options.filter)
     if options.list:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from anamorph.autoencoder_interfaces import vae_scale_factor
 from anamorph.benchmarks.scenarios import Cell
-from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
+from anamorph.checkpoint import BUNDLED_NAME, Checkpoint, Source, model_named, open_checkpoint
 from anamorph.cli.common import scheduler_class
 from anamorph.config import read_json
 from anamorph.errors import InputError
@@ -26,7 +26,7 @@ from anamorph.pipelines.base import DiffusionPipeline
 from anamorph.pipelines.describing import read_component
 from anamorph.schedulers import load_scheduler
 
-PROMPTS = {"bundled": "red apple"}
+PROMPTS = {BUNDLED_NAME: "red apple"}
 PROMPT = "a photograph of a lighthouse on a cliff at dusk"
 NEGATIVE = "blurred"
 STRENGTHS = {"image-to-image": 0.8, "inpaint": 1.0}
@@ -41,7 +41,7 @@ NEAR = 20.0
 
 def checkpoint_of(model: str) -> Checkpoint:
     """The model of a cell, opened; raises CheckpointError."""
-    return open_checkpoint(Source(str(BUNDLED) if model == "bundled" else model))
+    return open_checkpoint(Source(model_named(model)))
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from anamorph.checkpoint import BUNDLED_GUIDANCE, BUNDLED_NAME
 from anamorph.errors import InputError
 from anamorph.memory import APART, JOINT
 from anamorph.pipelines.denoiser import Refresh
@@ -30,10 +31,14 @@ PICTURES = ("text-to-image", "image-to-image", "inpaint", "control")
 TASKS = (*PICTURES, "denoiser", "decode")
 """Whole pictures, one call of the denoiser with both branches of guidance, one decoding of latents."""
 ALL = "*"
-BUNDLED_MODEL = "bundled"
 ADAPTER = re.compile(r"(hot|fused)-[1-9]\d*")
 SPACINGS = ("leading", "linspace", "trailing")
 INTERVAL = re.compile(r"\d(\.\d+)?-\d(\.\d+)?")
+
+
+def guidance_for(model: str) -> float:
+    """The guidance scale for whole pictures of a model whose own is not asked for."""
+    return BUNDLED_GUIDANCE if model == BUNDLED_NAME else Cell.guidance
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Cell:
     `guidance_batch` is "apart" where branches of guidance have calls of their own.
     """
 
-    model: str = BUNDLED_MODEL
+    model: str = BUNDLED_NAME
     task: str = "text-to-image"
     engine: str = "eager"
     precision: str = "float32"

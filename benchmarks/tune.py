@@ -11,7 +11,7 @@ from anamorph.benchmarks.arm import CALIBRATION
 from anamorph.benchmarks.records import Result
 from anamorph.benchmarks.report import ranked, seconds
 from anamorph.benchmarks.runner import Run
-from anamorph.benchmarks.scenarios import BUNDLED_MODEL, Cell, Plan, Scenario
+from anamorph.benchmarks.scenarios import Cell, Plan, Scenario, guidance_for
 from anamorph.benchmarks.summary import Line, lines
 from anamorph.cache import cache_folder
 from anamorph.checkpoint import Checkpoint
@@ -43,10 +43,10 @@ REFRESHES = (2, 3, 5)
 """Steps from one full call to the next that are tried."""
 
 
-def candidates(model: str, quality: Quality, engines: Mapping[str, Sequence[str]], guidance: float) -> list[Cell]:
+def candidates(model: str, quality: Quality, engines: Mapping[str, Sequence[str]]) -> list[Cell]:
     """The full computation by every engine, in lower precisions where these are allowed."""
     return [
-        Cell(model, engine=engine, precision=precision, guidance=guidance)
+        Cell(model, engine=engine, precision=precision, guidance=guidance_for(model))
         for engine, precisions in engines.items()
         for precision in precisions
         if precision == "float32" or quality.narrow
@@ -69,15 +69,14 @@ def approximations(cell: Cell) -> list[Cell]:
 
 
 def measured(
-    model: str | None, quality: str, engines: Mapping[str, Sequence[str]], out: Path, say: Callable[[str], None]
+    model: str, quality: str, engines: Mapping[str, Sequence[str]], out: Path, say: Callable[[str], None]
 ) -> Result:
     """Whole pictures by every candidate, then by the fastest with branches of guidance apart, and where allowed by its
     approximations.
 
     Those go to a second file beside `out`.
     """
-    name = BUNDLED_MODEL if model is None else model
-    cells = candidates(name, QUALITIES[quality], engines, 4.0 if model is None else 7.5)
+    cells = candidates(model, QUALITIES[quality], engines)
     result = Run(Scenario(f"tune-{quality}", tuple(cells), PLAN), out, say).all()
     exact = _near(result, quality)
     if not exact:

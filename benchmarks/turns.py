@@ -210,7 +210,9 @@ class Group:
 
     def _begin(self, cell: Cell, stack: ExitStack) -> Begun:
         warm = (cache := self._cache(cell)).exists()
-        if warm and self.plan.second:
+        if not warm:
+            self.run.say(f"{cell.key}: starts for the first time, which may export and compile for minutes")
+        elif self.plan.second:
             with self._opened(cell, cache) as (process, _):
                 process.ask("run", inputs=self._inputs)
         started = time.monotonic()

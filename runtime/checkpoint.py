@@ -13,7 +13,10 @@ from anamorph.digests import digest
 from anamorph.errors import CheckpointError
 from anamorph.hub import Source, find_folder
 
-__all__ = ["BUNDLED", "LATER_KEYS", "VERSION_WRITTEN", "Checkpoint", "Source", "component_config", "open_checkpoint"]
+__all__ = [
+    "BUNDLED", "BUNDLED_GUIDANCE", "BUNDLED_NAME", "LATER_KEYS", "VERSION_WRITTEN", "Checkpoint", "Source",
+    "component_config", "model_named", "open_checkpoint",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,10 @@ ALONE: Mapping[str, str] = {
 """Classes of models that come in folders of their own -> their place in a pipeline."""
 BUNDLED = Path(__file__).parent / "data" / "emoji"
 """The model that ships with the package."""
+BUNDLED_NAME = "bundled"
+"""What it is called in commands and in results."""
+BUNDLED_GUIDANCE = 4.0
+"""The guidance scale that it draws best with."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,11 @@ class Checkpoint:
             if path.suffix in (".safetensors", ".bin"):
                 total.update(path.relative_to(self.folder).as_posix().encode() + bytes.fromhex(digest(path)))
         return total.hexdigest()
+
+
+def model_named(argument: str | None) -> str:
+    """What an argument of a command names: the bundled model by its name or by none, else the argument itself."""
+    return str(BUNDLED) if argument is None or argument == BUNDLED_NAME else argument
 
 
 def open_checkpoint(source: Source, made_from: Path | None = None) -> Checkpoint:

@@ -43,9 +43,10 @@ def failure(capsys: Capture, arguments: list[str]) -> tuple[int, str]:
     return code, captured.err
 
 
-def test_the_bundled_model_is_used_when_none_is_named(tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize("named", [[], ["--model", "bundled"]])
+def test_the_bundled_model_is_used_by_its_name_or_none(named: list[str], tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "apple.png"
-    assert main(["generate", "red apple", "--seed", "0", "--steps", "2", "--out", str(out)]) == OK
+    assert main(["generate", "red apple", *named, "--seed", "0", "--steps", "2", "--out", str(out)]) == OK
     assert "apple.png" in capsys.readouterr().out
     recorded = read_request(out)
     assert recorded["model"] == {"name": None, "sha256": open_checkpoint(Source(str(BUNDLED))).digest()}

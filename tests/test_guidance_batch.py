@@ -16,7 +16,7 @@ from test_step_caching import REWRITES
 import anamorph
 from anamorph import DiffusionPipeline
 from anamorph.artifact import NATIVE, PORTABLE
-from anamorph.benchmarks.scenarios import BUNDLED_MODEL, Cell
+from anamorph.benchmarks.scenarios import Cell
 from anamorph.benchmarks.tune import QUALITIES, refinements
 from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.cli import main
@@ -138,7 +138,7 @@ def test_the_command_line_takes_it(sd1: Path, tmp_path: Path) -> None:
 def test_tuning_tries_it_and_pipelines_take_what_it_found(
     sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = Cell(BUNDLED_MODEL, engine="openvino")
+    cell = Cell(engine="openvino")
     assert [one.guidance_batch for one in refinements(cell, QUALITIES["lossless"])] == [APART]
     assert refinements(cell, QUALITIES["fast"])[0].arm == "openvino float32 guidance apart"
     assert not refinements(cell, QUALITIES["lossless"])[0].near

@@ -128,8 +128,7 @@ def test_nothing_near_enough_is_an_error(model: Path) -> None:
 def test_what_is_tried_depends_on_the_quality() -> None:
     here = {"eager": ["float32", "bfloat16"], "onnxruntime": ["float32"], "openvino": ["float32", "bfloat16"]}
     arms = {
-        name: [cell.arm for cell in tune.candidates("bundled", tune.QUALITIES[name], here, 4.0)]
-        for name in tune.QUALITIES
+        name: [cell.arm for cell in tune.candidates("bundled", tune.QUALITIES[name], here)] for name in tune.QUALITIES
     }
     assert arms["lossless"] == ["eager float32", "onnxruntime float32", "openvino float32"]
     assert arms["high"] == arms["fast"] == [f"{engine} {one}" for engine, every in here.items() for one in every]

@@ -186,7 +186,7 @@ def test_cache_commands(sd1: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(one["size"] > 0 for one in compiled)
     count, unet = len(listed), next(one["name"] for one in compiled if "unet" in one["name"])
     assert f"removed 1 of {count}, " in printed(capsys, "cache", "rm", unet)
-    assert "the cache has no" in printed(capsys, "cache", "rm", unet, code=USAGE)
+    assert f"the cache holds nothing called {unet}" in printed(capsys, "cache", "rm", unet, code=USAGE)
     assert f"removed 0 of {count - 1}, " in printed(capsys, "cache", "rm", "--unused", "1")
     assert f"removed {count - 1} of {count - 1}, " in printed(capsys, "cache", "rm", "--all")
     assert "nothing is named" in printed(capsys, "cache", "rm", code=USAGE)

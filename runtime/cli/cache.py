@@ -75,7 +75,7 @@ def _remove(options: argparse.Namespace) -> int:
         raise InputError("nothing is named; give names that `anamorph cache ls` prints, --unused DAYS or --all")
     found = {one.name: one for one in kept()}
     if lost := [name for name in options.names if name not in found]:
-        raise InputError(f"the cache has no {', '.join(lost)}; see `anamorph cache ls`")
+        raise InputError(f"the cache holds nothing called {', '.join(lost)}; see `anamorph cache ls`")
     old = (lambda one: one.unused > options.unused * DAY) if options.unused is not None else (lambda _: False)
     chosen = [one for one in found.values() if options.all or one.name in options.names or old(one)]
     for one in chosen:
@@ -107,7 +107,7 @@ def _prebuild(options: argparse.Namespace) -> int:
 
     height, width = size(options.size)
     started = time.perf_counter()
-    pipe: Any = load_pipeline(None if options.model == "bundled" else options.model, options, options.variant)
+    pipe: Any = load_pipeline(options.model, options, options.variant)
     pipe(prompt="", num_inference_steps=1, num_images_per_prompt=options.count, height=height, width=width)
     for placed in pipe.placement.values():
         print(placed)

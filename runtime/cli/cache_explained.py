@@ -7,7 +7,7 @@ from pathlib import Path
 
 from anamorph.artifact import Artifact, read_artifact
 from anamorph.cache import cache_folder
-from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
+from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.cli.common import folder_of, given
 from anamorph.components import Component
 from anamorph.engine import Backend, Keeping, Target
@@ -34,8 +34,7 @@ class Explained:
 
 def explained(options: argparse.Namespace) -> Iterator[Explained]:
     """A row for each part of a model."""
-    folder = None if options.model == "bundled" else folder_of(options.model)
-    checkpoint = open_checkpoint(Source(str(BUNDLED if folder is None else folder), variant=options.variant))
+    checkpoint = open_checkpoint(Source(folder_of(options.model), variant=options.variant))
     kind = DiffusionPipeline._class_for(checkpoint.class_name, str(checkpoint.folder))
     slots = spread(kind.SLOTS, checkpoint.components)
     parts = parts_of(slots)

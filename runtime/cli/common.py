@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anamorph.checkpoint import BUNDLED, Checkpoint
+from anamorph.checkpoint import BUNDLED, BUNDLED_GUIDANCE, Checkpoint, model_named
 from anamorph.errors import InputError
 from anamorph.native import is_beside
 from anamorph.pipelines import LatentDiffusion
@@ -22,8 +22,6 @@ from anamorph.schedulers import load_scheduler
 
 SCHEMA = 1
 """Version of what a PNG records; a newer one is refused."""
-
-BUNDLED_GUIDANCE = 4.0
 
 T = TypeVar("T")
 PACKAGES = ("anamorph", "numpy", "torch", "onnxruntime", "openvino")
@@ -44,9 +42,10 @@ def backend_option(value: str | None) -> str | dict[str, str]:
     return {name.strip(): engine.strip() for name, _, engine in pairs}
 
 
-def folder_of(model: str | None) -> str | None:
+def folder_of(argument: str | None) -> str:
     """The model as `from_pretrained` takes it: one file is converted into a folder first."""
-    if model is None or not Path(model).expanduser().is_file():
+    model = model_named(argument)
+    if not Path(model).expanduser().is_file():
         return model
     from anamorph.original.folder import Wishes, as_folder
     from anamorph.original.reading import find_file
@@ -103,7 +102,7 @@ def scheduler_class(name: str, config: Mapping[str, Any]) -> Any:
 
 def scale_of(pipe: DiffusionPipeline, options: argparse.Namespace) -> float:
     """The guidance that was asked for, the bundled model's own, or the pipeline's default."""
-    usual = BUNDLED_GUIDANCE if options.model is None else pipe.TAKES.default("guidance_scale")
+    usual = BUNDLED_GUIDANCE if model_named(options.model) == str(BUNDLED) else pipe.TAKES.default("guidance_scale")
     scale: float = usual if options.guidance is None else options.guidance
     return scale
 

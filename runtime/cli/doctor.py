@@ -9,7 +9,7 @@ from typing import Any
 
 from anamorph.cache import cache_folder
 from anamorph.capabilities import conflicts, matrix
-from anamorph.checkpoint import BUNDLED
+from anamorph.checkpoint import model_named
 from anamorph.cli import OK
 from anamorph.cli.backends import describe, print_matrix
 from anamorph.cli.inspection import inspect, needs
@@ -52,7 +52,7 @@ def _version(package: str) -> str | None:
 def run(options: argparse.Namespace) -> int:
     """Print the findings; for a model, what draws it here."""
     if options.model is not None:
-        model = str(BUNDLED) if options.model == "bundled" else options.model
+        model = model_named(options.model)
         report = inspect(model, options.variant)
         print_matrix(matrix(tuple(report.tasks), needs(model, options.variant)), options.json)
         return OK

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anamorph.artifact import NATIVE
-from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
+from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.cli import OK
 from anamorph.cli.common import folder_of
 from anamorph.errors import InputError
@@ -104,8 +104,7 @@ def run(options: argparse.Namespace) -> int:
         quantization(options), core_ml(options, sizes),
     )  # fmt: skip
     exporter = get_exporter([options.to])
-    model = str(BUNDLED) if options.model == "bundled" else folder_of(options.model)
-    checkpoint = open_checkpoint(Source(str(model), variant=options.variant))
+    checkpoint = open_checkpoint(Source(folder_of(options.model), variant=options.variant))
     checks = exporter.export(checkpoint, Path(options.out), wishes, say)
     if options.json:
         print(json.dumps({"folder": options.out, "format": exporter.format, "certificate": rows(checks)}, indent=2))

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from anamorph.checkpoint import BUNDLED, Source, open_checkpoint
+from anamorph.checkpoint import Source, open_checkpoint
 from anamorph.cli import OK, ip_adapters, loras
 from anamorph.cli.common import folder_of, numbered, open_pipeline, record, scale_of, scheduler_class, single
 from anamorph.cli.controls import controls_of, nets_of
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     chosen = loras.named(options.lora)
     started = time.perf_counter()
     folder = folder_of(options.model)
-    checkpoint = open_checkpoint(Source(str(BUNDLED if folder is None else folder), variant=options.variant))
+    checkpoint = open_checkpoint(Source(folder, variant=options.variant))
     nets = nets_of(options)
     kind = nets.pipeline(class_for(checkpoint.class_name, options), checkpoint.class_name)
     pipe = open_pipeline(kind, folder, options, options.variant, **nets.components)

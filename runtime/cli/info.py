@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from anamorph.checkpoint import BUNDLED
+from anamorph.checkpoint import model_named
 from anamorph.cli import OK
 from anamorph.cli.inspection import Row, inspect
 from anamorph.pipelines import DiffusionPipeline
@@ -12,8 +12,7 @@ from anamorph.pipelines import DiffusionPipeline
 
 def run(options: argparse.Namespace) -> int:
     """Print the report."""
-    model = str(BUNDLED) if options.model == "bundled" else options.model
-    report = inspect(model, options.variant)
+    report = inspect(model_named(options.model), options.variant)
     if options.json:
         print(json.dumps(asdict(report), indent=2))
         return OK
