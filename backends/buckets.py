@@ -21,6 +21,7 @@ SPARED = 2
 AGAIN = 40
 TELLING = 10_000_000
 """What is smaller may be other threads' (bytes)."""
+UNSHARED = "; models of this engine share no packed weights"
 COMPILED, FOUND = "compiled", "found in the cache"
 """How a model came about."""
 
@@ -86,10 +87,9 @@ class Buckets(Generic[M]):
             if (why := self._reason(sizes.name)) is None or not self.alone(sizes):
                 return self._shared(sizes)
             self._leave(self.most - 1)  # first, for its memory
-            before = self.memory()
-            made = self.own[sizes.name] = self.make(sizes)
-            more = _more(before, self.memory())
-            self.history.append(f"{sizes}: {made.origin}, for this size alone, {why}{more}")
+            made, memory = self._made(sizes)
+            self.own[sizes.name] = made
+            self.history.append(f"{sizes}: {made.origin}, for this size alone, {why}{memory}")
             return made
 
     def _reason(self, name: str) -> str | None:
@@ -106,9 +106,18 @@ class Buckets(Generic[M]):
         if self.common is None:
             if not self.fits():
                 self._leave(0)
-            self.common = self.make(None)
-            self.history.append(f"{sizes}: {self.common.origin}, for all sizes")
+            self.common, memory = self._made(None)
+            self.history.append(f"{sizes}: {self.common.origin}, for all sizes{memory}")
         return self.common
+
+    def _made(self, sizes: Sizes | None) -> tuple[M, str]:
+        """A further model, and what memory it took, where the system tells and it is much."""
+        further, before = bool(self.own) or self.common is not None, self.memory()
+        made = self.make(sizes)
+        after = self.memory()
+        if before is None or after is None or after - before < TELLING:
+            return made, ""
+        return made, f", in {(after - before) / 1e6:.0f} MB of its own{UNSHARED * further}"
 
     def _leave(self, most: int) -> None:
         while len(self.own) > most:
@@ -121,10 +130,3 @@ class Buckets(Generic[M]):
         with self.lock:
             self.most = wish.most
             self._leave(wish.most)
-
-
-def _more(before: int | None, after: int | None) -> str:
-    """How much memory a model took, where the system tells and it is much."""
-    if before is None or after is None or after - before < TELLING:
-        return ""
-    return f", in {(after - before) / 1e6:.0f} MB of its own"
