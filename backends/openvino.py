@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from anamorph.arrays import Array, NumpyArrays
 from anamorph.artifact import Artifact
 from anamorph.backends.buckets import SPARED, Buckets, Sizes
+from anamorph.backends.memory import giving_back
 from anamorph.backends.numpy_program import artifact_of, prepared
 from anamorph.backends.openvino_devices import EXACT, PLACES, devices, precisions, promised
 from anamorph.backends.openvino_models import SCALAR, Compiled, Source
@@ -182,7 +183,7 @@ def _open(
 
     def make(sizes: Sizes | None) -> Compiled:
         made = source.compiled(sizes)
-        return made if sizes is not None else _settled(made, interface)
+        return made if sizes is not None else _settled(made, source, interface)
 
     def fits() -> bool:
         free = free_memory()
@@ -205,12 +206,12 @@ def _has_keys(interface: Interface, sizes: Sizes) -> bool:
     return math.prod(sides or [KEYS]) >= KEYS and sizes.axes.get("sequence", KEYS) >= KEYS
 
 
-def _settled(made: Compiled, interface: Interface) -> Compiled:
+def _settled(made: Compiled, source: Source, interface: Interface) -> Compiled:
     """A model for all sizes after one call in which every open axis is longer than its shortest.
 
     OpenVINO 2026.4 settles its fused attention at the first call of a compiled model. Where that has a single key
     (a picture whose smallest level is one pixel, a text of one token), all later calls of 16 keys or more return
-    wrong values. Models for one size are not concerned.
+    wrong values. Models for one size are not concerned. Weights are packed at that call, too.
     """
     sizes = {
         name: max(axis.minimum, min(2 * axis.multiple, axis.maximum or 2 * axis.multiple))
@@ -220,7 +221,8 @@ def _settled(made: Compiled, interface: Interface) -> Compiled:
         ports = interface.required.inputs
         shapes = {port.name: tuple(size_of(dimension, sizes) for dimension in port.axes) for port in ports}
         values = prepared(interface, {port.name: np.zeros(shapes[port.name], port.dtype) for port in ports})
-        Requests.of(made).run({name: value.reshape(value.shape or SCALAR) for name, value in values.items()})
+        with giving_back(source.weight_files()):
+            Requests.of(made).run({name: value.reshape(value.shape or SCALAR) for name, value in values.items()})
     return made
 
 

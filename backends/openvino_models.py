@@ -102,12 +102,12 @@ class Source:
         entry = None if key is None else find(key)
         if entry is not None:
             try:
-                with giving_back(self._weight_files()):
+                with giving_back(self.weight_files()):
                     return self._imported(entry)
             except RuntimeError as error:
                 discard(entry.folder, f"OpenVINO does not take {entry.folder} ({_last_line(error)})")
         try:
-            with giving_back(self._weight_files()):
+            with giving_back(self.weight_files()):
                 made = self._compiled_now(sizes)
         except RuntimeError as error:
             raise self._refused(error) from None
@@ -169,7 +169,7 @@ class Source:
             forget_files(model)
             narrow = self._copy or {}
             weights = {**weights, **{name: narrow[name] for name in multiplied(model) & set(narrow)}}
-            file = self._weight_files()[0]
+            file = self.weight_files()[0]
             here = {name: one for name, one in weights.items() if one.place is not None and one.place.file == file}
             put_mapped_weights(model, here, core())
             put_weights(model, {name: one for name, one in weights.items() if name not in here})
@@ -205,7 +205,7 @@ class Source:
         """That copy; None where there should be one, but the cache does not take it."""
         return rounded(self.artifact.parts[self.part], self.artifact.checkpoint) if self._rounds else {}
 
-    def _weight_files(self) -> list[Path]:
+    def weight_files(self) -> list[Path]:
         """The files that its weights lie in, first the one that most are in."""
         part = self.artifact.parts[self.part]
         own = self.path.with_suffix(".bin")
@@ -215,7 +215,7 @@ class Source:
 
     def _apart(self) -> dict[str, Any]:
         """What lets OpenVINO store a compiled model without the weights of one file, and find them there again."""
-        files = self._weight_files() if self._device == "CPU" else []
+        files = self.weight_files() if self._device == "CPU" else []
         return {"CACHE_MODE": "OPTIMIZE_SIZE", "WEIGHTS_PATH": str(files[0])} if files else {}
 
     def _refused(self, error: RuntimeError) -> ArtifactError:
