@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from anamorph.arrays import Array
 from anamorph.backends.torch_arrays import TorchArrays
-from anamorph.components import Component
+from anamorph.components import CHECKPOINT, Component
 from anamorph.engine import Backend, Costs, Placement, Program, Target, kind_of
 from anamorph.errors import BackendError
 from anamorph.interface import Interface
@@ -164,7 +164,7 @@ class Eager:
     """PyTorch eager; the reference that every other engine is compared with."""
 
     name = "eager"
-    formats = ("checkpoint",)
+    formats = (CHECKPOINT,)
     rank: int | None = 10
     double = False
     # PyTorch's float16 kernels on x86 are two orders of magnitude slower than float32: never offered there.

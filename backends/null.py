@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 
 from anamorph.arrays import Array, NumpyArrays
-from anamorph.components import Component
+from anamorph.components import CHECKPOINT, Component
 from anamorph.engine import Backend, Costs, Graph, Placement, Program, Session, Target
 from anamorph.interface import Interface
 from anamorph.plugins import hookimpl
@@ -33,7 +33,7 @@ class Null:
     """Opens anything, computes zeros."""
 
     name = "null"
-    formats = ("checkpoint",)
+    formats = (CHECKPOINT,)
     rank: int | None = None
     double = True
     places: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("float32",)})

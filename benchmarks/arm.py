@@ -26,6 +26,7 @@ from anamorph.benchmarks.peers.serve import Clock, Request, serve, start_picture
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.cache import cache_folder
 from anamorph.checkpoint import Source, open_checkpoint
+from anamorph.components import CHECKPOINT
 from anamorph.decoders import SCALED
 from anamorph.engine import Around, Session
 from anamorph.exporting import LINKED, ExportOptions, Quantization, cached_export
@@ -117,7 +118,7 @@ class Engine:
     def _exported(self, folder: str, cell: Cell) -> str:
         """What is opened: the checkpoint, or a folder for this cell's wishes alone."""
         wish = cell.rewrites or None
-        if "checkpoint" in self.backend.formats and not cell.quantize:
+        if CHECKPOINT in self.backend.formats and not cell.quantize:
             return folder
         exporter = get_exporter(self.backend.formats)
         source = open_checkpoint(Source(folder))

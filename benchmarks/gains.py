@@ -13,7 +13,9 @@ from anamorph.benchmarks.report import UNITS, groups, markdown_table, pairs_text
 from anamorph.benchmarks.scenarios import PICTURES, Cell
 from anamorph.benchmarks.statistics import Pairs
 from anamorph.benchmarks.summary import COUNTED, Line, in_turn, lines
+from anamorph.components import CHECKPOINT
 from anamorph.errors import InputError
+from anamorph.plugins import get_backend
 from anamorph.rewrites import DEFAULT, NONE, named, wanted
 
 HEAD = ("engine", "with", "beside", "work", "times as fast", "from eager fp32", "picture", "over many prompts",
@@ -84,7 +86,9 @@ def _rewrites(cell: Cell) -> tuple[str, ...]:
 
 
 def _place(cell: Cell) -> str:
-    return "onnx" if cell.engine == "onnxruntime" else cell.engine
+    """What decides about rewrites: the format of an export, or the engine where it opens checkpoints itself."""
+    form = CHECKPOINT if cell.engine in PEERS else get_backend(cell.engine).formats[0]
+    return cell.engine if form == CHECKPOINT else form
 
 
 def _row(gain: Gain, many: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from anamorph.benchmarks.scenarios import Cell, Plan, Scenario, guidance_for
 from anamorph.benchmarks.summary import Line, lines
 from anamorph.cache import cache_folder
 from anamorph.checkpoint import Checkpoint
+from anamorph.components import CHECKPOINT
 from anamorph.errors import BackendError
 from anamorph.exporters.quantization import unavailable
 from anamorph.exporting import LINKED, ExportOptions, Quantization
@@ -63,7 +64,7 @@ def approximations(cell: Cell) -> list[Cell]:
     cached = [replace(cell, rewrites=f"{DEFAULT},{CACHING}", caching=every) for every in REFRESHES]
     merged = replace(cell, rewrites=f"{DEFAULT},{MERGING}")
     formats = get_backend(cell.engine).formats
-    if "checkpoint" in formats or unavailable(formats[0]) is not None:
+    if CHECKPOINT in formats or unavailable(formats[0]) is not None:
         return [*cached, merged]
     return [*cached, merged, replace(cell, quantize="int8"), *(replace(one, quantize="int8") for one in cached)]
 

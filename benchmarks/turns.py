@@ -23,6 +23,7 @@ from anamorph.benchmarks.process import Process
 from anamorph.benchmarks.scenarios import Cell
 from anamorph.benchmarks.statistics import settled
 from anamorph.cache import CACHE
+from anamorph.components import CHECKPOINT
 from anamorph.errors import AnamorphError, BackendError, InputError
 from anamorph.plugins import get_backend
 
@@ -79,7 +80,7 @@ class Group:
     def _prepare(self, cells: Sequence[Cell]) -> None:
         """Make the exports that engines need, one on each core; what fails here fails again in its turn."""
         own = [cell for cell in cells if cell.engine not in PEERS]
-        exporting = [cell for cell in own if "checkpoint" not in get_backend(cell.engine).formats]
+        exporting = [cell for cell in own if CHECKPOINT not in get_backend(cell.engine).formats]
         firsts = {(cell.engine, cell.static, cell.rewrites, cell.quantize): cell for cell in reversed(exporting)}
 
         def fill(cell: Cell) -> None:

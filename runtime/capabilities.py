@@ -12,7 +12,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from anamorph.autoencoder_interfaces import vae_scale_factor
 from anamorph.cache import cache_folder
-from anamorph.components import UNEXPORTED, Component
+from anamorph.components import CHECKPOINT, UNEXPORTED, Component
 from anamorph.config import Config
 from anamorph.denoiser_interfaces import even, unet_multiple
 from anamorph.engine import PRECISIONS, SIZES, Backend
@@ -22,7 +22,6 @@ from anamorph.guard import missing, places_here
 from anamorph.interface import Axis, Interface
 from anamorph.machine import free_memory
 from anamorph.pipelines.base import DiffusionPipeline
-from anamorph.pipelines.loading import CHECKPOINT
 from anamorph.plugins import GROUP, get_exporter, list_backends
 
 TENSORS = 4

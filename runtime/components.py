@@ -19,6 +19,8 @@ TRANSFORMERS = (
     "StableDiffusionSafetyChecker", "DPTForDepthEstimation",
 )  # fmt: skip
 """Classes whose files are named as transformers names them."""
+CHECKPOINT = "checkpoint"
+"""The content that engines open which run models themselves; all other contents are exported formats."""
 UNEXPORTED = ("DPTForDepthEstimation",)
 """Classes that no exporter writes: where other parts run on exports, an engine that opens checkpoints runs them."""
 
@@ -55,7 +57,7 @@ class Component:
     @property
     def content(self) -> str:
         """What an engine must be able to open: "checkpoint" or the name of an exported format."""
-        return "checkpoint" if self.artifact is None else self.artifact.format
+        return CHECKPOINT if self.artifact is None else self.artifact.format
 
     @property
     def parts(self) -> tuple[str, ...]:

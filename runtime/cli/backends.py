@@ -8,6 +8,7 @@ from typing import Any
 
 from anamorph.capabilities import Cell, conflicts, gigabytes, matrix
 from anamorph.cli import OK
+from anamorph.components import CHECKPOINT
 from anamorph.engine import Backend
 from anamorph.errors import BackendError
 from anamorph.guard import missing, places_here
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         return OK
     found = installed()
     rows = [describe(backend) for _, backend in sorted(found.backends.items())]
-    automatic, reason = choose_backend("checkpoint")
+    automatic, reason = choose_backend(CHECKPOINT)
     if options.json:
         print(json.dumps({"backends": rows, "failures": found.failures, "auto": automatic.name}, indent=2))
         return OK

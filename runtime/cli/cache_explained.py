@@ -9,13 +9,12 @@ from anamorph.artifact import Artifact, read_artifact
 from anamorph.cache import cache_folder
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.cli.common import folder_of, given
-from anamorph.components import Component
+from anamorph.components import CHECKPOINT, Component
 from anamorph.engine import Backend, Keeping, Target
 from anamorph.entries import ANY, every, nearest
 from anamorph.errors import AnamorphError
 from anamorph.exporting import Exporter, cached_options, export_place
 from anamorph.pipelines import DiffusionPipeline
-from anamorph.pipelines.loading import CHECKPOINT
 from anamorph.pipelines.nets import spread
 from anamorph.pipelines.slots import models, parts_of, read_slot
 from anamorph.pipelines.wishes import Wishes

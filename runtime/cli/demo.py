@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anamorph.cli import OK
+from anamorph.components import CHECKPOINT
 from anamorph.engine import Backend
 from anamorph.errors import BackendError
 from anamorph.files import replacing
@@ -57,7 +58,7 @@ def arms() -> list[tuple[Backend, str]]:
 
 def unable(backend: Backend) -> str | None:
     """None, or why this engine is not shown here: itself or its exporter is not there, or it takes too long."""
-    if (reason := missing(backend)) is not None or "checkpoint" in backend.formats:
+    if (reason := missing(backend)) is not None or CHECKPOINT in backend.formats:
         return reason
     if backend.name in LEFT_OUT:
         return LEFT_OUT[backend.name]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from anamorph.artifact import Artifact
 from anamorph.capabilities import Needs, needs_of
 from anamorph.checkpoint import Checkpoint, Source, component_config, open_checkpoint
+from anamorph.components import CHECKPOINT
 from anamorph.config import Config
 from anamorph.errors import BackendError, CheckpointError, ConfigError
 from anamorph.guard import missing
@@ -17,7 +18,6 @@ from anamorph.lora.names import CHANGED
 from anamorph.lora.ports import adaptable
 from anamorph.pipelines import DiffusionPipeline, LatentDiffusion
 from anamorph.pipelines.auto import tasks_of_class
-from anamorph.pipelines.loading import CHECKPOINT
 from anamorph.pipelines.slots import parts_of
 from anamorph.plugins import installed
 from anamorph.weights import WIDTH, find_weights
@@ -77,7 +77,7 @@ def inspect(model: str, variant: str | None = None) -> Report:
         rows = [_stored(checkpoint, row) for row in rows]
     places = {row.name: _model_place(checkpoint, row) for row in rows}
     configs = {name: component_config(place) for name, place in places.items() if place is not None}
-    form = "checkpoint" if artifact is None else artifact.format
+    form = CHECKPOINT if artifact is None else artifact.format
     parts = None if artifact is None else set(artifact.parts)
     tasks = tasks_of(checkpoint.class_name, configs, parts)
     return Report(
@@ -208,7 +208,7 @@ def _file(model: str) -> Report:
     rows.append(Row("scheduler", str(kind.scheduler["_class_name"])))
     tasks = tasks_of(kind.class_name, {found.slot: found.config for found in kind.models}, None)
     adapters = adapters_for([found.slot for found in kind.models], None)
-    return Report(str(path), kind.class_name, "single file", rows, [], tasks, engines_for("checkpoint"), adapters)
+    return Report(str(path), kind.class_name, "single file", rows, [], tasks, engines_for(CHECKPOINT), adapters)
 
 
 def _recognised(model: str) -> "Kind":
@@ -245,7 +245,7 @@ def engines_for(form: str) -> dict[str, str]:
             engines[name] = f"not available: {reason}"
         elif form in backend.formats:
             engines[name] = "opens it as it is"
-        elif form != "checkpoint" or not exporters:
+        elif form != CHECKPOINT or not exporters:
             engines[name] = f"does not open {form}, only {', '.join(backend.formats)}"
         else:
             reasons = [missing(exporter) for exporter in exporters]

@@ -7,7 +7,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 
 from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
-from anamorph.components import UNEXPORTED, Component
+from anamorph.components import CHECKPOINT, UNEXPORTED, Component
 from anamorph.engine import Backend, Concurrent, Program, Target
 from anamorph.errors import BackendError, InputError
 from anamorph.exporting import cached_export
@@ -22,9 +22,6 @@ from anamorph.profiles import Profile
 from anamorph.rewrites import Wish, fitting, wanted
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT = "checkpoint"
-"""The content that engines open who run models themselves."""
 
 
 @dataclass(frozen=True)

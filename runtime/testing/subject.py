@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from anamorph.artifact import NATIVE
 from anamorph.checkpoint import BUNDLED, Checkpoint, Source, open_checkpoint
+from anamorph.components import CHECKPOINT
 from anamorph.config import read_json
 from anamorph.engine import Backend, Program, Target
 from anamorph.exporting import Check as Measured
@@ -23,7 +24,6 @@ from anamorph.plugins import get_backend, get_exporter
 from anamorph.probes import probe
 from anamorph.rewrites import NONE
 
-CHECKPOINT = "checkpoint"
 BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 0.15}
 """Execution precision -> largest relative L2 difference from eager in float32 that it explains."""
 SMALL: Mapping[str, Mapping[str, Any]] = {
