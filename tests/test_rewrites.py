@@ -25,7 +25,7 @@ from anamorph.checkpoint import Checkpoint, Source, open_checkpoint
 from anamorph.cli import main
 from anamorph.errors import ArtifactError, InputError
 from anamorph.exporting import LINKED, ExportOptions, cached_export
-from anamorph.models import MODELS, blocks, phases
+from anamorph.models import MODELS, blocks, phases, row_norm
 from anamorph.models.attention import Attention
 from anamorph.models.attention_kernels import ONE
 from anamorph.models.blocks import Upsample2D
@@ -125,6 +125,33 @@ def test_rows_lose_no_more_to_rounding_than_groups_do(offset: float) -> None:
     plain = (layer.float()(x.float()) - exact).abs().max()
     layer.rewritten = True
     assert (layer(x.float()) - exact).abs().max() <= 3 * plain
+
+
+@given(
+    size=st.tuples(*(st.integers(1, 9),) * 2), batch=st.integers(2, 3), groups=st.integers(1, 5),
+    inner=st.integers(1, 4), offset=st.floats(-1e3, 1e3), summed=st.integers(1, 30),
+)  # fmt: skip
+def test_pixels_are_the_group_norm(
+    size: tuple[int, int], batch: int, groups: int, inner: int, offset: float, summed: int
+) -> None:
+    layer = normed(groups * inner, groups)
+    x = offset + torch.randn(batch, groups * inner, *size, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_norm, "SUMMED", summed)  # so that few pixels have several parts, the last of them shorter
+        found = row_norm.by_pixels(x.contiguous(memory_format=torch.channels_last), layer)
+    assert (found - layer(x)).abs().max() <= 1e-11 * (1 + x.abs().max())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("offset", [0.0, 3.0, 30.0])
+def test_channels_side_by_side_lose_no_more_to_rounding(offset: float) -> None:
+    layer = normed(32, 8)
+    x = offset + torch.randn(1, 32, 256, 256, dtype=torch.float64)
+    exact = layer(x)
+    plain = (layer.float()(x.float()) - exact).norm()
+    found = layer(x.float().contiguous(memory_format=torch.channels_last))
+    assert (found - exact).norm() <= 3 * plain
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_rows_hold_in_half_precision_what_its_squares_do_not() -> None:
