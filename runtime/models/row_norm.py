@@ -59,12 +59,13 @@ def by_pixels(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """
     batch, channels, height, width = x.shape
     groups, inner = norm.num_groups, channels // norm.num_groups
-    parts = x.split(max(1, SUMMED // width), 2)
-    found = [torch.batch_norm_update_stats(one, None, None, 0.0) for part in parts for one in part.split(1)]
+    parts = torch.split(x, max(1, SUMMED // width), 2)
+    found = [torch.batch_norm_update_stats(one, None, None, 0.0) for part in parts for one in torch.split(part, 1)]
     means, spreads = (
         torch.stack(each).double().reshape(len(parts), batch, groups, inner) for each in zip(*found, strict=True)
     )
-    shares = torch.tensor([part.shape[2] / (height * inner) for part in parts]).double().reshape(-1, 1, 1, 1)
+    shares = torch.tensor([part.shape[2] for part in parts], dtype=torch.float64) / (height * inner)
+    shares = shares.reshape(-1, 1, 1, 1)
     mean = (shares * means).sum((0, 3), keepdim=True)
     spread = (shares * (spreads + (means - mean).square())).sum((0, 3), keepdim=True)
     scale = norm.weight.reshape(groups, inner) / (spread + norm.eps).sqrt()
@@ -80,8 +81,13 @@ def _side_by_side(x: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or _traced())
     )
+
+
+def _traced() -> bool:
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing
 
 
 def _root(size: int) -> float | Tensor:
