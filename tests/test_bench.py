@@ -77,6 +77,15 @@ def test_second_starts_follow_one_of_their_arm_at_once(tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("quiet")
+def test_a_first_start_is_announced_before_it_takes_its_time(tmp_path: Path) -> None:
+    said: list[str] = []
+    plan = replace(QUICK, processes=2, most=2)
+    runner.Run(scenario("good", plan=plan), tmp_path / "r.jsonl", said.append).all()
+    told = [line.partition(": ")[2].split(",")[0] for line in said]
+    assert told == ["starts for the first time", "cold", "warm"]
+
+
+@pytest.mark.usefixtures("quiet")
 def test_engines_that_start_slowly_come_when_the_others_are_settled(tmp_path: Path) -> None:
     plan = replace(QUICK, prepare=True, last="openvino,silent")
     measured(tmp_path / "r.jsonl", "openvino", "eager", plan=plan)

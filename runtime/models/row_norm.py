@@ -1,4 +1,4 @@
-"""Group normalisation from rows of pixels: for the rewrite "row-norms", and where channels lie side by side."""
+"""Group normalisation from rows of pixels: for the rewrite "row-norms", and in channels-last order."""
 
 import math
 
@@ -21,7 +21,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if self.rewritten and x.ndim == 4:
             return by_rows(x, self)
-        return by_pixels(x, self) if _side_by_side(x) else super().forward(x)
+        return by_pixels(x, self) if _is_channels_last(x) else super().forward(x)
 
 
 def by_rows(x: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -48,7 +48,7 @@ def by_rows(x: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 def by_pixels(x: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """`norm` of x [B, C, h, w] in float32 whose channels lie side by side.
+    """`norm` of x [B, C, h, w] in float32 and channels-last order.
 
     PyTorch's own takes mean(x^2) - m^2 there, of sums over all pixels: where m is ten deviations, pictures of 512x512
     pixels keep four digits. With means m_k and variances v_k about these of each channel over n_k pixels,
@@ -74,8 +74,8 @@ def by_pixels(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     return torch.addcmul(shift, x, scale)
 
 
-def _side_by_side(x: Tensor) -> bool:
-    """Whether PyTorch's norm on processors would take the channels of x one beside the other, and may be replaced."""
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether PyTorch on processors would take its norm for channels-last order, and that may be replaced."""
     return (
         x.ndim == 4
         and x.device.type == "cpu"
